@@ -1,0 +1,295 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Hand-written encoding of the hot messages: exactly the protobuf encoding of rowhouse.proto.
+
+Why by hand: Python's protobuf copies a large bytes field several times; here an array's own memory is
+joined into the message once, and decoding hands out views. Any protobuf stub can talk to us, and
+unknown fields are skipped as protobuf demands. Field numbers below are those of rowhouse.proto;
+tests/unit/test_codec.py holds this module and the generated stubs together.
+
+Encoding: https://protobuf.dev/programming-guides/encoding (varints, wire types 0, 1, 2 and 5).
+
+Invariants: 1. encode(decode(x)) has the meaning of x, and encode equals SerializeToString; 2. decode
+never reads past the buffer, never allocates more than the message's own size, and raises
+InvalidRequestError on anything malformed; 3. it checks count x dim x element size against the bytes
+it got. Thread safety: pure functions.
+"""
+
+import struct
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rowhouse.dtype import NAMES, STORAGE
+from rowhouse.error import InvalidRequestError, LimitExceededError
+from rowhouse.limit import DIM_MAX, IDS_PER_REQUEST_MAX, TABLE_NAME_BYTES_MAX, TABLES_PER_REQUEST_MAX
+from rowhouse.message import (
+    PullRequest,
+    PullResponse,
+    PushRequest,
+    PushResponse,
+    TableGradients,
+    TableIds,
+    TableRows,
+)  # fmt: skip
+
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+_U64_MASK = (1 << 64) - 1
+
+Part = bytes | memoryview
+Value = int | float | memoryview
+Fields = dict[int, list[Value]]
+"""Values of each field number, in the order of the message."""
+
+# Wire type of each field of the nested messages, by field number.
+_TABLE_IDS = {1: _BYTES, 2: _VARINT, 3: _VARINT, 4: _BYTES}
+_TABLE_ROWS = {1: _BYTES, 2: _VARINT, 3: _VARINT, 4: _VARINT, 5: _BYTES}
+_TABLE_GRADIENTS = {1: _BYTES, 2: _VARINT, 3: _VARINT, 4: _VARINT, 5: _BYTES, 6: _BYTES, 7: _FIXED32}
+
+
+# ------------------------------------------------------------------ writing
+def _varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def _integer(number: int, value: int) -> bytes:
+    """Varint field; proto3 leaves a zero out."""
+    return _varint(number << 3) + _varint(value) if value else b""
+
+
+def _head(number: int, length: int) -> bytes:
+    return _varint(number << 3 | _BYTES) + _varint(length)
+
+
+def _text(number: int, text: str) -> bytes:
+    data = text.encode()
+    return _head(number, len(data)) + data if data else b""
+
+
+def _array(number: int, array: NDArray[Any], dtype: np.dtype[Any]) -> list[Part]:
+    """A bytes field whose payload is the array's own memory (copied only if it is not contiguous)."""
+    data = np.ascontiguousarray(array, dtype)
+    return [_head(number, data.nbytes), data.reshape(-1).view(np.uint8).data] if data.nbytes else []
+
+
+def _nested(number: int, parts: list[Part]) -> list[Part]:
+    return [_head(number, sum(len(p) for p in parts)), *parts]
+
+
+def encode_pull_request(message: PullRequest) -> bytes:
+    """Encode `rowhouse.v1.PullRequest`."""
+    parts: list[Part] = [
+        _integer(1, message.map_version) + _integer(2, message.dtype) + _integer(3, message.read_only)
+    ]
+    for t in message.tables:
+        head = _text(1, t.table) + _integer(2, t.dim) + _integer(3, t.ids.shape[0])
+        parts += _nested(4, [head, *_array(4, t.ids, np.dtype("<u8"))])
+    return b"".join(parts)
+
+
+def encode_pull_response(message: PullResponse) -> bytes:
+    """Encode `rowhouse.v1.PullResponse`."""
+    parts: list[Part] = [_integer(1, message.lsn)]
+    for t in message.tables:
+        head = _text(1, t.table) + _integer(2, t.rows.shape[1]) + _integer(3, t.rows.shape[0])
+        parts += _nested(2, [head + _integer(4, t.dtype), *_array(5, t.rows, STORAGE[t.dtype])])
+    return b"".join(parts)
+
+
+def encode_push_request(message: PushRequest) -> bytes:
+    """Encode `rowhouse.v1.PushRequest`."""
+    parts: list[Part] = [
+        _integer(1, message.map_version) + _integer(2, message.client_id) + _integer(3, message.sequence)
+    ]
+    for t in message.tables:
+        head = _text(1, t.table) + _integer(2, t.gradients.shape[1]) + _integer(3, t.ids.shape[0])
+        inner = [head + _integer(4, t.dtype), *_array(5, t.ids, np.dtype("<u8"))]
+        inner += _array(6, t.gradients, STORAGE[t.dtype])
+        if t.learning_rate is not None:
+            inner.append(_varint(7 << 3 | _FIXED32) + struct.pack("<f", t.learning_rate))
+        parts += _nested(4, inner)
+    return b"".join(parts)
+
+
+def encode_push_response(message: PushResponse) -> bytes:
+    """Encode `rowhouse.v1.PushResponse`."""
+    return _integer(1, message.lsn) + _integer(2, message.duplicate)
+
+
+# ------------------------------------------------------------------ reading
+def _read_varint(buffer: memoryview, position: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        if position >= len(buffer):
+            raise InvalidRequestError(f"message ends inside a varint at byte {position}")
+        byte = buffer[position]
+        position += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value & _U64_MASK, position
+        shift += 7
+        if shift > 63:
+            raise InvalidRequestError(f"varint at byte {position} is longer than 10 bytes")
+
+
+def _take(buffer: memoryview, position: int, length: int) -> memoryview:
+    if length > len(buffer) - position:
+        raise InvalidRequestError(
+            f"field at byte {position} says {length} bytes; the message has {len(buffer) - position} left"
+        )
+    return buffer[position : position + length]
+
+
+def _fields(buffer: memoryview) -> Iterator[tuple[int, int, Value]]:
+    """(field number, wire type, value) of each field, in the order of the message."""
+    position = 0
+    while position < len(buffer):
+        tag, position = _read_varint(buffer, position)
+        number, wire = tag >> 3, tag & 7
+        value: Value
+        if number == 0 or number >= 1 << 29:
+            raise InvalidRequestError(f"field number {number} at byte {position} is not legal")
+        if wire == _VARINT:
+            value, position = _read_varint(buffer, position)
+        elif wire == _BYTES:
+            length, position = _read_varint(buffer, position)
+            value = _take(buffer, position, length)
+            position += length
+        elif wire == _FIXED64:
+            value = int.from_bytes(_take(buffer, position, 8), "little")
+            position += 8
+        elif wire == _FIXED32:
+            value = struct.unpack("<f", _take(buffer, position, 4))[0]
+            position += 4
+        else:
+            raise InvalidRequestError(f"wire type {wire} of field {number} at byte {position} is not legal")
+        yield number, wire, value
+
+
+def _collect(buffer: memoryview, wires: dict[int, int]) -> Fields:
+    """Fields by number. `wires` gives each known field's wire type; unknown fields are skipped."""
+    found: Fields = {}
+    for number, wire, value in _fields(buffer):
+        if number in wires:
+            if wire != wires[number]:
+                raise InvalidRequestError(f"field {number} has wire type {wire}; it must be {wires[number]}")
+            found.setdefault(number, []).append(value)
+    return found
+
+
+def _last_int(fields: Fields, number: int) -> int:
+    """A scalar field's value: the last one wins, absent is 0 (proto3)."""
+    value = fields[number][-1] if number in fields else 0
+    assert isinstance(value, int)
+    return value
+
+
+def _last_bytes(fields: Fields, number: int) -> memoryview:
+    value = fields[number][-1] if number in fields else memoryview(b"")
+    assert isinstance(value, memoryview)
+    return value
+
+
+def _table_name(fields: Fields) -> str:
+    data = _last_bytes(fields, 1)
+    if not 0 < len(data) <= TABLE_NAME_BYTES_MAX:
+        bound = f"it must have 1 to {TABLE_NAME_BYTES_MAX}"
+        raise InvalidRequestError(f"table name has {len(data)} bytes; {bound}")
+    try:
+        return str(data, "utf-8")
+    except UnicodeDecodeError as error:
+        raise InvalidRequestError(f"table name is not UTF-8: {error}") from None
+
+
+def _dim(fields: Fields, table: str) -> int:
+    dim = _last_int(fields, 2)
+    if not 1 <= dim <= DIM_MAX:
+        raise LimitExceededError(f"table {table!r}: dim is {dim}; it must be 1 to {DIM_MAX}")
+    return dim
+
+
+def _storage(code: int, what: str) -> np.dtype[Any]:
+    if code not in STORAGE:
+        raise InvalidRequestError(f"{what}: dtype code is {code}; it must be one of {sorted(NAMES)}")
+    return STORAGE[code]
+
+
+def _view(data: memoryview, dtype: np.dtype[Any], shape: tuple[int, ...], what: str) -> NDArray[Any]:
+    expected = int(np.prod(shape, dtype=object)) * dtype.itemsize
+    if len(data) != expected:
+        raise InvalidRequestError(f"{what}: {len(data)} bytes; {shape} of {dtype.name} needs {expected}")
+    return np.frombuffer(data, dtype).reshape(shape)
+
+
+def _nested_fields(fields: Fields, number: int, wires: dict[int, int]) -> list[Fields]:
+    """The fields of each nested message `number`; bounded by TABLES_PER_REQUEST_MAX."""
+    found = fields.get(number, [])
+    if len(found) > TABLES_PER_REQUEST_MAX:
+        raise LimitExceededError(f"{len(found)} tables in one message; at most {TABLES_PER_REQUEST_MAX}")
+    return [_collect(value, wires) for value in found if isinstance(value, memoryview)]
+
+
+def _check_total(counts: list[int]) -> None:
+    if sum(counts) > IDS_PER_REQUEST_MAX:
+        raise LimitExceededError(f"{sum(counts)} ids in one message; at most {IDS_PER_REQUEST_MAX}")
+
+
+def _table_ids(fields: Fields) -> TableIds:
+    table, count = _table_name(fields), _last_int(fields, 3)
+    ids = _view(_last_bytes(fields, 4), np.dtype("<u8"), (count,), f"table {table!r}: ids")
+    return TableIds(table, _dim(fields, table), ids)
+
+
+def _table_rows(fields: Fields) -> TableRows:
+    table, count, code = _table_name(fields), _last_int(fields, 3), _last_int(fields, 4)
+    what = f"table {table!r}: rows"
+    rows = _view(_last_bytes(fields, 5), _storage(code, what), (count, _dim(fields, table)), what)
+    return TableRows(table, code, rows)
+
+
+def _table_gradients(fields: Fields) -> TableGradients:
+    table, count, code = _table_name(fields), _last_int(fields, 3), _last_int(fields, 4)
+    what = f"table {table!r}: gradients"
+    ids = _view(_last_bytes(fields, 5), np.dtype("<u8"), (count,), f"table {table!r}: ids")
+    gradients = _view(_last_bytes(fields, 6), _storage(code, what), (count, _dim(fields, table)), what)
+    rate = fields[7][-1] if 7 in fields else None
+    assert rate is None or isinstance(rate, float)
+    return TableGradients(table, code, ids, gradients, rate)
+
+
+def decode_pull_request(data: bytes) -> PullRequest:
+    """Decode `rowhouse.v1.PullRequest`; InvalidRequestError on malformed bytes."""
+    fields = _collect(memoryview(data), {1: _VARINT, 2: _VARINT, 3: _VARINT, 4: _BYTES})
+    tables = tuple(_table_ids(f) for f in _nested_fields(fields, 4, _TABLE_IDS))
+    _check_total([t.ids.shape[0] for t in tables])
+    dtype = _last_int(fields, 2)
+    _storage(dtype, "pull")
+    return PullRequest(_last_int(fields, 1), dtype, bool(_last_int(fields, 3)), tables)
+
+
+def decode_pull_response(data: bytes) -> PullResponse:
+    """Decode `rowhouse.v1.PullResponse`; InvalidRequestError on malformed bytes."""
+    fields = _collect(memoryview(data), {1: _VARINT, 2: _BYTES})
+    return PullResponse(
+        _last_int(fields, 1), tuple(_table_rows(f) for f in _nested_fields(fields, 2, _TABLE_ROWS))
+    )
+
+
+def decode_push_request(data: bytes) -> PushRequest:
+    """Decode `rowhouse.v1.PushRequest`; InvalidRequestError on malformed bytes."""
+    fields = _collect(memoryview(data), {1: _VARINT, 2: _VARINT, 3: _VARINT, 4: _BYTES})
+    tables = tuple(_table_gradients(f) for f in _nested_fields(fields, 4, _TABLE_GRADIENTS))
+    _check_total([t.ids.shape[0] for t in tables])
+    return PushRequest(_last_int(fields, 1), _last_int(fields, 2), _last_int(fields, 3), tables)
+
+
+def decode_push_response(data: bytes) -> PushResponse:
+    """Decode `rowhouse.v1.PushResponse`; InvalidRequestError on malformed bytes."""
+    fields = _collect(memoryview(data), {1: _VARINT, 2: _VARINT})
+    return PushResponse(_last_int(fields, 1), bool(_last_int(fields, 2)))

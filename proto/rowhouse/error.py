@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one error tree, and its mapping to and from gRPC status codes.
+
+    RowhouseError
+    ├── ConfigError              a config key or value is wrong; exit code 2
+    ├── InvalidRequestError      an id, dim, dtype, shape or value is wrong
+    │   ├── UnknownTableError    the table is not declared; names the nearest one
+    │   └── LimitExceededError   past a named limit of rowhouse/limit.py
+    ├── PreconditionError        right in itself, not in the shard's present state
+    │   ├── StalePartitionMapError   routed by another partition map   (retry after a reload)
+    │   ├── SequenceGapError         an earlier push of this client never arrived here
+    │   └── TableFrozenError         pushes to this table are refused
+    ├── BusyError                in-flight bytes are at their bound    (retry with back-off)
+    ├── UnavailableError         no answer, or the shard is starting   (retry)
+    │   └── DeadlineExceededError    no answer in time                 (retry)
+    ├── StoreError               RocksDB refused something; exit code 74
+    │   ├── DirectoryInUseError  another process holds the data directory
+    │   ├── PoisonedError        a write failed; the shard takes no more of them
+    │   └── CorruptionError      a checksum, length or version on disk is wrong
+    └── InternalError            a fault of ours
+
+A retry of a push is always safe: pushes are sequenced. `retryable` says whether it can help.
+Thread safety: nothing here has state.
+"""
+
+from typing import ClassVar, Final
+
+import grpc
+
+__all__ = [
+    "ERROR_METADATA_KEY", "BusyError", "ConfigError", "CorruptionError", "DeadlineExceededError",
+    "DirectoryInUseError", "InternalError", "InvalidRequestError", "LimitExceededError", "PoisonedError",
+    "PreconditionError", "RowhouseError", "SequenceGapError", "StalePartitionMapError", "StoreError",
+    "TableFrozenError", "UnavailableError", "UnknownTableError", "error_class_names", "from_status",
+]  # fmt: skip
+
+ERROR_METADATA_KEY: Final = "rowhouse-error"
+"""Trailing metadata key that carries the class name of the error."""
+
+
+class RowhouseError(Exception):
+    """Base of every error that rowhouse raises on purpose."""
+
+    retryable: ClassVar[bool] = False
+    code: ClassVar[grpc.StatusCode] = grpc.StatusCode.UNKNOWN
+    exit_code: ClassVar[int] = 1
+
+
+class ConfigError(RowhouseError):
+    """A config key or value is wrong; the message names the key, its value and the bound."""
+
+    code = grpc.StatusCode.INVALID_ARGUMENT
+    exit_code = 2
+
+
+class InvalidRequestError(RowhouseError, ValueError):
+    """An id, dim, dtype, shape or value in the request is wrong; nothing was changed."""
+
+    code = grpc.StatusCode.INVALID_ARGUMENT
+    exit_code = 2
+
+
+class UnknownTableError(InvalidRequestError):
+    """No table of that name is declared."""
+
+    code = grpc.StatusCode.NOT_FOUND
+
+
+class LimitExceededError(InvalidRequestError):
+    """The request is past a named limit of rowhouse/limit.py."""
+
+    code = grpc.StatusCode.OUT_OF_RANGE
+
+
+class PreconditionError(RowhouseError):
+    """The request is right in itself, but not in the shard's present state."""
+
+    code = grpc.StatusCode.FAILED_PRECONDITION
+
+
+class StalePartitionMapError(PreconditionError):
+    """The request was routed by another version of the partition map: reload it, then retry."""
+
+    retryable = True
+
+
+class SequenceGapError(PreconditionError):
+    """An earlier push of this client is missing here (lost under `durability: none`, or never sent)."""
+
+
+class TableFrozenError(PreconditionError):
+    """The table refuses pushes (SetTableFreeze)."""
+
+
+class BusyError(RowhouseError):
+    """The shard holds as many in-flight bytes as it may; back off, then retry."""
+
+    retryable = True
+    code = grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+class UnavailableError(RowhouseError):
+    """The shard did not answer, or is starting."""
+
+    retryable = True
+    code = grpc.StatusCode.UNAVAILABLE
+    exit_code = 69
+
+
+class DeadlineExceededError(UnavailableError):
+    """No answer within the deadline; whether the request was applied is unknown until a retry."""
+
+    code = grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+class StoreError(RowhouseError):
+    """RocksDB or the file system refused an operation."""
+
+    code = grpc.StatusCode.INTERNAL
+    exit_code = 74
+
+
+class DirectoryInUseError(StoreError):
+    """Another process holds the data directory."""
+
+
+class PoisonedError(StoreError):
+    """A write failed earlier; the shard acknowledges nothing more. The message says what failed."""
+
+    code = grpc.StatusCode.ABORTED
+
+
+class CorruptionError(StoreError):
+    """What is on disk fails its checksum, length or version; it is named and never served."""
+
+    code = grpc.StatusCode.DATA_LOSS
+
+
+class InternalError(RowhouseError):
+    """A fault of rowhouse itself; the shard's log has the traceback."""
+
+    code = grpc.StatusCode.INTERNAL
+
+
+def _tree(root: type[RowhouseError]) -> dict[str, type[RowhouseError]]:
+    classes = {root.__name__: root}
+    for child in root.__subclasses__():
+        classes.update(_tree(child))
+    return classes
+
+
+def error_class_names() -> dict[str, type[RowhouseError]]:
+    """Every class of the tree by its name, the base included."""
+    return _tree(RowhouseError)
+
+
+_BY_CODE: Final[dict[grpc.StatusCode, type[RowhouseError]]] = {
+    grpc.StatusCode.INVALID_ARGUMENT: InvalidRequestError,
+    grpc.StatusCode.NOT_FOUND: UnknownTableError,
+    grpc.StatusCode.OUT_OF_RANGE: LimitExceededError,
+    grpc.StatusCode.FAILED_PRECONDITION: PreconditionError,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: BusyError,
+    grpc.StatusCode.UNAVAILABLE: UnavailableError,
+    grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceededError,
+    grpc.StatusCode.CANCELLED: UnavailableError,
+    grpc.StatusCode.ABORTED: PoisonedError,
+    grpc.StatusCode.DATA_LOSS: CorruptionError,
+    grpc.StatusCode.INTERNAL: InternalError,
+}
+
+
+def from_status(code: grpc.StatusCode, details: str, name: str | None = None) -> RowhouseError:
+    """Turn a gRPC status back into the error that the server raised.
+
+    Parameters
+    ----------
+    code
+        Status code of the answer.
+    details
+        Its message; kept as it is.
+    name
+        Class name from the trailing metadata `rowhouse-error`, if there was one. An unknown name
+        (a newer server) falls back to the status code.
+    """
+    known = error_class_names().get(name) if name else None
+    return (known or _BY_CODE.get(code, RowhouseError))(details)

@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every limit of the wire and of a table, each with its reason.
+
+A request past one gets LimitExceededError before anything changes. Client and server read the same
+constants, so a client can refuse before it sends.
+"""
+
+from typing import Final
+
+DIM_MAX: Final = 1024
+"""Weights per row. A wider row is a dense layer; 1024 fp32 weights with two state slots are 12 KiB."""
+
+TABLES_PER_REQUEST_MAX: Final = 1024
+"""Tables in one Pull or Push. Models have tens; the bound keeps a forged request's loop short."""
+
+TABLE_NAME_BYTES_MAX: Final = 128
+"""Length of a table's name in UTF-8. It names a column family and appears in every message."""
+
+IDS_PER_REQUEST_MAX: Final = 4_194_304
+"""Ids in one Pull or Push, all tables together: 150 times a batch of 1024 x 26."""
+
+MESSAGE_BYTES_MAX: Final = 256 * 1024 * 1024
+"""One encoded message, either way. Larger ones hold a core for over 0.1 s, so others wait."""
+
+PARTITIONS: Final = 4096
+"""Partitions of the id space: 1024 shards (the most) still get four each, and a map is 8 KiB."""
+
+SHARDS_MAX: Final = 1024
+"""Shards of one cluster, bounded by PARTITIONS / 4 so that shards stay within 25 % of even."""
+
+CLIENTS_MAX: Final = 65_536
+"""Clients whose last sequence number a shard remembers. Past it the one idle longest is dropped."""
+
+IN_FLIGHT_BYTES_MAX: Final = 512 * 1024 * 1024
+"""Request bytes that a shard holds at once; past it a request gets BusyError and the client backs off."""
+
+assert PARTITIONS % SHARDS_MAX == 0 and PARTITIONS & (PARTITIONS - 1) == 0
+"""Placement takes high bits of a hash, so the count is a power of two."""
+
+assert PARTITIONS <= 1 << 16, "a partition's shard travels as uint16"

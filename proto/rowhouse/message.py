@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The hot messages as Python sees them: NumPy arrays instead of bytes fields.
+
+They mirror rowhouse.proto field by field; codec.py turns them into its exact encoding and back.
+Arrays of a decoded message are views of the received buffer: read-only, valid as long as it lives.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class TableIds:
+    """Ids of one table: `ids` is (count,) uint64."""
+
+    table: str
+    dim: int
+    ids: NDArray[np.uint64]
+
+
+@dataclass(frozen=True, slots=True)
+class PullRequest:
+    """One shard's part of a pull; `dtype` is the wire code wanted for the rows."""
+
+    map_version: int
+    dtype: int
+    read_only: bool
+    tables: tuple[TableIds, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TableRows:
+    """Rows of one table: `rows` is (count, dim) of dtype.STORAGE[dtype]."""
+
+    table: str
+    dtype: int
+    rows: NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class PullResponse:
+    """One shard's answer to a pull, tables in the order of the request."""
+
+    lsn: int
+    tables: tuple[TableRows, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TableGradients:
+    """Gradients of one table: `ids` (count,) uint64, `gradients` (count, dim) of dtype.STORAGE[dtype]."""
+
+    table: str
+    dtype: int
+    ids: NDArray[np.uint64]
+    gradients: NDArray[Any]
+    learning_rate: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PushRequest:
+    """One shard's part of a push, named by (client_id, sequence)."""
+
+    map_version: int
+    client_id: int
+    sequence: int
+    tables: tuple[TableGradients, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PushResponse:
+    """Acknowledgement of a push."""
+
+    lsn: int
+    duplicate: bool

@@ -1,0 +1,242 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Dtype(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    DTYPE_UNSPECIFIED: _ClassVar[Dtype]
+    DTYPE_FLOAT32: _ClassVar[Dtype]
+    DTYPE_FLOAT16: _ClassVar[Dtype]
+    DTYPE_BFLOAT16: _ClassVar[Dtype]
+
+class FreezeMode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    FREEZE_MODE_UNSPECIFIED: _ClassVar[FreezeMode]
+    FREEZE_MODE_OFF: _ClassVar[FreezeMode]
+    FREEZE_MODE_REFUSE: _ClassVar[FreezeMode]
+    FREEZE_MODE_IGNORE: _ClassVar[FreezeMode]
+DTYPE_UNSPECIFIED: Dtype
+DTYPE_FLOAT32: Dtype
+DTYPE_FLOAT16: Dtype
+DTYPE_BFLOAT16: Dtype
+FREEZE_MODE_UNSPECIFIED: FreezeMode
+FREEZE_MODE_OFF: FreezeMode
+FREEZE_MODE_REFUSE: FreezeMode
+FREEZE_MODE_IGNORE: FreezeMode
+
+class TableInfo(_message.Message):
+    __slots__ = ("name", "dim", "dtype", "config_json")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    DIM_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    CONFIG_JSON_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    dim: int
+    dtype: Dtype
+    config_json: str
+    def __init__(self, name: _Optional[str] = ..., dim: _Optional[int] = ..., dtype: _Optional[_Union[Dtype, str]] = ..., config_json: _Optional[str] = ...) -> None: ...
+
+class GetClusterRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class GetClusterResponse(_message.Message):
+    __slots__ = ("map_version", "shard", "endpoints", "partition_shards", "tables")
+    MAP_VERSION_FIELD_NUMBER: _ClassVar[int]
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    ENDPOINTS_FIELD_NUMBER: _ClassVar[int]
+    PARTITION_SHARDS_FIELD_NUMBER: _ClassVar[int]
+    TABLES_FIELD_NUMBER: _ClassVar[int]
+    map_version: int
+    shard: int
+    endpoints: _containers.RepeatedScalarFieldContainer[str]
+    partition_shards: bytes
+    tables: _containers.RepeatedCompositeFieldContainer[TableInfo]
+    def __init__(self, map_version: _Optional[int] = ..., shard: _Optional[int] = ..., endpoints: _Optional[_Iterable[str]] = ..., partition_shards: _Optional[bytes] = ..., tables: _Optional[_Iterable[_Union[TableInfo, _Mapping]]] = ...) -> None: ...
+
+class TableIds(_message.Message):
+    __slots__ = ("table", "dim", "count", "ids")
+    TABLE_FIELD_NUMBER: _ClassVar[int]
+    DIM_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    IDS_FIELD_NUMBER: _ClassVar[int]
+    table: str
+    dim: int
+    count: int
+    ids: bytes
+    def __init__(self, table: _Optional[str] = ..., dim: _Optional[int] = ..., count: _Optional[int] = ..., ids: _Optional[bytes] = ...) -> None: ...
+
+class PullRequest(_message.Message):
+    __slots__ = ("map_version", "dtype", "read_only", "tables")
+    MAP_VERSION_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    READ_ONLY_FIELD_NUMBER: _ClassVar[int]
+    TABLES_FIELD_NUMBER: _ClassVar[int]
+    map_version: int
+    dtype: Dtype
+    read_only: bool
+    tables: _containers.RepeatedCompositeFieldContainer[TableIds]
+    def __init__(self, map_version: _Optional[int] = ..., dtype: _Optional[_Union[Dtype, str]] = ..., read_only: _Optional[bool] = ..., tables: _Optional[_Iterable[_Union[TableIds, _Mapping]]] = ...) -> None: ...
+
+class TableRows(_message.Message):
+    __slots__ = ("table", "dim", "count", "dtype", "rows")
+    TABLE_FIELD_NUMBER: _ClassVar[int]
+    DIM_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    table: str
+    dim: int
+    count: int
+    dtype: Dtype
+    rows: bytes
+    def __init__(self, table: _Optional[str] = ..., dim: _Optional[int] = ..., count: _Optional[int] = ..., dtype: _Optional[_Union[Dtype, str]] = ..., rows: _Optional[bytes] = ...) -> None: ...
+
+class PullResponse(_message.Message):
+    __slots__ = ("lsn", "tables")
+    LSN_FIELD_NUMBER: _ClassVar[int]
+    TABLES_FIELD_NUMBER: _ClassVar[int]
+    lsn: int
+    tables: _containers.RepeatedCompositeFieldContainer[TableRows]
+    def __init__(self, lsn: _Optional[int] = ..., tables: _Optional[_Iterable[_Union[TableRows, _Mapping]]] = ...) -> None: ...
+
+class TableGradients(_message.Message):
+    __slots__ = ("table", "dim", "count", "dtype", "ids", "gradients", "learning_rate")
+    TABLE_FIELD_NUMBER: _ClassVar[int]
+    DIM_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    IDS_FIELD_NUMBER: _ClassVar[int]
+    GRADIENTS_FIELD_NUMBER: _ClassVar[int]
+    LEARNING_RATE_FIELD_NUMBER: _ClassVar[int]
+    table: str
+    dim: int
+    count: int
+    dtype: Dtype
+    ids: bytes
+    gradients: bytes
+    learning_rate: float
+    def __init__(self, table: _Optional[str] = ..., dim: _Optional[int] = ..., count: _Optional[int] = ..., dtype: _Optional[_Union[Dtype, str]] = ..., ids: _Optional[bytes] = ..., gradients: _Optional[bytes] = ..., learning_rate: _Optional[float] = ...) -> None: ...
+
+class PushRequest(_message.Message):
+    __slots__ = ("map_version", "client_id", "sequence", "tables")
+    MAP_VERSION_FIELD_NUMBER: _ClassVar[int]
+    CLIENT_ID_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    TABLES_FIELD_NUMBER: _ClassVar[int]
+    map_version: int
+    client_id: int
+    sequence: int
+    tables: _containers.RepeatedCompositeFieldContainer[TableGradients]
+    def __init__(self, map_version: _Optional[int] = ..., client_id: _Optional[int] = ..., sequence: _Optional[int] = ..., tables: _Optional[_Iterable[_Union[TableGradients, _Mapping]]] = ...) -> None: ...
+
+class PushResponse(_message.Message):
+    __slots__ = ("lsn", "duplicate")
+    LSN_FIELD_NUMBER: _ClassVar[int]
+    DUPLICATE_FIELD_NUMBER: _ClassVar[int]
+    lsn: int
+    duplicate: bool
+    def __init__(self, lsn: _Optional[int] = ..., duplicate: _Optional[bool] = ...) -> None: ...
+
+class CreateCheckpointRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class CreateCheckpointResponse(_message.Message):
+    __slots__ = ("lsn", "rows_written")
+    LSN_FIELD_NUMBER: _ClassVar[int]
+    ROWS_WRITTEN_FIELD_NUMBER: _ClassVar[int]
+    lsn: int
+    rows_written: int
+    def __init__(self, lsn: _Optional[int] = ..., rows_written: _Optional[int] = ...) -> None: ...
+
+class GetStatsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class TableStats(_message.Message):
+    __slots__ = ("name", "rows", "rows_exact", "hot_rows", "dirty_rows", "record_bytes", "index_bytes", "pulled_ids", "hot_hits", "pushed_ids", "spilled_rows", "evicted_rows", "refused_ids", "disk_bytes", "frozen")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    ROWS_EXACT_FIELD_NUMBER: _ClassVar[int]
+    HOT_ROWS_FIELD_NUMBER: _ClassVar[int]
+    DIRTY_ROWS_FIELD_NUMBER: _ClassVar[int]
+    RECORD_BYTES_FIELD_NUMBER: _ClassVar[int]
+    INDEX_BYTES_FIELD_NUMBER: _ClassVar[int]
+    PULLED_IDS_FIELD_NUMBER: _ClassVar[int]
+    HOT_HITS_FIELD_NUMBER: _ClassVar[int]
+    PUSHED_IDS_FIELD_NUMBER: _ClassVar[int]
+    SPILLED_ROWS_FIELD_NUMBER: _ClassVar[int]
+    EVICTED_ROWS_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_IDS_FIELD_NUMBER: _ClassVar[int]
+    DISK_BYTES_FIELD_NUMBER: _ClassVar[int]
+    FROZEN_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    rows: int
+    rows_exact: bool
+    hot_rows: int
+    dirty_rows: int
+    record_bytes: int
+    index_bytes: int
+    pulled_ids: int
+    hot_hits: int
+    pushed_ids: int
+    spilled_rows: int
+    evicted_rows: int
+    refused_ids: int
+    disk_bytes: int
+    frozen: bool
+    def __init__(self, name: _Optional[str] = ..., rows: _Optional[int] = ..., rows_exact: _Optional[bool] = ..., hot_rows: _Optional[int] = ..., dirty_rows: _Optional[int] = ..., record_bytes: _Optional[int] = ..., index_bytes: _Optional[int] = ..., pulled_ids: _Optional[int] = ..., hot_hits: _Optional[int] = ..., pushed_ids: _Optional[int] = ..., spilled_rows: _Optional[int] = ..., evicted_rows: _Optional[int] = ..., refused_ids: _Optional[int] = ..., disk_bytes: _Optional[int] = ..., frozen: _Optional[bool] = ...) -> None: ...
+
+class GetStatsResponse(_message.Message):
+    __slots__ = ("shard", "applied_lsn", "durable_lsn", "checkpoint_lsn", "log_bytes", "log_records", "memory_budget_bytes", "memory_used_bytes", "poison", "tables")
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    APPLIED_LSN_FIELD_NUMBER: _ClassVar[int]
+    DURABLE_LSN_FIELD_NUMBER: _ClassVar[int]
+    CHECKPOINT_LSN_FIELD_NUMBER: _ClassVar[int]
+    LOG_BYTES_FIELD_NUMBER: _ClassVar[int]
+    LOG_RECORDS_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_BUDGET_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_USED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    POISON_FIELD_NUMBER: _ClassVar[int]
+    TABLES_FIELD_NUMBER: _ClassVar[int]
+    shard: int
+    applied_lsn: int
+    durable_lsn: int
+    checkpoint_lsn: int
+    log_bytes: int
+    log_records: int
+    memory_budget_bytes: int
+    memory_used_bytes: int
+    poison: str
+    tables: _containers.RepeatedCompositeFieldContainer[TableStats]
+    def __init__(self, shard: _Optional[int] = ..., applied_lsn: _Optional[int] = ..., durable_lsn: _Optional[int] = ..., checkpoint_lsn: _Optional[int] = ..., log_bytes: _Optional[int] = ..., log_records: _Optional[int] = ..., memory_budget_bytes: _Optional[int] = ..., memory_used_bytes: _Optional[int] = ..., poison: _Optional[str] = ..., tables: _Optional[_Iterable[_Union[TableStats, _Mapping]]] = ...) -> None: ...
+
+class SetTableFreezeRequest(_message.Message):
+    __slots__ = ("table", "mode")
+    TABLE_FIELD_NUMBER: _ClassVar[int]
+    MODE_FIELD_NUMBER: _ClassVar[int]
+    table: str
+    mode: FreezeMode
+    def __init__(self, table: _Optional[str] = ..., mode: _Optional[_Union[FreezeMode, str]] = ...) -> None: ...
+
+class SetTableFreezeResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class EvictRowsRequest(_message.Message):
+    __slots__ = ("table",)
+    TABLE_FIELD_NUMBER: _ClassVar[int]
+    table: str
+    def __init__(self, table: _Optional[str] = ...) -> None: ...
+
+class EvictRowsResponse(_message.Message):
+    __slots__ = ("rows_evicted",)
+    ROWS_EVICTED_FIELD_NUMBER: _ClassVar[int]
+    rows_evicted: int
+    def __init__(self, rows_evicted: _Optional[int] = ...) -> None: ...
