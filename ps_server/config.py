@@ -1,0 +1,356 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The config of a cluster: tables, shards, durability, budgets.
+
+Every value is checked when the config is built; a wrong one is a ConfigError that names the file and
+line, the key path, the value and the bound, and for an unknown key the nearest known one (that text is
+made in config_error.py). What a policy does is told where it is done: optimizer.py, initializer.py,
+admission.py, eviction in table.py.
+
+Invariants: 1. a ClusterConfig that exists is valid; 2. it never changes; 3. `None` is off, `0` never is;
+4. in each model the fields that change behaviour stand before those that change speed.
+Thread safety: immutable values and pure functions.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, Self
+
+import yaml
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from rowhouse.error import ConfigError
+from rowhouse.limit import DIM_MAX, SHARDS_MAX, TABLE_NAME_BYTES_MAX, TABLES_PER_REQUEST_MAX
+
+from ps_server.admission import AdmissionConfig
+from ps_server.config_error import describe
+from ps_server.document import Document, parse_document
+from ps_server.initializer import InitializerConfig
+from ps_server.optimizer import OptimizerConfig
+
+MEMORY_BUDGET_MIN_BYTES: Final = 1 << 20
+"""Below 1 MiB the arena's smallest allocation and RocksDB's own buffers leave no room for rows."""
+
+CHECKPOINT_LOG_MIN_BYTES: Final = 1 << 20
+"""Below 1 MiB one batch of 26,624 rows would start a checkpoint, so checkpoints would never end."""
+
+WORKER_THREADS_MAX: Final = 256
+"""Threads hold requests, not rows: past the in-flight byte bound more of them only wait."""
+
+_UNITS: Final = {
+    "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
+    "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40,
+}  # fmt: skip
+
+
+def parse_bytes(text: str | int) -> int:
+    """Bytes of a size such as 1024, "512MiB", "2 GiB" or "1.5GB".
+
+    Parameters
+    ----------
+    text
+        A whole number of bytes, or a number and a unit: B, KB, MB, GB, TB (powers of 1000),
+        KiB, MiB, GiB, TiB (powers of 1024); the case of letters does not matter.
+
+    Returns
+    -------
+    int
+        Bytes, a fraction rounded down.
+
+    Raises
+    ------
+    ConfigError
+        Not such a size.
+    """
+    if isinstance(text, int) and not isinstance(text, bool) and text >= 0:
+        return text
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", text.lower()) if isinstance(text, str) else None
+    unit = found[2] or "b" if found else ""
+    if found is None or unit not in _UNITS:
+        raise ConfigError(
+            f"size is {text!r}; it must be bytes or a number with B, KB, MiB, GiB, … as in '2GiB'"
+        )
+    whole, _, fraction = found[1].partition(".")
+    scale: int = 10 ** len(fraction)
+    return int(whole + fraction) * _UNITS[unit] // scale
+
+
+def split_endpoint(endpoint: str) -> tuple[str, int]:
+    """Host and port of "host:port" or "[v6]:port"; ConfigError when it is neither."""
+    host, _, port = endpoint.rpartition(":")
+    inner = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    bare_v6 = ":" in inner and inner == host
+    if not inner or bare_v6 or re.search(r"[\s/,]", inner) or not re.fullmatch(r"\d{1,5}", port):
+        raise ConfigError(f"endpoint is {endpoint!r}; it must be host:port or [v6]:port")
+    if not 0 <= int(port) <= 65535:
+        raise ConfigError(f"endpoint {endpoint!r}: port is {port}; it must be 0 to 65535")
+    return inner, int(port)
+
+
+def _bytes_field(value: Any) -> int:
+    try:
+        return parse_bytes(value)
+    except ConfigError as error:  # pydantic collects ValueErrors only
+        raise ValueError(str(error)) from None
+
+
+def _table_name(name: str) -> str:
+    if not 0 < len(name.encode()) <= TABLE_NAME_BYTES_MAX:
+        raise ValueError(f"it must have 1 to {TABLE_NAME_BYTES_MAX} bytes of UTF-8")
+    if not name.isprintable() or name != name.strip():
+        raise ValueError("it must be printable, with no white space at its ends")
+    return name
+
+
+def _shards(value: Any) -> Any:
+    if isinstance(value, int) and not isinstance(value, bool):
+        if not 1 <= value <= SHARDS_MAX:
+            raise ValueError(f"a count of shards must be 1 to {SHARDS_MAX}")
+        return value
+    if not isinstance(value, list | tuple) or not all(isinstance(e, str) for e in value):
+        raise ValueError("it must be a count or a list of 'host:port'")
+    if not 1 <= len(value) <= SHARDS_MAX:
+        raise ValueError(f"it has {len(value)} endpoints; it must have 1 to {SHARDS_MAX}")
+    for endpoint in value:
+        try:
+            split_endpoint(endpoint)
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
+    twice = sorted({e for e in value if value.count(e) > 1 and split_endpoint(e)[1] != 0})
+    if twice:
+        raise ValueError(f"endpoint {twice[0]!r} is there twice; each shard needs its own")
+    return tuple(value)
+
+
+Size = Annotated[int, BeforeValidator(_bytes_field)]
+TableName = Annotated[str, Field(strict=True), AfterValidator(_table_name)]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class TtlEviction(_Model):
+    """Rows whose last push is older than `ttl_s` seconds are evicted."""
+
+    kind: Literal["ttl"] = "ttl"
+    ttl_s: Annotated[float, Field(strict=True, gt=0)]
+
+
+class LeastFrequentEviction(_Model):
+    """Above `max_rows` rows in a shard, those pushed least often are evicted."""
+
+    kind: Literal["least_frequent"] = "least_frequent"
+    max_rows: Annotated[int, Field(strict=True, ge=1)]
+
+
+class NormEviction(_Model):
+    """Rows whose weights have an L2 norm below `min_l2_norm` are evicted."""
+
+    kind: Literal["l2_norm"] = "l2_norm"
+    min_l2_norm: Annotated[float, Field(strict=True, gt=0)]
+
+
+EvictionConfig = Annotated[TtlEviction | LeastFrequentEviction | NormEviction, Field(discriminator="kind")]
+"""One eviction policy; a table may have one of each kind."""
+
+_UNIFORM: Final[Any] = {"kind": "uniform"}
+
+
+class TableConfig(_Model):
+    """One table: rows that share dim, dtype, initializer, optimizer and policies.
+
+    Attributes
+    ----------
+    name
+        1 to TABLE_NAME_BYTES_MAX bytes of printable UTF-8, unique in the cluster.
+    dim
+        Weights per row, 1 to DIM_MAX.
+    dtype
+        Element type of the weights in memory and on disk: fp32, fp16 or bf16 (the narrow ones are
+        updated in fp32 and rounded stochastically). Optimizer state is fp32 whatever this says.
+    optimizer
+        What a push does to a row; see optimizer.py.
+    initializer
+        Weights of a row that was never pushed, as a function of (seed, id); see initializer.py.
+    seed
+        Seed of the initializer and of stochastic rounding, 0 to 2^64 - 1.
+    admission
+        Which ids may become rows; None admits all. See admission.py.
+    eviction
+        Policies that remove rows, at most one of each kind; none by default.
+    freeze
+        What a push does at start: off (applied), refuse (an error) or ignore (acknowledged, dropped).
+    """
+
+    name: TableName
+    dim: Annotated[int, Field(strict=True, ge=1, le=DIM_MAX)]
+    dtype: Literal["fp32", "fp16", "bf16"] = "fp32"
+    optimizer: OptimizerConfig
+    initializer: InitializerConfig = Field(default=_UNIFORM, validate_default=True)
+    seed: Annotated[int, Field(strict=True, ge=0, lt=1 << 64)] = 0
+    admission: AdmissionConfig | None = None
+    eviction: tuple[EvictionConfig, ...] = ()
+    freeze: Literal["off", "refuse", "ignore"] = "off"
+
+    @field_validator("eviction")
+    @classmethod
+    def _one_of_each_kind(cls, policies: tuple[EvictionConfig, ...]) -> tuple[EvictionConfig, ...]:
+        kinds = [p.kind for p in policies]
+        twice = sorted({k for k in kinds if kinds.count(k) > 1})
+        if twice:
+            raise ValueError(f"policy {twice[0]!r} is there twice; at most one of each kind")
+        return policies
+
+
+class ClusterConfig(_Model):
+    """A whole cluster; every shard is started from the same one.
+
+    Attributes
+    ----------
+    name
+        For people: in logs and in `psctl stats`.
+    tables
+        At least one TableConfig, names unique.
+    data_dir
+        Folder of all local shards; shard i lives in `shard_directory(config, i)`. A relative path in
+        a file counts from the file's folder, in a mapping from the working directory.
+    shards
+        A count (endpoints are then host:base_port, host:base_port+1, …) or the list of "host:port".
+    host
+        Host of the endpoints when `shards` is a count.
+    base_port
+        First port when `shards` is a count; 0 lets the system pick free ones, and `ps-server up`
+        writes them to `<data_dir>/endpoints.json`.
+    durability
+        What an acknowledged push survives: none (a clean stop), os (a kill of the process), fsync (a
+        power cut). Default os: fsync costs a disk sync per group of pushes.
+    memory_budget
+        Bytes of rows, index and store buffers per shard; a hard limit. "2GiB" or a number.
+    checkpoint_log_bytes
+        Push log past which a checkpoint starts by itself. Larger: fewer write-backs, longer recovery.
+    worker_threads
+        Requests served at once per shard. Kernels release the GIL; more than a few per core only wait.
+    """
+
+    name: Annotated[str, Field(strict=True, min_length=1)] = "rowhouse"
+    tables: tuple[TableConfig, ...]
+    data_dir: Path
+    shards: Annotated[int | tuple[str, ...], BeforeValidator(_shards)] = 1
+    host: Annotated[str, Field(strict=True, min_length=1)] = "127.0.0.1"
+    base_port: Annotated[int, Field(strict=True, ge=0, le=65535)] = 7470
+    durability: Literal["none", "os", "fsync"] = "os"
+    memory_budget: Annotated[Size, Field(ge=MEMORY_BUDGET_MIN_BYTES)] = 1 << 30
+    checkpoint_log_bytes: Annotated[Size, Field(ge=CHECKPOINT_LOG_MIN_BYTES)] = 512 << 20
+    worker_threads: Annotated[int, Field(strict=True, ge=1, le=WORKER_THREADS_MAX)] = 8
+
+    @field_validator("tables")
+    @classmethod
+    def _unique_names(cls, tables: tuple[TableConfig, ...]) -> tuple[TableConfig, ...]:
+        if not 1 <= len(tables) <= TABLES_PER_REQUEST_MAX:
+            raise ValueError(f"it has {len(tables)} tables; it must have 1 to {TABLES_PER_REQUEST_MAX}")
+        names = [t.name for t in tables]
+        twice = sorted({n for n in names if names.count(n) > 1})
+        if twice:
+            places = [i for i, n in enumerate(names) if n == twice[0]]
+            raise ValueError(f"table {twice[0]!r} is declared twice, as entries {places}")
+        return tables
+
+    @model_validator(mode="after")
+    def _ports_fit(self) -> Self:
+        if isinstance(self.shards, int):
+            if self.base_port and self.base_port + self.shards - 1 > 65535:
+                last = self.base_port + self.shards - 1
+                raise ValueError(
+                    f"base_port {self.base_port} + {self.shards} shards ends at {last}, past 65535"
+                )
+            _shards([f"[{self.host}]:1" if ":" in self.host else f"{self.host}:1"])
+        return self
+
+    @property
+    def shard_count(self) -> int:
+        """Number of shards."""
+        return self.shards if isinstance(self.shards, int) else len(self.shards)
+
+    @property
+    def endpoints(self) -> tuple[str, ...]:
+        """Address of each shard, by index; port 0 where the system is to pick one."""
+        if not isinstance(self.shards, int):
+            return self.shards
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        step = 1 if self.base_port else 0
+        return tuple(f"{host}:{self.base_port + i * step}" for i in range(self.shards))
+
+    def table(self, name: str) -> TableConfig | None:
+        """The table of that name, or None."""
+        return next((t for t in self.tables if t.name == name), None)
+
+    def to_yaml(self) -> str:
+        """The resolved config, every default written out, as YAML that `load_config` reads back."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def build_config(document: Document) -> ClusterConfig:
+    """Validate a parsed document; ConfigError names every wrong key, with its line where known."""
+    if not isinstance(document.value, Mapping):
+        kind = "empty" if document.value is None else f"a {type(document.value).__name__}"
+        raise ConfigError(f"{document.source}: the config is {kind}; it must be a mapping of keys")
+    try:
+        return ClusterConfig.model_validate(document.value)
+    except ValidationError as error:
+        raise ConfigError(describe(error, document, ClusterConfig)) from None
+
+
+def load_config(
+    source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | None = None
+) -> ClusterConfig:
+    """Read and check a cluster config.
+
+    Parameters
+    ----------
+    source
+        Path of a YAML file, or a mapping with the same keys.
+    overrides
+        Top-level keys that replace those of `source` (the command line's flags).
+
+    Returns
+    -------
+    ClusterConfig
+        Valid and frozen; `data_dir` absolute.
+
+    Raises
+    ------
+    ConfigError
+        The file cannot be read or holds a wrong key or value.
+    """
+    base = Path()
+    if isinstance(source, Mapping):
+        document = Document(dict(source), "config")
+    else:
+        base = Path(source).parent
+        try:
+            document = parse_document(Path(source).read_text(encoding="utf-8"), str(source))
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"config file {str(source)!r} cannot be read: {error}") from None
+    data_dir_given = bool(overrides) and "data_dir" in (overrides or {})
+    if overrides and isinstance(document.value, Mapping):
+        document = Document({**document.value, **overrides}, document.source, document.lines)
+    config = build_config(document)
+    folder = config.data_dir.expanduser()
+    resolved = (folder if data_dir_given else base / folder).absolute()
+    return config.model_copy(update={"data_dir": resolved})
+
+
+def shard_directory(config: ClusterConfig, index: int) -> Path:
+    """Folder of shard `index` (0 to shard_count - 1) under the config's data_dir; it may not exist yet."""
+    if not 0 <= index < config.shard_count:
+        raise ConfigError(f"shard is {index}; it must be 0 to {config.shard_count - 1}")
+    return config.data_dir / f"shard-{index:04d}"
