@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Processor instructions that NumPy and numba have no name for: prefetch, and half precision.
+
+They are LLVM intrinsics and casts, so LLVM picks the instruction of the machine it runs on
+(https://llvm.org/docs/LangRef.html, "llvm.prefetch", "fpext", "fptrunc", "bitcast"). Callable from
+other kernels only, not from Python. numba's on-disk cache looks at the file of the kernel that
+calls, not at this one: whoever changes this file removes the `__pycache__` beside it.
+
+Invariants: 1. a prefetch never faults and never changes a value, whatever its index; 2. half
+precision converts exactly upwards, and rounds to nearest even downwards.
+Thread safety: no state.
+"""
+
+from collections.abc import Callable
+from typing import Any, Final
+
+import numpy as np
+from llvmlite import ir
+from numba import extending, njit, types
+from numba.core.errors import TypingError
+from numpy.typing import NDArray
+
+PREFETCH_ROWS: Final = 8
+"""How many rows ahead a kernel prefetches: about 100 ns of memory latency over 10 to 20 ns per row."""
+
+# numba passes the typing context by itself, which its own annotations do not know.
+_intrinsic: Final[Callable[[Callable[..., Any]], Any]] = extending.intrinsic
+
+_LINE_BYTES: Final = 64
+_PREFETCH_BYTES_MAX: Final = 512
+"""Head of a row that is prefetched. Past it the processor has seen the stream and follows it by
+itself, and eight whole rows of dim 1024 ahead would drive each other out of a 32 KiB cache."""
+
+
+def _prefetch_of(array: Any, index: Any, write: int) -> Any:
+    if not (isinstance(array, types.Array) and array.ndim == 1 and array.layout == "C"):
+        raise TypingError(f"prefetch takes a contiguous 1-D array, not {array}")
+    if not isinstance(index, types.Integer):
+        raise TypingError(f"prefetch takes an integer index, not {index}")
+
+    def codegen(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        data = context.make_array(array)(context, builder, arguments[0]).data
+        place = context.cast(builder, arguments[1], index, types.intp)
+        pointer = builder.bitcast(builder.gep(data, [place]), ir.IntType(8).as_pointer())
+        i32 = ir.IntType(32)
+        prefetch = builder.module.declare_intrinsic(
+            "llvm.prefetch.p0",
+            fnty=ir.FunctionType(ir.VoidType(), [ir.IntType(8).as_pointer(), i32, i32, i32]),
+        )
+        # Read or write, locality 3 (keep in every cache level), data (not instructions).
+        builder.call(prefetch, [pointer, i32(write), i32(3), i32(1)])
+        return context.get_dummy_value()
+
+    return types.void(array, index), codegen
+
+
+@_intrinsic
+def prefetch_read(typing_context: Any, array: Any, index: Any) -> Any:
+    """Start loading the cache line of `array[index]`, to be read soon; `array` is 1-D contiguous."""
+    return _prefetch_of(array, index, 0)
+
+
+@_intrinsic
+def prefetch_write(typing_context: Any, array: Any, index: Any) -> Any:
+    """Start loading the cache line of `array[index]`, to be written soon; `array` is 1-D contiguous."""
+    return _prefetch_of(array, index, 1)
+
+
+@_intrinsic
+def half_to_float(typing_context: Any, bits: Any) -> Any:
+    """The float32 value of the IEEE binary16 pattern `bits` (uint16); exact."""
+    if bits != types.uint16:
+        raise TypingError(f"half_to_float takes uint16, not {bits}")
+
+    def codegen(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return builder.fpext(builder.bitcast(arguments[0], ir.HalfType()), ir.FloatType())
+
+    return types.float32(bits), codegen
+
+
+@_intrinsic
+def float_to_half_bits(typing_context: Any, value: Any) -> Any:
+    """The binary16 pattern (uint16) nearest to the float32 `value`, ties to even."""
+    if value != types.float32:
+        raise TypingError(f"float_to_half_bits takes float32, not {value}")
+
+    def codegen(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(builder.fptrunc(arguments[0], ir.HalfType()), ir.IntType(16))
+
+    return types.uint16(value), codegen
+
+
+@_intrinsic
+def float_bits(typing_context: Any, value: Any) -> Any:
+    """The bit pattern (uint32) of the float32 `value`."""
+    if value != types.float32:
+        raise TypingError(f"float_bits takes float32, not {value}")
+
+    def codegen(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(arguments[0], ir.IntType(32))
+
+    return types.uint32(value), codegen
+
+
+@_intrinsic
+def bits_float(typing_context: Any, bits: Any) -> Any:
+    """The float32 value of the bit pattern `bits` (uint32)."""
+    if bits != types.uint32:
+        raise TypingError(f"bits_float takes uint32, not {bits}")
+
+    def codegen(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(arguments[0], ir.FloatType())
+
+    return types.float32(bits), codegen
+
+
+@njit(inline="always")
+def prefetch_row(array: NDArray[Any], start: np.int64, count: int) -> None:
+    """Prefetch `array[start : start + count]`, to be written soon (only its head if it is long).
+
+    A row need not begin on a cache line, so its last element is prefetched as well.
+    """
+    if count > 0:
+        end = min(count, _PREFETCH_BYTES_MAX // array.itemsize)
+        for k in range(0, end, _LINE_BYTES // array.itemsize):
+            prefetch_write(array, start + k)
+        prefetch_write(array, start + end - 1)
