@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every limit of the config language and the engine, each with its reason."""
+
+from typing import Final
+
+CONFIG_BYTES_MAX: Final = 1024 * 1024
+"""One config file. A thousand features of 200 bytes are 0.2 MB; libyaml reads 1 MiB in under a second."""
+
+CONFIG_NODES_MAX: Final = 200_000
+"""Values in a config once aliases are followed; it stops an alias bomb, and CONFIG_BYTES_MAX the rest."""
+
+CONFIG_DEPTH_MAX: Final = 32
+"""Nesting of a config. The language needs 6 levels; the bound keeps recursion away from the stack's end."""
+
+PROBLEMS_MAX: Final = 50
+"""Problems that one ConfigError lists. Past it the config is another format, not a config with faults."""
+
+NAME_CHARACTERS_MAX: Final = 128
+"""Length of an entity's, attribute's or feature's name: a table of people reads it."""
+
+FEATURES_MAX: Final = 4096
+"""Features of one config. Models have hundreds; a batch holds two arrays per feature."""
+
+OPERANDS_MAX: Final = 16
+"""Operands of one cross, and values of one k-subset."""
+
+EDGES_MAX: Final = 4096
+"""Edges of one attribute's buckets."""
+
+SLOT_BITS_MAX: Final = 32
+"""Bits of the slot. Past it fewer than 32 bits of hash are left: 65,536 ids would give a collision."""
+
+IDS_PER_ROW_MAX: Final = 65_536
+"""Ids that one feature may give for one row: a list of 362 picks still has all its pairs (65,341)."""
+
+IDS_PER_BATCH_MAX: Final = 1 << 27
+"""Ids of one feature in one batch: 1 GiB. A stream halves a batch that is past it and goes on."""
+
+BATCH_ROWS_DEFAULT: Final = 65_536
+"""Rows that the engine works on at once: a column of hashes is 512 KiB and stays in a core's L2."""
