@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`rowhouse.v1.ParameterService` over one shard: bytes in, bytes out, errors as gRPC statuses.
+
+Pull and Push take and give raw bytes and go through rowhouse/codec.py; the other calls use the generated
+stubs. What a call does is the shard's business; sockets, health and signals are server.py's.
+
+Invariants: 1. every answer that is not OK carries the error's class name in the trailing metadata
+`rowhouse-error`; 2. request bytes held at once stay at or below the in-flight bound; 3. an answer past
+MESSAGE_BYTES_MAX is refused before the shard works for it; 4. without a shard (it is recovering, or
+closed) every call is UNAVAILABLE.
+Thread safety: all methods may be called from any thread.
+"""
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Final, Protocol
+
+import grpc
+from rowhouse import codec
+from rowhouse.dtype import STORAGE
+from rowhouse.error import (
+    ERROR_METADATA_KEY,
+    BusyError,
+    InternalError,
+    LimitExceededError,
+    RowhouseError,
+    UnavailableError,
+)
+from rowhouse.limit import IN_FLIGHT_BYTES_MAX, MESSAGE_BYTES_MAX
+from rowhouse.message import PullRequest, PullResponse, PushRequest, PushResponse
+from rowhouse.v1 import rowhouse_pb2 as pb
+
+SERVICE_NAME: Final = pb.DESCRIPTOR.services_by_name["ParameterService"].full_name
+
+_DETAILS_CHARACTERS_MAX: Final = 2000
+"""gRPC sends details percent-encoded in an 8 KiB header block; 2,000 characters fit in any script."""
+
+_ANSWER_OVERHEAD_BYTES: Final = 1024
+"""Names and heads of one table in an answer: at most a 128-byte name and some varints."""
+
+_log = logging.getLogger(__name__)
+
+
+class ServedShard(Protocol):
+    """What a shard must do to be served; `ps_server.shard.Shard` does, and fakes in tests."""
+
+    @property
+    def poison(self) -> str | None:
+        """Why the shard takes no more writes; None while it is healthy."""
+
+    def pull(self, request: PullRequest) -> PullResponse:
+        """Rows of the request's ids."""
+
+    def push(self, request: PushRequest, encoded: bytes | None = None) -> PushResponse:
+        """Apply gradients once; `encoded` is the request's own bytes, for the log."""
+
+    def get_cluster(self, request: pb.GetClusterRequest) -> pb.GetClusterResponse:
+        """Tables, endpoints and the partition map."""
+
+    def create_checkpoint(self, request: pb.CreateCheckpointRequest) -> pb.CreateCheckpointResponse:
+        """Write every dirty row to the store."""
+
+    def get_stats(self, request: pb.GetStatsRequest) -> pb.GetStatsResponse:
+        """Live counters."""
+
+    def set_table_freeze(self, request: pb.SetTableFreezeRequest) -> pb.SetTableFreezeResponse:
+        """Stop or allow pushes to one table."""
+
+    def evict_rows(self, request: pb.EvictRowsRequest) -> pb.EvictRowsResponse:
+        """Run a table's eviction policies now."""
+
+    def close(self) -> None:
+        """Checkpoint, then let go of the directory."""
+
+
+class InFlight:
+    """Counts the request bytes that are held at once.
+
+    Parameters
+    ----------
+    bound_bytes
+        Most bytes at once; a single request is always let in when nothing else is held.
+    """
+
+    def __init__(self, bound_bytes: int) -> None:
+        self._bound_bytes = bound_bytes
+        self._held_bytes = 0
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def hold(self, size_bytes: int) -> Iterator[None]:
+        """Hold `size_bytes` while the block runs; BusyError when that would pass the bound."""
+        with self._lock:
+            if self._held_bytes and self._held_bytes + size_bytes > self._bound_bytes:
+                raise BusyError(
+                    f"request of {size_bytes} bytes: {self._held_bytes} bytes are in flight; "
+                    f"at most {self._bound_bytes} at once, back off and retry"
+                )
+            self._held_bytes += size_bytes
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._held_bytes -= size_bytes
+
+
+def abort_with(context: grpc.ServicerContext, error: RowhouseError) -> None:
+    """End the call with `error` as status, details and trailing metadata (always raises)."""
+    details = str(error) or type(error).__name__
+    context.set_trailing_metadata(((ERROR_METADATA_KEY, type(error).__name__),))
+    context.abort(error.code, details[:_DETAILS_CHARACTERS_MAX])
+
+
+class ParameterService:
+    """The service of one shard, with or without the shard.
+
+    Parameters
+    ----------
+    index
+        The shard's index, for messages.
+    in_flight_bytes_max
+        Bound of request bytes held at once.
+    """
+
+    def __init__(self, index: int, in_flight_bytes_max: int = IN_FLIGHT_BYTES_MAX) -> None:
+        self._index = index
+        self._in_flight = InFlight(in_flight_bytes_max)
+        self._shard: ServedShard | None = None
+
+    def attach(self, shard: ServedShard | None) -> None:
+        """Serve `shard` from now on; None makes every call UNAVAILABLE again."""
+        self._shard = shard
+
+    def handler(self) -> grpc.GenericRpcHandler:
+        """The gRPC handler to register under SERVICE_NAME."""
+        raw = {"Pull": self._pull, "Push": self._push}
+        methods: dict[str, grpc.RpcMethodHandler[Any, Any]]
+        methods = {n: grpc.unary_unary_rpc_method_handler(self._guard(call)) for n, call in raw.items()}
+        stubs: dict[str, tuple[Callable[[ServedShard, Any], Any], Any]] = {
+            "GetCluster": (lambda shard, r: shard.get_cluster(r), pb.GetClusterRequest),
+            "CreateCheckpoint": (lambda shard, r: shard.create_checkpoint(r), pb.CreateCheckpointRequest),
+            "GetStats": (lambda shard, r: shard.get_stats(r), pb.GetStatsRequest),
+            "SetTableFreeze": (lambda shard, r: shard.set_table_freeze(r), pb.SetTableFreezeRequest),
+            "EvictRows": (lambda shard, r: shard.evict_rows(r), pb.EvictRowsRequest),
+        }
+        for name, (call, request_type) in stubs.items():
+            methods[name] = grpc.unary_unary_rpc_method_handler(
+                self._guard(call),
+                request_deserializer=request_type.FromString,
+                response_serializer=lambda response: response.SerializeToString(),
+            )
+        return grpc.method_handlers_generic_handler(SERVICE_NAME, methods)
+
+    def _guard(self, call: Callable[[ServedShard, Any], Any]) -> Callable[[Any, grpc.ServicerContext], Any]:
+        """`call` with the shard looked up and every exception turned into a status."""
+
+        def guarded(request: Any, context: grpc.ServicerContext) -> Any:
+            try:
+                shard = self._shard
+                if shard is None:
+                    raise UnavailableError(f"shard {self._index} is starting or stopping; retry")
+                return call(shard, request)
+            except RowhouseError as error:
+                abort_with(context, error)
+            except Exception as error:
+                _log.exception("shard %d: a call failed", self._index)
+                abort_with(
+                    context, InternalError(f"{type(error).__name__}: {error} (traceback in the shard's log)")
+                )
+
+        return guarded
+
+    def _pull(self, shard: ServedShard, data: bytes) -> bytes:
+        with self._in_flight.hold(len(data)):
+            request = codec.decode_pull_request(data)
+            _check_answer(request)
+            return codec.encode_pull_response(shard.pull(request))
+
+    def _push(self, shard: ServedShard, data: bytes) -> bytes:
+        with self._in_flight.hold(len(data)):
+            return codec.encode_push_response(shard.push(codec.decode_push_request(data), data))
+
+
+def _check_answer(request: PullRequest) -> None:
+    """gRPC would refuse too large an answer as RESOURCE_EXHAUSTED, which reads as "busy, retry"."""
+    element_bytes = STORAGE[request.dtype].itemsize
+    answer_bytes = sum(
+        t.ids.shape[0] * t.dim * element_bytes + _ANSWER_OVERHEAD_BYTES for t in request.tables
+    )
+    if answer_bytes > MESSAGE_BYTES_MAX:
+        raise LimitExceededError(
+            f"pull: the answer has up to {answer_bytes} bytes; at most {MESSAGE_BYTES_MAX}, ask for fewer ids"
+        )
