@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+# Each target does its own set-up: `make demo` and `make test` work on a fresh clone, in either order.
+
+PYTHON ?= python3
+EXAMPLE ?= click
+DATA ?=
+
+BIN := .venv/bin
+STAMP := .venv/.installed
+SOURCES := proto/rowhouse ps_server ps_client feature_cross tools $(wildcard examples benchmarks) tests
+PIP_FLAGS := --quiet --disable-pip-version-check --no-input --root-user-action=ignore
+
+.PHONY: help test demo lint clean venv
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo [EXAMPLE=click|retail|dota2] [DATA=file.parquet]   train, kill -9, recover, report"
+	@echo "make test    stubs, format, lint, types, every tier of tests, coverage"
+	@echo "make lint    stubs, format, lint, types"
+	@echo "make venv    the environment in .venv (the targets above make it themselves)"
+	@echo "make clean   remove .venv, build/ and caches"
+
+# The stamp is made last, so an install that broke off is done again.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "rowhouse needs Python 3.11 or later; set PYTHON=, $(PYTHON) is older" >&2; exit 1; }
+	@echo "making .venv (a few minutes the first time)"
+	@$(PYTHON) -m venv --clear .venv
+	@$(BIN)/python -m pip install $(PIP_FLAGS) --constraint constraints.txt --editable '.[torch,plot,dev]'
+	@touch $@
+
+venv: $(STAMP)
+
+lint: $(STAMP)
+	$(BIN)/python tools/generate_stubs.py --check
+	$(BIN)/ruff format --check --quiet .
+	$(BIN)/ruff check --quiet .
+	$(BIN)/mypy $(SOURCES)
+
+test: lint
+	$(BIN)/coverage erase
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not soak" --cov --cov-report=term --durations=10 tests
+
+demo: $(STAMP)
+	$(BIN)/python -m examples.demo --example $(EXAMPLE) $(if $(DATA),--data "$(DATA)")
+
+clean:
+	rm -rf .venv build .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
