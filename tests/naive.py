@@ -37,3 +37,66 @@ def round_stochastically(value: float, random: int, grid: NDArray[np.float64], r
     fraction = (magnitude - low) / (high - low)
     goes_up = math.floor(fraction * 2**random_bits) + random % 2**random_bits >= 2**random_bits
     return math.copysign(high if goes_up else low, value)
+
+
+def _shrink(value: float, threshold: float) -> float:
+    return math.copysign(max(abs(value) - threshold, 0.0), value)
+
+
+class FtrlRow:
+    """FTRL-proximal of one row, with an optional lasso over the row, in float64."""
+
+    def __init__(
+        self, dim: int, rate: float, beta: float, l1: float, l2: float, accumulator: float, l21: float = 0.0
+    ) -> None:
+        self.rate, self.beta, self.l1, self.l2, self.l21 = rate, beta, l1, l2, l21
+        self.w, self.z, self.n = [0.0] * dim, [0.0] * dim, [accumulator] * dim
+
+    def step(self, gradient: NDArray[np.float32]) -> None:
+        solution = []
+        for j, g in enumerate(map(float, gradient)):
+            sigma = (math.sqrt(self.n[j] + g * g) - math.sqrt(self.n[j])) / self.rate
+            self.z[j] += g - sigma * self.w[j]
+            self.n[j] += g * g
+            solution.append(-_shrink(self.z[j], self.l1))
+        norm = math.sqrt(sum(s * s for s in solution))
+        limit = self.l21 * math.sqrt(len(solution))
+        keep = 0.0 if norm <= limit else 1.0 - limit / norm
+        for j, s in enumerate(solution):
+            self.w[j] = keep * s / ((self.beta + math.sqrt(self.n[j])) / self.rate + self.l2) if s else 0.0
+
+
+class FobosRow:
+    """Forward-backward splitting of one row in float64; `eps` None is the plain step."""
+
+    def __init__(
+        self, dim: int, rate: float, l1: float, l2: float, eps: float | None = None, accumulator: float = 0.0
+    ) -> None:
+        self.rate, self.l1, self.l2, self.eps = rate, l1, l2, eps
+        self.w, self.n = [0.0] * dim, [accumulator] * dim
+
+    def step(self, gradient: NDArray[np.float32]) -> None:
+        for j, g in enumerate(map(float, gradient)):
+            self.n[j] += g * g
+            rate = self.rate if self.eps is None else self.rate / (math.sqrt(self.n[j]) + self.eps)
+            self.w[j] = _shrink(self.w[j] - rate * g, rate * self.l1) / (1.0 + rate * self.l2)
+
+
+class RowwiseAdagradRow:
+    """Adagrad with one accumulator for the row, in float64."""
+
+    def __init__(self, dim: int, rate: float, decay: float, eps: float, accumulator: float) -> None:
+        self.rate, self.decay, self.eps, self.n, self.w = rate, decay, eps, accumulator, [0.0] * dim
+
+    def step(self, gradient: NDArray[np.float32]) -> None:
+        g = [float(x) + self.decay * w for x, w in zip(gradient, self.w, strict=True)]
+        self.n += sum(x * x for x in g) / len(g)
+        self.w = [w - self.rate / (math.sqrt(self.n) + self.eps) * x for w, x in zip(self.w, g, strict=True)]
+
+
+def sum_duplicates(ids: list[int], gradients: NDArray[np.float32]) -> dict[int, NDArray[np.float32]]:
+    """Sum of each id's gradients, added in float32 in the order of the batch."""
+    sums: dict[int, NDArray[np.float32]] = {}
+    for i, one in enumerate(ids):
+        sums[one] = sums[one] + gradients[i] if one in sums else gradients[i].copy()
+    return sums
