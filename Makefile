@@ -8,7 +8,7 @@ DATA ?=
 BIN := .venv/bin
 STAMP := .venv/.installed
 SOURCES := proto/rowhouse ps_server ps_client feature_cross tools $(wildcard examples benchmarks) tests
-PIP_FLAGS := --quiet --disable-pip-version-check --no-input --root-user-action=ignore
+PIP_FLAGS := -qq --disable-pip-version-check --no-input --root-user-action=ignore
 
 .PHONY: help test demo lint clean venv
 .DEFAULT_GOAL := help

@@ -72,7 +72,11 @@ def parse_bytes(text: str | int) -> int:
     """
     if isinstance(text, int) and not isinstance(text, bool) and text >= 0:
         return text
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", text.lower()) if isinstance(text, str) else None
+    found = (
+        re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-z]*)\s*", text.lower())
+        if isinstance(text, str)
+        else None
+    )
     unit = found[2] or "b" if found else ""
     if found is None or unit not in _UNITS:
         raise ConfigError(
@@ -88,7 +92,7 @@ def split_endpoint(endpoint: str) -> tuple[str, int]:
     host, _, port = endpoint.rpartition(":")
     inner = host[1:-1] if host.startswith("[") and host.endswith("]") else host
     bare_v6 = ":" in inner and inner == host
-    if not inner or bare_v6 or re.search(r"[\s/,]", inner) or not re.fullmatch(r"\d{1,5}", port):
+    if not inner or bare_v6 or re.search(r"[\s/,]", inner) or not re.fullmatch(r"[0-9]{1,5}", port):
         raise ConfigError(f"endpoint is {endpoint!r}; it must be host:port or [v6]:port")
     if not 0 <= int(port) <= 65535:
         raise ConfigError(f"endpoint {endpoint!r}: port is {port}; it must be 0 to 65535")

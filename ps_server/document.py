@@ -71,16 +71,18 @@ class Document:
 
 def parse_document(text: str, source: str) -> Document:
     """Parse YAML `text`; ConfigError names `source` and the line of whatever is wrong."""
-    loader = _CoreLoader(text)
     try:
-        root = loader.get_single_node()
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f"{source}:{mark.line + 1}" if mark else source
-        problem = getattr(error, "problem", None) or str(error)
-        raise ConfigError(f"{place}: not valid YAML: {problem}") from None
-    finally:
-        loader.dispose()
+        loader = _CoreLoader(text)
+        try:
+            root = loader.get_single_node()
+        finally:
+            loader.dispose()
+    except yaml.MarkedYAMLError as error:
+        place = f"{source}:{error.problem_mark.line + 1}" if error.problem_mark else source
+        raise ConfigError(f"{place}: not valid YAML: {error.problem}") from None
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise ConfigError(f"{source}:{line}: not valid YAML: {error.reason}") from None
     lines: dict[Path, int] = {}
     value = _build(root, (), source, lines, ()) if root is not None else None
     return Document(value, source, lines)
@@ -94,6 +96,8 @@ def _build(node: yaml.Node, path: Path, source: str, lines: dict[Path, int], abo
     above = (*above, id(node))
     if isinstance(node, yaml.ScalarNode):
         return _scalar(node, f"{source}:{line}")
+    if node.tag not in (_TAG + "seq", _TAG + "map"):
+        raise ConfigError(_unknown_tag(node, f"{source}:{line}"))
     if isinstance(node, yaml.SequenceNode):
         return [_build(n, (*path, i), source, lines, above) for i, n in enumerate(node.value)]
     assert isinstance(node, yaml.MappingNode)
@@ -127,6 +131,8 @@ def _scalar(node: yaml.ScalarNode, place: str) -> Any:
         case "float":
             return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
         case _:
-            raise ConfigError(
-                f"{place}: tag {node.tag!r}; only the types of YAML 1.2's core schema are known"
-            )
+            raise ConfigError(_unknown_tag(node, place))
+
+
+def _unknown_tag(node: yaml.Node, place: str) -> str:
+    return f"{place}: tag {node.tag!r}; only the types of YAML 1.2's core schema are known"
