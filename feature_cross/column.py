@@ -1,0 +1,318 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From an Arrow column to value hashes.
+
+It owns the types: which Arrow types an attribute takes, and each value's canonical bytes. A dictionary's
+values are hashed once and gathered; other columns are hashed straight from their buffers, which is faster
+than to look for duplicates first (a hash costs 3 to 10 ns, a dictionary probe 20 and more), unless the
+values have to be normalised. Invariant: a value's hash depends on its attribute's declaration and itself
+only, never on the batch. Thread safety: pure functions.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from feature_cross.config import Attribute, Buckets
+from feature_cross.error import DataError
+from feature_cross.id_format import (
+    DATE_PARTS,
+    TAG_BIG_INT,
+    TAG_BOOL,
+    TAG_BUCKET,
+    TAG_DATE,
+    TAG_INT,
+    TAG_STRING,
+    value_hash,
+)
+from feature_cross.kernel.xxh64 import hash_integers, hash_strings
+from feature_cross.limit import EDGES_MAX
+
+__all__ = ["Hashed", "RawColumn", "bucket_edges", "hash_column", "normalise_strings"]
+
+Hashes = NDArray[np.uint64]
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class Hashed:
+    """Hashes of flat values; where `nulls` is true the hash means nothing. `nulls` None: there are none."""
+
+    hashes: Hashes
+    nulls: Mask | None
+
+
+@dataclass(frozen=True, slots=True)
+class RawColumn:
+    """A column's hashes before any missing policy. `offsets` None: one value per row."""
+
+    values: Hashed
+    offsets: NDArray[np.int64] | None
+    null_rows: Mask | None
+
+
+def bucket_edges(buckets: Buckets) -> tuple[float, ...]:
+    """Edges of a declaration; a log series is computed exactly and each edge rounded once."""
+    if buckets.edges is not None:
+        return tuple(edge + 0.0 for edge in buckets.edges)  # -0.0 and 0.0 are one edge
+    assert buckets.log is not None, "Buckets has exactly one of edges and log"
+    log = buckets.log
+    edge, base, edges = Fraction(log.start), Fraction(log.base), list[float]()
+    while edge <= log.stop:
+        edges.append(float(edge))
+        edge *= base
+        if len(edges) > EDGES_MAX:
+            raise DataError(f"log buckets give more than {EDGES_MAX} edges; raise base or lower stop")
+    return tuple(edges)
+
+
+def hash_column(array: pa.Array, attribute: Attribute, label: str) -> RawColumn:
+    """Hash a column.
+
+    Parameters
+    ----------
+    array
+        The column, of any Arrow type that the attribute takes.
+    attribute
+        Its declaration.
+    label
+        What to call it in messages: `column 'price' (item.price)`.
+
+    Raises
+    ------
+    DataError
+        Another type, or a value that is invalid; names the column.
+    """
+    if not attribute.list:
+        return RawColumn(_hash_flat(array, attribute, label), None, None)
+    kind = array.type
+    if pa.types.is_null(kind):
+        nothing = Hashed(np.empty(0, np.uint64), None)
+        return RawColumn(nothing, np.zeros(len(array) + 1, np.int64), np.ones(len(array), np.bool_))
+    if pa.types.is_fixed_size_list(kind) or pa.types.is_list_view(kind) or pa.types.is_large_list_view(kind):
+        array = array.cast(pa.large_list(kind.value_type))
+        kind = array.type
+    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
+        raise DataError(f"{label} has Arrow type {array.type}; it is declared as a list")
+    lengths = pc.list_value_length(array)
+    null_rows = _null_mask(lengths)
+    lengths = pc.fill_null(lengths, 0) if null_rows is not None else lengths
+    offsets = np.zeros(len(array) + 1, np.int64)
+    np.cumsum(lengths.to_numpy(zero_copy_only=False), out=offsets[1:])
+    return RawColumn(_hash_flat(array.flatten(), attribute, label), offsets, null_rows)
+
+
+def _null_mask(array: pa.Array) -> Mask | None:
+    if array.null_count == 0:
+        return None
+    mask: Mask = pc.is_null(array).to_numpy(zero_copy_only=False)
+    return mask
+
+
+def _either(left: Mask | None, right: Mask | None) -> Mask | None:
+    if left is None or right is None:
+        return right if left is None else left
+    return left | right
+
+
+def _hash_flat(array: pa.Array, attribute: Attribute, label: str) -> Hashed:
+    if isinstance(array, pa.ExtensionArray):
+        array = array.storage
+    kind = array.type
+    if pa.types.is_null(kind):
+        return Hashed(np.zeros(len(array), np.uint64), np.ones(len(array), np.bool_))
+    if pa.types.is_dictionary(kind):
+        return _hash_dictionary(array, attribute, label)
+    if attribute.cast:
+        array = _cast(array, attribute, label)
+    if attribute.normalise:
+        return _hash_dictionary(array.dictionary_encode(), attribute, label)
+    return _HASHERS["bucket" if attribute.buckets else attribute.type](array, attribute, label)
+
+
+def _hash_dictionary(array: pa.DictionaryArray, attribute: Attribute, label: str) -> Hashed:
+    values = array.dictionary
+    if attribute.cast:
+        values = _cast(values, attribute, label)
+    if attribute.normalise:
+        values = normalise_strings(values, attribute, label)
+    hasher = _HASHERS["bucket" if attribute.buckets else attribute.type]
+    unique = hasher(values, attribute, label)
+    nulls = _null_mask(array.indices)
+    indices = pc.fill_null(array.indices, 0) if nulls is not None else array.indices
+    positions = indices.to_numpy(zero_copy_only=False)
+    if len(values) == 0:
+        return Hashed(np.zeros(len(array), np.uint64), np.ones(len(array), np.bool_))
+    if unique.nulls is not None:
+        nulls = _either(nulls, unique.nulls[positions])
+    return Hashed(unique.hashes[positions], nulls)
+
+
+_CASTS: Final[dict[str, pa.DataType]] = {
+    "int": pa.int64(), "float": pa.float64(), "bool": pa.bool_(), "date": pa.timestamp("us"),
+}  # fmt: skip
+
+
+def _cast(array: pa.Array, attribute: Attribute, label: str) -> pa.Array:
+    """Text to the declared type, or integers to decimal text; other columns are left to the type check."""
+    text = pa.types.is_string(array.type) or pa.types.is_large_string(array.type)
+    target = _CASTS.get(attribute.type) if text else None
+    if attribute.type == "string" and pa.types.is_integer(array.type):
+        target = pa.string()
+    if target is None:
+        return array
+    try:
+        return array.cast(target)
+    except pa.ArrowInvalid as error:
+        raise DataError(f"{label} cannot be converted to {attribute.type}: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    text = str(error).splitlines()[0]
+    return text if len(text) <= 200 else text[:197] + "..."
+
+
+def _mistyped(array: pa.Array, attribute: Attribute, label: str, takes: str, hint: str = "") -> DataError:
+    return DataError(f"{label} has Arrow type {array.type}; type {attribute.type} takes {takes}{hint}")
+
+
+def _plain(array: pa.Array) -> NDArray[Any]:
+    """Values as NumPy, whatever stands where a null is."""
+    if array.null_count:
+        array = array.fill_null(False if pa.types.is_boolean(array.type) else 0)
+    values: NDArray[Any] = array.to_numpy(zero_copy_only=False)
+    return values
+
+
+def _check_strings(array: pa.Array, attribute: Attribute, label: str) -> pa.Array:
+    kind = array.type
+    if pa.types.is_string_view(kind):
+        array = array.cast(pa.large_string())
+    elif not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+        hint = "; set cast: true for their decimal text" if pa.types.is_integer(kind) else ""
+        raise _mistyped(array, attribute, label, "text", hint)
+    try:
+        array.validate(full=True)
+    except pa.ArrowInvalid as error:
+        raise DataError(f"{label} is not valid text: {_reason(error)}") from error
+    return array
+
+
+_NORMALISERS: Final[dict[str, Callable[[pa.Array], pa.Array]]] = {
+    "strip": pc.utf8_trim_whitespace,
+    "lower": pc.utf8_lower,
+    "ascii_lower": pc.ascii_lower,
+    "nfc": lambda array: pc.utf8_normalize(array, "NFC"),
+    "nfkc": lambda array: pc.utf8_normalize(array, "NFKC"),
+}
+
+
+def normalise_strings(array: pa.Array, attribute: Attribute, label: str) -> pa.Array:
+    """The attribute's normalisation of each string; DataError where the column is not valid text."""
+    array = _check_strings(array, attribute, label)
+    for step in attribute.normalise:
+        array = _NORMALISERS[step](array)
+    return array
+
+
+def _hash_strings(array: pa.Array, attribute: Attribute, label: str) -> Hashed:
+    array = _check_strings(array, attribute, label)
+    out = np.empty(len(array), np.uint64)
+    nulls = _null_mask(array)
+    if len(array) == 0:
+        return Hashed(out, nulls)
+    _, offset_buffer, data_buffer = array.buffers()
+    width = np.int64 if pa.types.is_large_string(array.type) else np.int32
+    offsets = np.frombuffer(offset_buffer, width, len(array) + 1, array.offset * np.dtype(width).itemsize)
+    data = np.frombuffer(data_buffer, np.uint8) if data_buffer is not None else np.empty(0, np.uint8)
+    hash_strings(data, offsets, TAG_STRING, out)
+    if attribute.empty_is_missing:
+        empty = offsets[1:] == offsets[:-1]
+        nulls = _either(nulls, empty) if empty.any() else nulls
+    return Hashed(out, nulls)
+
+
+def _hash_integers(values: NDArray[Any], prefix: int, prefix_bytes: int) -> Hashes:
+    out = np.empty(len(values), np.uint64)
+    wide = np.ascontiguousarray(values, np.int64 if values.dtype != np.uint64 else np.uint64)
+    hash_integers(wide.view(np.uint64), prefix, prefix_bytes, out)
+    return out
+
+
+def _hash_ints(array: pa.Array, attribute: Attribute, label: str) -> Hashed:
+    if not pa.types.is_integer(array.type):
+        hint = "; set cast: true to read numbers from text" if pa.types.is_string(array.type) else ""
+        raise _mistyped(array, attribute, label, "integers", hint)
+    values = _plain(array)
+    hashes = _hash_integers(values, TAG_INT, 1)
+    if values.dtype == np.uint64:
+        big = values >= np.uint64(1 << 63)
+        if big.any():
+            hashes[big] = _hash_integers(values[big], TAG_BIG_INT, 1)
+    return Hashed(hashes, _null_mask(array))
+
+
+def _hash_bools(array: pa.Array, attribute: Attribute, label: str) -> Hashed:
+    if not pa.types.is_boolean(array.type):
+        raise _mistyped(array, attribute, label, "bools")
+    table = np.array([value_hash(bytes([TAG_BOOL, bit])) for bit in (0, 1)], np.uint64)
+    return Hashed(table[_plain(array).astype(np.intp)], _null_mask(array))
+
+
+def _hash_buckets(array: pa.Array, attribute: Attribute, label: str) -> Hashed:
+    if not (pa.types.is_integer(array.type) or pa.types.is_floating(array.type)):
+        raise _mistyped(array, attribute, label, "numbers")
+    if attribute.type == "int" and not pa.types.is_integer(array.type):
+        raise _mistyped(array, attribute, label, "integers")
+    assert attribute.buckets is not None, "only bucketed attributes come here"
+    edges = np.array([-np.inf, *bucket_edges(attribute.buckets)], np.float64)
+    table = np.array(
+        [value_hash(bytes([TAG_BUCKET]) + edge.tobytes()) for edge in edges.astype("<f8")], np.uint64
+    )
+    values = _plain(array).astype(np.float64)
+    unknown = np.isnan(values)
+    nulls = _either(_null_mask(array), unknown if unknown.any() else None)
+    # NaN sorts past the last edge, and its row is a null; minus infinity is in the first interval.
+    return Hashed(table[np.searchsorted(edges, values, side="right") - 1], nulls)
+
+
+_DATE_FUNCTIONS: Final[dict[str, Callable[[pa.Array], pa.Array]]] = {
+    "year": pc.year,
+    "month": pc.month,
+    "day": pc.day,
+    "date": lambda array: pc.floor_temporal(array, unit="day").cast(pa.date32()).cast(pa.int32()),
+    "weekday": pc.day_of_week,
+    "hour": pc.hour,
+    "minute": pc.minute,
+    "hour_of_week": lambda array: pc.add(pc.multiply(pc.day_of_week(array), 24), pc.hour(array)),
+}
+
+
+def _hash_dates(array: pa.Array, attribute: Attribute, label: str) -> Hashed:
+    kind, part = array.type, attribute.part
+    assert part is not None, "a date attribute has a part"
+    if pa.types.is_timestamp(kind):
+        if kind.tz is not None:
+            array = array.cast(pa.timestamp(kind.unit))  # the same instant on UTC's clock
+    elif pa.types.is_date(kind):
+        if part in ("hour", "minute", "hour_of_week"):
+            raise DataError(f"{label} has Arrow type {kind}, which has no time of day; part {part} needs one")
+    else:
+        hint = "; set cast: true to read dates from text" if pa.types.is_string(kind) else ""
+        raise _mistyped(array, attribute, label, "timestamps or dates", hint)
+    values = _plain(_DATE_FUNCTIONS[part](array))
+    return Hashed(_hash_integers(values, TAG_DATE | DATE_PARTS[part] << 8, 2), _null_mask(array))
+
+
+_HASHERS: Final[dict[str, Callable[[pa.Array, Attribute, str], Hashed]]] = {
+    "int": _hash_ints,
+    "string": _hash_strings,
+    "bool": _hash_bools,
+    "bucket": _hash_buckets,
+    "date": _hash_dates,
+}

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Applies the missing policy and the length bound to a jagged column in one pass.
+
+Invariant: rows stay in order, and elements within a row. Thread safety: a free function, GIL released.
+"""
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+__all__ = ["compact"]
+
+
+@njit(nogil=True, cache=True)
+def compact(
+    hashes: NDArray[np.uint64],
+    offsets: NDArray[np.int64],
+    nulls: NDArray[np.uint8],
+    null_rows: NDArray[np.uint8],
+    null_hash: np.uint64,
+    own_id: bool,
+    length_max: int,
+    keep_last: bool,
+) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+    """Drop nulls or give them `null_hash`, then keep at most `length_max` elements of each row.
+
+    Parameters
+    ----------
+    hashes, offsets
+        (total,) uint64 and (rows + 1,) int64.
+    nulls, null_rows
+        (total,) and (rows,) uint8, or empty when there are none.
+    null_hash, own_id
+        With own_id a null element, or a null row as its only element, has null_hash.
+    length_max, keep_last
+        -1 for no bound; which end of a longer row is kept.
+
+    Returns
+    -------
+    New arrays of the same kinds.
+    """
+    rows = offsets.shape[0] - 1
+    out = np.empty(hashes.shape[0] + (rows if own_id else 0), np.uint64)
+    out_offsets = np.empty(rows + 1, np.int64)
+    out_offsets[0] = 0
+    k = 0
+    for r in range(rows):
+        first = k
+        if null_rows.shape[0] and null_rows[r]:
+            if own_id:
+                out[k] = np.uint64(null_hash)
+                k += 1
+        else:
+            for i in range(offsets[r], offsets[r + 1]):
+                if nulls.shape[0] and nulls[i]:
+                    if own_id:
+                        out[k] = np.uint64(null_hash)
+                        k += 1
+                else:
+                    out[k] = hashes[i]
+                    k += 1
+        if 0 <= length_max < k - first:
+            if keep_last:
+                for i in range(length_max):
+                    out[first + i] = out[k - length_max + i]
+            k = first + length_max
+        out_offsets[r + 1] = k
+    return out[:k].copy(), out_offsets

@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One row (a mapping) as a RecordBatch of the types that the config declares, for the engine's one path.
+
+No type is guessed from the value: 7 for a string attribute is an error here as it is in a column.
+Thread safety: pure functions.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow as pa
+
+from feature_cross.config import Attribute
+from feature_cross.error import DataError
+from feature_cross.plan import Plan
+
+__all__ = ["row_to_batch"]
+
+
+def row_to_batch(row: Mapping[str, Any], plan: Plan) -> pa.RecordBatch:
+    """A batch of one row with the plan's columns.
+
+    Raises
+    ------
+    DataError
+        A column is not in the row, or a value is not of the declared type.
+    """
+    arrays: dict[str, pa.Array] = {}
+    for use in plan.attributes:
+        if use.column in arrays:
+            continue
+        label = f"column {use.column!r} ({use.label})"
+        if use.column not in row:
+            raise DataError(f"{label} is not in the row, which has {sorted(map(str, row))[:50]}")
+        arrays[use.column] = _array(row[use.column], use.attribute, label)
+    return pa.RecordBatch.from_arrays(list(arrays.values()), names=list(arrays))
+
+
+def _array(value: Any, attribute: Attribute, label: str) -> pa.Array:
+    values = value
+    if attribute.list:
+        if isinstance(value, str | bytes) or (value is not None and not hasattr(value, "__len__")):
+            raise DataError(f"{label} is {value!r}; it is declared as a list")
+        values = [] if value is None else list(value)
+    else:
+        values = [value]
+    flat = _flat(values, attribute, label)
+    if not attribute.list:
+        return flat
+    offsets = pa.array([0, len(flat)], pa.int64())
+    mask = pa.array([value is None])
+    return pa.LargeListArray.from_arrays(offsets, flat, mask=mask)
+
+
+def _flat(values: list[Any], attribute: Attribute, label: str) -> pa.Array:
+    try:
+        return pa.array(values, _arrow_type(values, attribute), from_pandas=True)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, UnicodeEncodeError) as error:
+        shown = repr(values if attribute.list else values[0])
+        shown = shown if len(shown) <= 80 else shown[:77] + "..."
+        raise DataError(f"{label} is {shown}, not {attribute.type}: {error}") from error
+
+
+def _arrow_type(values: list[Any], attribute: Attribute) -> pa.DataType | None:
+    """The declared type; None lets Arrow infer it, for dates and for what `cast` will convert."""
+    if attribute.type == "date" or attribute.cast:
+        return None
+    if attribute.type == "int":
+        big = any(isinstance(value, int) and value >= 1 << 63 for value in values)
+        return pa.uint64() if big else pa.int64()
+    return {"string": pa.string(), "float": pa.float64(), "bool": pa.bool_()}[attribute.type]

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reads record batches from files, folders, datasets and streams, with bounded memory.
+
+Only the columns that the plan needs are read (and `keep`, which travels along). Thread safety: each
+iterator belongs to one thread.
+"""
+
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.dataset
+import pyarrow.ipc
+import pyarrow.parquet
+
+from feature_cross.error import DataError
+from feature_cross.plan import Plan
+
+__all__ = ["FORMATS", "count_rows", "open_dataset", "read_batches"]
+
+FORMATS = {
+    ".parquet": "parquet",
+    ".pq": "parquet",
+    ".arrow": "ipc",
+    ".ipc": "ipc",
+    ".feather": "ipc",
+    ".csv": "csv",
+}
+"""File format by suffix."""
+
+_CSV_TYPES = {"int": pa.int64(), "string": pa.string(), "float": pa.float64(), "bool": pa.bool_()}
+
+
+def read_batches(
+    source: Any, plan: Plan, batch_rows: int, keep: tuple[str, ...] = ()
+) -> Iterator[pa.RecordBatch]:
+    """Batches of at most `batch_rows` rows with the plan's columns and those of `keep`.
+
+    Parameters
+    ----------
+    source
+        Path, dataset, Table, RecordBatch, RecordBatchReader, or an iterable of RecordBatch.
+    plan
+        Says which columns are needed and, for CSV, their types.
+    batch_rows
+        At least 1.
+    keep
+        More columns to read.
+
+    Raises
+    ------
+    DataError
+        Nothing to read, an unknown format, or a column that is not there.
+    """
+    if batch_rows < 1:
+        raise DataError(f"batch_rows is {batch_rows}; it must be at least 1")
+    names = list(dict.fromkeys([*(use.column for use in plan.attributes), *keep]))
+    if isinstance(source, str | os.PathLike):
+        source = open_dataset(os.fspath(source), plan)
+    if isinstance(source, pa.dataset.Dataset):
+        _require(names, source.schema.names, plan)
+        batches: Iterable[pa.RecordBatch] = _scan(source, names, batch_rows)
+    elif isinstance(source, pa.Table):
+        _require(names, source.schema.names, plan)
+        batches = source.select(names).to_batches()
+    elif isinstance(source, pa.RecordBatch):
+        batches = [source]
+    elif isinstance(source, Iterable):
+        batches = source
+    else:
+        raise DataError(f"cannot read batches from a {type(source).__name__}")
+    for batch in batches:
+        if not isinstance(batch, pa.RecordBatch):
+            raise DataError(f"the source gave a {type(batch).__name__}; it must give RecordBatch")
+        _require(names, batch.schema.names, plan)
+        for first in range(0, len(batch), batch_rows):
+            yield batch.slice(first, batch_rows).select(names)
+
+
+def _scan(dataset: pa.dataset.Dataset, names: list[str], batch_rows: int) -> Iterator[pa.RecordBatch]:
+    try:
+        # Read-ahead is what a scan's memory is made of: two batches keep the disk busy.
+        yield from dataset.scanner(
+            columns=names, batch_size=batch_rows, batch_readahead=2, fragment_readahead=1
+        ).to_batches()
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OSError) as error:
+        raise DataError(f"cannot read the data: {str(error).splitlines()[0]}") from error
+
+
+def open_dataset(path: str, plan: Plan) -> pa.dataset.Dataset:
+    """A dataset over a file or a folder of files of one format, told by suffix; DataError if it cannot be."""
+    root = Path(path)
+    try:
+        files = [root] if not root.is_dir() else sorted(p for p in root.rglob("*") if p.suffix in FORMATS)
+        if not root.exists():
+            raise DataError(f"{path}: no such file or folder")
+        kinds = {FORMATS.get(file.suffix.lower()) for file in files}
+        if len(kinds) != 1 or None in kinds:
+            raise DataError(f"{path}: cannot tell one format by suffix; known are {', '.join(FORMATS)}")
+        kind = kinds.pop()
+        file_format: Any = kind
+        if kind == "csv":
+            # A column's type is declared, never guessed from a file's first rows.
+            types = {
+                use.column: _CSV_TYPES[use.attribute.type]
+                for use in plan.attributes
+                if use.attribute.type in _CSV_TYPES and not use.attribute.list
+            }
+            convert = pa.csv.ConvertOptions(column_types=types, strings_can_be_null=True)
+            file_format = pa.dataset.CsvFileFormat(convert_options=convert)
+        return pa.dataset.dataset([str(file) for file in files], format=file_format)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(f"{path}: cannot be read: {str(error).splitlines()[0]}") from error
+
+
+def count_rows(path: str, plan: Plan) -> int | None:
+    """Rows of a file or folder where its metadata knows them (Parquet, IPC); None for CSV."""
+    dataset = open_dataset(path, plan)
+    if isinstance(dataset.format, pa.dataset.CsvFileFormat):
+        return None
+    return int(dataset.count_rows())
+
+
+def _require(wanted: list[str], names: list[str], plan: Plan) -> None:
+    missing = [name for name in wanted if name not in names]
+    if missing:
+        labels = {use.column: use.label for use in plan.attributes}
+        label = f" ({labels[missing[0]]})" if missing[0] in labels else ""
+        raise DataError(f"column {missing[0]!r}{label} is not in the data, which has {names[:50]}")
