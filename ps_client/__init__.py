@@ -1,1 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
+"""What a trainer imports: pull rows, push gradients. `ps_client.torch` has the PyTorch modules.
+
+client = connect("embedded:/data/model", config={"tables": [{"name": "user", "dim": 16}]})
+rows = client.pull("user", ids)
+client.push("user", ids, gradients)
+"""
+
+from ps_client.client import Client, UniqueRows
+from ps_client.connection import connect
+from ps_client.table import Table
+
+__all__ = ["Client", "Table", "UniqueRows", "connect"]

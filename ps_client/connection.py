@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a target to a connected client: the one place that chooses a transport.
+
+Thread safety: pure, beside the connections it makes.
+"""
+
+from typing import Final
+
+from rowhouse.error import ConfigError
+from rowhouse.malloc import keep_large_blocks
+
+from ps_client.channel import GrpcTransport
+from ps_client.client import Client
+from ps_client.cluster import Cluster
+from ps_client.embedded import Config, EmbeddedTransport, open_shard
+from ps_client.retry import Retry
+from ps_client.validation import wire_code
+
+EMBEDDED_PREFIX: Final = "embedded:"
+
+
+def connect(
+    target: str, *, config: Config = None, timeout_s: float = 60.0, wire_dtype: str = "fp32"
+) -> Client:
+    """Connect to a cluster, or open a shard in this process.
+
+    Parameters
+    ----------
+    target
+        "host:port,host:port" (one or more shards, in any order; "unix:/path" for a socket file), or
+        "embedded:DIR" for the directory of a shard that runs in this process.
+    config
+        Embedded only: a mapping, or the path of a YAML file, with `tables: [...]` as a server's config
+        has them. None: the directory holds its config already.
+    timeout_s
+        Time that one call may take with all its retries, in seconds; a shard that restarts is waited
+        for that long.
+    wire_dtype
+        Element type of rows and gradients on the wire: "fp32", or "fp16" or "bf16" for half the bytes
+        (rounded to nearest even).
+
+    Returns
+    -------
+    Client
+        Connected to every shard of the cluster.
+
+    Raises
+    ------
+    ConfigError
+        The target or the config is wrong, or embedded mode is not installed.
+    UnavailableError
+        A shard did not answer within `timeout_s`.
+    DirectoryInUseError
+        Another process holds the embedded directory.
+    """
+    keep_large_blocks()
+    if not (isinstance(timeout_s, int | float) and timeout_s > 0):
+        raise ConfigError(f"timeout_s is {timeout_s!r}; it must be above 0")
+    wire_code(wire_dtype)
+    retry = Retry(timeout_s=float(timeout_s))
+    if target.startswith(EMBEDDED_PREFIX):
+        directory = target.removeprefix(EMBEDDED_PREFIX)
+        if not directory:
+            raise ConfigError(f"target is {target!r}; a directory must follow {EMBEDDED_PREFIX!r}")
+        transport = EmbeddedTransport(open_shard(directory, config), directory)
+        return Client(Cluster.join([directory], lambda _: transport, retry.start()), retry, wire_dtype)
+    if config is not None:
+        raise ConfigError("config is for an embedded target; a running cluster has its own")
+    return Client(Cluster.join(_endpoints(target), GrpcTransport, retry.start()), retry, wire_dtype)
+
+
+def _endpoints(target: str) -> list[str]:
+    endpoints = [part.strip() for part in target.split(",")]
+    for endpoint in endpoints:
+        port = endpoint.rpartition(":")[2]
+        legal_port = port.isdecimal() and 0 < int(port) < 1 << 16
+        if not endpoint.startswith("unix:") and (not legal_port or endpoint.startswith(":")):
+            raise ConfigError(
+                f"target is {target!r}: {endpoint!r} is not host:port (port 1 to 65535) or unix:/path; "
+                f"{EMBEDDED_PREFIX}DIR opens a shard in this process"
+            )
+    return endpoints

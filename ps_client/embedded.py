@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Embedded mode: the server's own code in the caller's process, with no socket and no encoding.
+
+This module never imports ps_server. The installed server declares the entry point `open` of the group
+`rowhouse.embedded`, and that is how it is found. Thread safety: that of the shard it opens.
+"""
+
+from collections.abc import Mapping
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, Final, Protocol, cast
+
+from rowhouse.error import ConfigError
+from rowhouse.message import PullRequest, PullResponse, PushRequest, PushResponse
+from rowhouse.v1 import rowhouse_pb2 as pb
+
+ENTRY_POINT_GROUP: Final = "rowhouse.embedded"
+ENTRY_POINT_NAME: Final = "open"
+
+Config = Mapping[str, Any] | str | Path | None
+
+
+class EmbeddedShard(Protocol):
+    """What the entry point returns: a shard that raises errors of rowhouse.error."""
+
+    def pull(self, request: PullRequest) -> PullResponse:
+        """Rows of one step."""
+
+    def push(self, request: PushRequest) -> PushResponse:
+        """Gradients of one step."""
+
+    def get_cluster(self, request: pb.GetClusterRequest) -> pb.GetClusterResponse:
+        """Tables and the partition map."""
+
+    def create_checkpoint(self, request: pb.CreateCheckpointRequest) -> pb.CreateCheckpointResponse:
+        """Write every dirty row to the store."""
+
+    def get_stats(self, request: pb.GetStatsRequest) -> pb.GetStatsResponse:
+        """Live counters."""
+
+    def set_table_freeze(self, request: pb.SetTableFreezeRequest) -> pb.SetTableFreezeResponse:
+        """Stop pushes to one table, or allow them again."""
+
+    def evict_rows(self, request: pb.EvictRowsRequest) -> pb.EvictRowsResponse:
+        """Run one table's eviction policies now."""
+
+    def close(self) -> None:
+        """Write what is dirty and release the directory."""
+
+
+def open_shard(directory: str, config: Config) -> EmbeddedShard:
+    """Open the shard in `directory` through the installed server.
+
+    Raises
+    ------
+    ConfigError
+        No installed package declares the entry point; or the config is wrong.
+    DirectoryInUseError
+        Another process holds the directory.
+    """
+    found = list(entry_points(group=ENTRY_POINT_GROUP, name=ENTRY_POINT_NAME))
+    if not found:
+        raise ConfigError(
+            f"embedded mode needs a package with the entry point {ENTRY_POINT_NAME!r} of group "
+            f"{ENTRY_POINT_GROUP!r} (rowhouse with ps_server); none is installed"
+        )
+    return cast("EmbeddedShard", found[0].load()(directory, config))
+
+
+class EmbeddedTransport:
+    """A Transport into a shard of this process. Timeouts do not apply: there is no wire to wait for."""
+
+    def __init__(self, shard: EmbeddedShard, directory: str) -> None:
+        self._shard = shard
+        self.endpoint = f"embedded:{directory}"
+
+    def pull(self, request: PullRequest, timeout_s: float) -> PullResponse:
+        """Rows of one step."""
+        return self._shard.pull(request)
+
+    def push(self, request: PushRequest, timeout_s: float) -> PushResponse:
+        """Gradients of one step."""
+        return self._shard.push(request)
+
+    def get_cluster(self, request: pb.GetClusterRequest, timeout_s: float) -> pb.GetClusterResponse:
+        """Tables and the partition map."""
+        return self._shard.get_cluster(request)
+
+    def create_checkpoint(
+        self, request: pb.CreateCheckpointRequest, timeout_s: float
+    ) -> pb.CreateCheckpointResponse:
+        """Write every dirty row to the store."""
+        return self._shard.create_checkpoint(request)
+
+    def get_stats(self, request: pb.GetStatsRequest, timeout_s: float) -> pb.GetStatsResponse:
+        """Live counters."""
+        return self._shard.get_stats(request)
+
+    def set_table_freeze(
+        self, request: pb.SetTableFreezeRequest, timeout_s: float
+    ) -> pb.SetTableFreezeResponse:
+        """Stop pushes to one table, or allow them again."""
+        return self._shard.set_table_freeze(request)
+
+    def evict_rows(self, request: pb.EvictRowsRequest, timeout_s: float) -> pb.EvictRowsResponse:
+        """Run one table's eviction policies now."""
+        return self._shard.evict_rows(request)
+
+    def close(self) -> None:
+        """Close the shard: it writes what is dirty and releases its directory."""
+        self._shard.close()

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The order of one client's pushes to one shard, and what makes a retry safe.
+
+Each push to a shard is named by (client id, sequence), 1, 2, 3, …; the shard applies each number once
+and in order. A lane holds the next number and the one push whose fate is not known:
+
+    idle ── begin ──▶ pending ── acknowledge ──▶ idle, next number
+                        │  └──── refuse ───────▶ idle, same number (the shard changed nothing)
+                        └─ no answer: stays pending, and goes first when the lane is used again
+
+Invariants: 1. no number is sent with two contents, unless the shard refused the first; 2. a push
+whose answer is missing is sent again, under its own number, before any newer one; 3. a pending push
+that outlives its call holds copies, so the caller may reuse its arrays.
+Thread safety: everything but `lock` itself is used by the holder of `lock`.
+"""
+
+import threading
+from collections.abc import Sequence
+
+import numpy as np
+from rowhouse.error import ConfigError, InvalidRequestError, PreconditionError, RowhouseError
+from rowhouse.message import PushRequest, PushResponse, TableGradients
+
+REFUSALS: tuple[type[RowhouseError], ...] = (InvalidRequestError, PreconditionError, ConfigError)
+"""Errors by which a shard says that it changed nothing. After any other one, it may have."""
+
+
+class Lane:
+    """Pushes of one client to one shard.
+
+    Attributes
+    ----------
+    lock
+        Held from `begin` to `acknowledge` or `refuse`, around the call itself.
+    pending
+        The push that was begun and whose fate is not known, or None.
+    sequence
+        Number of the pending push, or of the next one.
+    attempted, uncertain
+        Whether the pending push was sent before, and whether it may have been applied then.
+    """
+
+    def __init__(self, client_id: int) -> None:
+        self.lock = threading.Lock()
+        self.pending: PushRequest | None = None
+        self.sequence = 1
+        self.attempted = self.uncertain = False
+        self._client_id = client_id
+
+    def begin(self, map_version: int, tables: Sequence[TableGradients]) -> None:
+        """Give a push the next number and make it the pending one."""
+        assert self.pending is None, "an earlier push must be settled first"
+        self.pending = PushRequest(map_version, self._client_id, self.sequence, tuple(tables))
+        self.attempted = self.uncertain = False
+
+    def note_failure(self, maybe_applied: bool) -> None:
+        """Note that an attempt of the pending push ended without an answer to it."""
+        self.attempted = True
+        self.uncertain |= maybe_applied
+
+    def acknowledge(self, response: PushResponse) -> bool:
+        """Note the shard's answer.
+
+        Returns
+        -------
+        bool
+            False when the push must be sent again under its new number: the shard says that it had
+            this number before, although this push was sent for the first time. So an earlier push of
+            that number, reported as refused, had been applied.
+        """
+        assert self.pending is not None
+        self.sequence += 1
+        if response.duplicate and not self.attempted:
+            request = self.pending
+            self.pending = PushRequest(request.map_version, self._client_id, self.sequence, request.tables)
+            return False
+        self.pending = None
+        return True
+
+    def refuse(self) -> tuple[TableGradients, ...]:
+        """Drop the pending push, which changed nothing, and return what it carried."""
+        assert self.pending is not None
+        tables, self.pending = self.pending.tables, None
+        return tables
+
+    def keep(self) -> None:
+        """Copy the pending push's arrays: it outlives the call that brought them."""
+        if self.pending is not None:
+            tables = tuple(
+                TableGradients(t.table, t.dtype, np.array(t.ids), np.array(t.gradients), t.learning_rate)
+                for t in self.pending.tables
+            )
+            request = self.pending
+            self.pending = PushRequest(request.map_version, self._client_id, self.sequence, tables)

@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The pure core of a step: which distinct ids go to which shard, and where their rows belong.
+
+    ids of a table ── distinct ──▶ Distinct(ids, inverse) ── split_pull ──▶ {shard: [Piece, …]}
+    gradients ── sum_duplicates ──▶ TableGradients ── split_push ──▶ {shard: [TableGradients, …]}
+
+No call is made here, so a blocking and an asyncio client share it. A piece that a shard refused,
+because the partition map had changed, is split again by the same functions.
+
+Invariants: 1. the pieces of one split hold each id once and nothing else; 2. a shard without ids has no
+entry; 3. each part is within every limit of rowhouse/limit.py before any part is sent.
+Thread safety: pure functions over immutable pieces.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from rowhouse import dtype
+from rowhouse.error import InternalError, LimitExceededError
+from rowhouse.limit import (
+    IDS_PER_REQUEST_MAX,
+    MESSAGE_BYTES_MAX,
+    TABLE_NAME_BYTES_MAX,
+    TABLES_PER_REQUEST_MAX,
+)
+from rowhouse.message import PullRequest, PullResponse, TableGradients, TableIds
+from rowhouse.placement import PartitionMap
+
+from ps_client.kernel import deduplicate, group_by_shard
+from ps_client.table import Table
+
+TABLE_HEAD_BYTES_MAX: Final = TABLE_NAME_BYTES_MAX + 64
+"""Encoded bytes of a table beside its arrays: its name and at most seven tags and varints."""
+
+
+@dataclass(frozen=True, slots=True)
+class Distinct:
+    """The distinct ids of one table in one step.
+
+    Attributes
+    ----------
+    table
+        The table.
+    ids
+        (u,) uint64 in the order of first appearance.
+    inverse
+        (n,) int64: `ids[inverse[i]]` is the i-th id of the caller.
+    """
+
+    table: Table
+    ids: NDArray[np.uint64]
+    inverse: NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What one shard is asked of one table: `ids` go to rows `positions` of table number `index`.
+
+    `positions` is None where the piece is the whole table in order, which spares a copy of its rows.
+    """
+
+    index: int
+    table: Table
+    ids: NDArray[np.uint64]
+    positions: NDArray[np.int64] | None
+
+
+def distinct(table: Table, ids: NDArray[np.uint64]) -> Distinct:
+    """Dedup with inverse of a checked (n,) uint64 array."""
+    inverse = np.empty(ids.shape[0], np.int64)
+    return Distinct(table, deduplicate(ids, inverse), inverse)
+
+
+def split_pull(
+    pieces: Sequence[Piece], partition_map: PartitionMap, wire_dtype: int
+) -> dict[int, list[Piece]]:
+    """Pieces by shard; LimitExceededError if a shard's part is past a limit."""
+    parts: dict[int, list[Piece]] = {}
+    shard_count = partition_map.shard_count
+    for piece in pieces:
+        if shard_count == 1:
+            parts.setdefault(0, []).append(piece)
+            continue
+        order, bounds = group_by_shard(piece.ids, partition_map.shards, shard_count)
+        for shard in np.flatnonzero(np.diff(bounds)).tolist():
+            chosen = order[bounds[shard] : bounds[shard + 1]]
+            positions = chosen if piece.positions is None else piece.positions[chosen]
+            part = Piece(piece.index, piece.table, piece.ids[chosen], positions)
+            parts.setdefault(shard, []).append(part)
+    for shard, part_pieces in parts.items():
+        sizes = [(p.ids.shape[0], p.table.dim) for p in part_pieces]
+        _check_limits("pull", shard, sizes, dtype.STORAGE[wire_dtype].itemsize)
+    return parts
+
+
+def split_push(
+    tables: Sequence[TableGradients], partition_map: PartitionMap
+) -> dict[int, list[TableGradients]]:
+    """Gradients by shard; LimitExceededError if a shard's part is past a limit."""
+    parts: dict[int, list[TableGradients]] = {}
+    shard_count = partition_map.shard_count
+    for whole in tables:
+        if shard_count == 1:
+            parts.setdefault(0, []).append(whole)
+            continue
+        order, bounds = group_by_shard(whole.ids, partition_map.shards, shard_count)
+        for shard in np.flatnonzero(np.diff(bounds)).tolist():
+            chosen = order[bounds[shard] : bounds[shard + 1]]
+            part = TableGradients(
+                whole.table, whole.dtype, whole.ids[chosen], whole.gradients[chosen], whole.learning_rate
+            )
+            parts.setdefault(shard, []).append(part)
+    for shard, gradients in parts.items():
+        sizes = [(g.ids.shape[0], g.gradients.shape[1]) for g in gradients]
+        _check_limits("push", shard, sizes, gradients[0].gradients.itemsize)
+    return parts
+
+
+def _check_limits(call: str, shard: int, sizes: Sequence[tuple[int, int]], element_bytes: int) -> None:
+    """Refuse a part that the shard would refuse; `sizes` are (ids, dim) of each of its tables."""
+    what = f"{call} to shard {shard}"
+    if len(sizes) > TABLES_PER_REQUEST_MAX:
+        raise LimitExceededError(f"{what}: {len(sizes)} tables; at most {TABLES_PER_REQUEST_MAX} in one step")
+    if (count := sum(ids for ids, _ in sizes)) > IDS_PER_REQUEST_MAX:
+        raise LimitExceededError(f"{what}: {count} distinct ids; at most {IDS_PER_REQUEST_MAX} in one step")
+    message_bytes = sum(TABLE_HEAD_BYTES_MAX + ids * (8 + dim * element_bytes) for ids, dim in sizes)
+    if message_bytes > MESSAGE_BYTES_MAX:
+        raise LimitExceededError(
+            f"{what}: a message of {message_bytes} bytes; at most {MESSAGE_BYTES_MAX}: use smaller steps"
+        )
+
+
+def pull_request(
+    pieces: Sequence[Piece], partition_map: PartitionMap, wire_dtype: int, read_only: bool
+) -> PullRequest:
+    """The message that asks one shard for its pieces."""
+    tables = tuple(TableIds(p.table.name, p.table.dim, p.ids) for p in pieces)
+    return PullRequest(partition_map.version, wire_dtype, read_only, tables)
+
+
+def check_answer(endpoint: str, request: PullRequest, response: PullResponse) -> None:
+    """InternalError unless the answer holds the request's tables, in order, with a row for each id."""
+    asked = [(t.table, (t.ids.shape[0], t.dim), request.dtype) for t in request.tables]
+    given = [(t.table, t.rows.shape, t.dtype) for t in response.tables]
+    if asked != given:
+        raise InternalError(f"shard at {endpoint} answered a pull of {asked[:3]} with {given[:3]}")

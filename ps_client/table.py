@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a client knows of a table: its name, dim, dtype and resolved config.
+
+Thread safety: a Table is immutable.
+"""
+
+import difflib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+from rowhouse import dtype
+from rowhouse.error import UnknownTableError
+from rowhouse.v1 import rowhouse_pb2 as pb
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """One table, as the shards declare it.
+
+    Attributes
+    ----------
+    name
+        Its name.
+    dim
+        Weights per row.
+    dtype
+        Element type of the weights in memory and on disk: "fp32", "fp16" or "bf16". A pull answers in
+        float32 whatever it is.
+    config
+        Optimizer, initializer and policies, resolved (read-only).
+    """
+
+    name: str
+    dim: int
+    dtype: str
+    config: Mapping[str, Any]
+
+
+def read_tables(infos: Iterable[pb.TableInfo]) -> Mapping[str, Table]:
+    """Tables by name, from a GetClusterResponse; read-only."""
+    tables = {}
+    for info in infos:
+        config = MappingProxyType(json.loads(info.config_json) if info.config_json else {})
+        tables[info.name] = Table(info.name, info.dim, dtype.NAMES[int(info.dtype)], config)
+    return MappingProxyType(tables)
+
+
+def find_table(tables: Mapping[str, Table], name: str) -> Table:
+    """The table called `name`; UnknownTableError naming the nearest one if there is none."""
+    if (table := tables.get(name)) is not None:
+        return table
+    near = difflib.get_close_matches(str(name), tables, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}?" if near else f"tables: {', '.join(sorted(tables)) or 'none'}"
+    raise UnknownTableError(f"no table is called {name!r}; {hint}")

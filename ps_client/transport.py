@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The seam between the client's core and one shard: what a transport must do, and nothing else.
+
+`channel.py` carries calls over gRPC, `embedded.py` into a shard in the caller's process; tests give
+their own. A transport does not retry, does not route and knows no sequence numbers.
+"""
+
+from typing import Protocol
+
+from rowhouse.message import PullRequest, PullResponse, PushRequest, PushResponse
+from rowhouse.v1 import rowhouse_pb2 as pb
+
+
+class Transport(Protocol):
+    """Calls to one shard. Each raises an error of rowhouse.error; `timeout_s` is what the answer may take.
+
+    Thread safety: any number of threads may call at once.
+    """
+
+    @property
+    def endpoint(self) -> str:
+        """Where the shard is, for messages of errors."""
+
+    def pull(self, request: PullRequest, timeout_s: float) -> PullResponse:
+        """Rows of one step."""
+
+    def push(self, request: PushRequest, timeout_s: float) -> PushResponse:
+        """Gradients of one step."""
+
+    def get_cluster(self, request: pb.GetClusterRequest, timeout_s: float) -> pb.GetClusterResponse:
+        """Tables, shards and the partition map."""
+
+    def create_checkpoint(
+        self, request: pb.CreateCheckpointRequest, timeout_s: float
+    ) -> pb.CreateCheckpointResponse:
+        """Write every dirty row to the store."""
+
+    def get_stats(self, request: pb.GetStatsRequest, timeout_s: float) -> pb.GetStatsResponse:
+        """Live counters."""
+
+    def set_table_freeze(
+        self, request: pb.SetTableFreezeRequest, timeout_s: float
+    ) -> pb.SetTableFreezeResponse:
+        """Stop pushes to one table, or allow them again."""
+
+    def evict_rows(self, request: pb.EvictRowsRequest, timeout_s: float) -> pb.EvictRowsResponse:
+        """Run one table's eviction policies now."""
+
+    def close(self) -> None:
+        """Let go of the shard; no call may follow."""

@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checks at the client's edge: ids, gradients, the answer's array, learning rates.
+
+Each batch is checked once, vectorised, before anything is sent; what lies behind this module asserts.
+Thread safety: pure functions.
+
+Invariants: 1. ids come out as C-contiguous (n,) uint64 and gradients as C-contiguous (n, dim) float32
+whose elements are finite; 2. a legal array of that kind is not copied; 3. nothing is clipped, wrapped
+or rounded to an integer.
+"""
+
+import math
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from rowhouse import dtype
+from rowhouse.error import InvalidRequestError, LimitExceededError
+from rowhouse.limit import IDS_PER_REQUEST_MAX
+
+from ps_client.kernel import all_finite
+from ps_client.table import Table
+
+WIRE_MAX: Final = {
+    dtype.FLOAT16: float(np.finfo(np.float16).max),
+    dtype.BFLOAT16: float(np.array(0x7F7F0000, np.uint32).view(np.float32)),
+}  # fmt: skip
+"""Largest finite value of each narrow wire dtype; a gradient beyond it could turn into an infinity."""
+
+
+def as_ids(table: Table, ids: ArrayLike) -> NDArray[np.uint64]:
+    """The ids of one table as (n,) uint64.
+
+    Raises
+    ------
+    InvalidRequestError
+        Not one-dimensional, not an integer dtype, or negative (the first bad index and its value).
+    LimitExceededError
+        More ids than limit.IDS_PER_REQUEST_MAX.
+    """
+    what = f"table {table.name!r}: ids"
+    array = np.asarray(ids)
+    if array.dtype.kind in "fO" and not hasattr(ids, "dtype"):
+        array = _from_python(what, ids, array)
+    if array.ndim != 1:
+        raise InvalidRequestError(f"{what} have shape {array.shape}; they must have one dimension")
+    if array.dtype.kind not in "ui":
+        raise InvalidRequestError(
+            f"{what} have dtype {array.dtype}; they must be integers (uint64 as they are)"
+        )
+    if array.shape[0] > IDS_PER_REQUEST_MAX:
+        raise LimitExceededError(f"{what}: {array.shape[0]} in one step; at most {IDS_PER_REQUEST_MAX}")
+    if array.dtype.kind == "i":
+        _refuse_negative(what, array)
+    return np.ascontiguousarray(array, np.uint64)
+
+
+def _from_python(what: str, ids: ArrayLike, array: NDArray[Any]) -> NDArray[Any]:
+    """A list of ints that NumPy took for something else: empty, or with ids on both sides of 2^63."""
+    objects = np.asarray(ids, object).reshape(-1)
+    if any(type(value) is not int for value in objects):
+        return array
+    for index, value in enumerate(objects):
+        if not 0 <= value < 1 << 64:
+            raise InvalidRequestError(f"{what}[{index}] is {value}; an id is 0 to 2^64 - 1")
+    return objects.astype(np.uint64).reshape(array.shape)
+
+
+def _refuse_negative(what: str, array: NDArray[Any]) -> None:
+    if array.size and array.min() < 0:
+        first = int(np.argmax(array < 0))
+        raise InvalidRequestError(
+            f"{what}[{first}] is {array[first]}; an id is 0 to 2^64 - 1 (cast the bits with .view(np.uint64))"
+        )
+
+
+def as_gradients(
+    table: Table, ids: NDArray[np.uint64], gradients: ArrayLike, wire_dtype: int
+) -> NDArray[np.float32]:
+    """The gradients of one table as (n, dim) float32.
+
+    Parameters
+    ----------
+    table
+        The table they are for.
+    ids
+        (n,) uint64, checked.
+    gradients
+        (n, dim), any floating dtype.
+    wire_dtype
+        Wire code they will be sent in; an element must be finite in it too.
+
+    Returns
+    -------
+    ndarray
+        `gradients` itself where it is C-contiguous float32, else a copy.
+
+    Raises
+    ------
+    InvalidRequestError
+        A wrong shape or dtype, or an element that is not finite (names its index, id and value).
+    """
+    array = np.asarray(gradients)
+    what = f"table {table.name!r}: gradients"
+    if array.dtype.kind != "f":
+        raise InvalidRequestError(f"{what} have dtype {array.dtype}; they must be floating-point")
+    if array.shape != (ids.shape[0], table.dim):
+        raise InvalidRequestError(
+            f"{what} have shape {array.shape}; {ids.shape[0]} ids of dim {table.dim} need "
+            f"{(ids.shape[0], table.dim)}"
+        )
+    with np.errstate(over="ignore"):  # a float64 beyond fp32 turns into an infinity, refused below
+        values = np.ascontiguousarray(array, np.float32)
+    if not all_finite(values):
+        _refuse_gradient(what, ids, values, ~np.isfinite(values), "gradients must be finite in fp32")
+    limit = WIRE_MAX.get(wire_dtype)
+    if limit is not None and values.size and np.abs(values).max() > limit:
+        reason = f"an element on a wire of {dtype.NAMES[wire_dtype]} is at most {limit:g}"
+        _refuse_gradient(what, ids, values, np.abs(values) > limit, reason)
+    return values
+
+
+def _refuse_gradient(
+    what: str, ids: NDArray[np.uint64], values: NDArray[np.float32], bad: NDArray[np.bool_], reason: str
+) -> None:
+    row, column = (int(index) for index in np.unravel_index(int(np.argmax(bad)), bad.shape))
+    raise InvalidRequestError(
+        f"{what}[{row}, {column}] is {values[row, column]!s} for id {ids[row]}; {reason}"
+    )
+
+
+def check_out(table: Table, count: int, out: NDArray[np.float32]) -> None:
+    """Refuse an `out` that is not a writable C-contiguous (count, dim) float32 array."""
+    wanted = f"a writable C-contiguous float32 array of shape {(count, table.dim)}"
+    if not isinstance(out, np.ndarray):
+        raise InvalidRequestError(f"table {table.name!r}: out is a {type(out).__name__}; it must be {wanted}")
+    legal = out.flags.c_contiguous and out.flags.writeable and out.flags.aligned
+    if not legal or out.dtype != np.float32 or out.shape != (count, table.dim):
+        raise InvalidRequestError(
+            f"table {table.name!r}: out is {out.dtype} of shape {out.shape} "
+            f"(C-contiguous: {out.flags.c_contiguous}, writable: {out.flags.writeable}); it must be {wanted}"
+        )
+
+
+def check_learning_rate(learning_rate: float | None) -> float | None:
+    """The learning rate of a push: None (the optimizer's own) or a finite float from 0 up."""
+    if learning_rate is None:
+        return None
+    rate = float(learning_rate)
+    if not (math.isfinite(rate) and rate >= 0):
+        raise InvalidRequestError(f"learning_rate is {rate}; it must be finite and at least 0")
+    return rate
+
+
+def wire_code(wire_dtype: str) -> int:
+    """Wire code of a dtype name; InvalidRequestError naming the legal ones."""
+    if wire_dtype not in dtype.CODES:
+        raise InvalidRequestError(f"wire_dtype is {wire_dtype!r}; it must be one of {sorted(dtype.CODES)}")
+    return dtype.CODES[wire_dtype]

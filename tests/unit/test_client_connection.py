@@ -1,0 +1,242 @@
+# SPDX-License-Identifier: Apache-2.0
+"""connect(): targets, transports over real gRPC, and errors that keep their class across the wire."""
+
+import subprocess
+import sys
+import threading
+import time
+from importlib.metadata import EntryPoint, EntryPoints
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from rowhouse import error
+from rowhouse.error import (
+    ConfigError,
+    InternalError,
+    PreconditionError,
+    RowhouseError,
+    UnavailableError,
+)
+
+from ps_client import Client, connect, embedded
+from ps_client.cluster import Cluster
+from ps_client.embedded import EmbeddedTransport
+from ps_client.retry import Retry
+
+from .fake_shard import FakeShard, make_shards, raising, serve, start
+
+IDS = np.arange(40)
+ONES = np.ones((40, 4), np.float32)
+
+
+@pytest.mark.parametrize("shard_count", [1, 2])
+@pytest.mark.parametrize("wire", ["fp32", "fp16", "bf16"])
+def test_steps_over_grpc_equal_steps_in_process(shard_count: int, wire: str) -> None:
+    remote, local = make_shards(shard_count), make_shards(shard_count)
+    names = [str(i) for i in range(shard_count)]
+    retry = Retry(timeout_s=5)
+    cluster = Cluster.join(names, lambda n: EmbeddedTransport(local[int(n)], n), retry.start())
+    with serve(remote) as endpoints, connect(",".join(endpoints), wire_dtype=wire, timeout_s=10) as far:
+        near = Client(cluster, retry, wire)
+        rng = np.random.default_rng(5)
+        for _ in range(5):
+            ids = rng.integers(0, 50, 100)
+            np.testing.assert_array_equal(far.pull("user", ids), near.pull("user", ids))
+            step: dict[str, Any] = {
+                "user": (ids, rng.normal(size=(100, 4))),
+                "item": (ids, np.ones((100, 3))),
+            }
+            far.push_many(step)
+            near.push_many(step)
+        assert far.tables == near.tables
+        assert [s.applied_lsn for s in far.stats()] == [5] * shard_count
+        assert sum(c.rows_written for c in far.checkpoint()) == sum(len(s.rows) for s in local)
+        assert far.evict("item") == near.evict("item") > 0
+    for here, there in zip(local, remote, strict=True):
+        assert here.rows.keys() == there.rows.keys()
+        for key, row in here.rows.items():
+            np.testing.assert_array_equal(there.rows[key], row)
+
+
+@pytest.mark.parametrize("name", sorted(error.error_class_names()))
+def test_every_error_keeps_its_class_and_text_across_the_wire(name: str) -> None:
+    kind = error.error_class_names()[name]
+    (shard,) = make_shards(1)
+    with serve([shard]) as endpoints, connect(endpoints[0], timeout_s=1) as client:
+        shard.before["pull"] = [raising(kind, "the reason")] * 50
+        with pytest.raises(RowhouseError, match=f"shard at {endpoints[0]}: the reason") as caught:
+            client.pull("user", IDS)
+    assert type(caught.value) is kind
+    assert kind.retryable == ("gave up after" in str(caught.value))
+
+
+def test_targets_in_any_order_or_one_target_reach_every_shard() -> None:
+    shards = make_shards(3)
+    with serve(shards) as endpoints:
+        for target in (",".join(reversed(endpoints)), endpoints[1], f" {endpoints[2]} , {endpoints[0]}"):
+            with connect(target, timeout_s=5) as client:
+                assert client.shard_count == 3
+                client.pull("user", IDS)  # the fake shards refuse an id of another shard
+
+
+def test_a_unix_socket_is_a_target(tmp_path: Path) -> None:
+    (shard,) = make_shards(1)
+    server, endpoint = start(shard, f"unix:{tmp_path}/shard.sock")
+    with connect(endpoint, timeout_s=5) as client:
+        client.push("user", IDS, ONES)
+    server.stop(None).wait()
+    assert shard.applied == 1
+
+
+@pytest.mark.parametrize(
+    ("target", "text"),
+    [
+        ("", "'' is not host:port"),
+        ("localhost", "'localhost' is not host:port"),
+        ("localhost:0", "'localhost:0' is not"),
+        ("a:1,,b:2", "'' is not host:port"),
+        (":50051", "':50051' is not"),
+        ("a:65536", "'a:65536' is not"),
+        ("embedded:", "a directory must follow 'embedded:'"),
+    ],
+)
+def test_a_wrong_target_is_a_config_error(target: str, text: str) -> None:
+    with pytest.raises(ConfigError, match=text):
+        connect(target)
+
+
+def test_wrong_options_are_errors() -> None:
+    with pytest.raises(ConfigError, match="timeout_s is 0"):
+        connect("a:1", timeout_s=0)
+    with pytest.raises(ConfigError, match="config is for an embedded target"):
+        connect("a:1", config={})
+    with pytest.raises(error.InvalidRequestError, match="wire_dtype is 'int8'"):
+        connect("a:1", wire_dtype="int8")
+
+
+def test_a_shard_named_twice_and_a_shard_without_an_address() -> None:
+    shards = make_shards(2)
+    with serve(shards) as endpoints:
+        port = endpoints[0].rpartition(":")[2]
+        with pytest.raises(ConfigError, match="are one shard, number 0"):
+            connect(f"{endpoints[0]},localhost:{port}", timeout_s=5)
+        shards[0].endpoints = ["", ""]
+        with pytest.raises(ConfigError, match="shard 1 is not among the targets"):
+            connect(endpoints[0], timeout_s=5)
+
+
+def test_shards_of_two_clusters_are_told_apart() -> None:
+    mixed = [make_shards(2)[0], make_shards(3)[1]]
+    with serve(mixed) as endpoints, pytest.raises(PreconditionError, match="they are not one cluster"):
+        connect(",".join(endpoints), timeout_s=5)
+
+
+def test_a_map_whose_version_does_not_fit_is_an_internal_error() -> None:
+    (shard,) = make_shards(1)
+    object.__setattr__(shard.map, "version", 7)
+    with serve([shard]) as endpoints, pytest.raises(InternalError, match="names partition map 0x7"):
+        connect(endpoints[0], timeout_s=5)
+
+
+def test_no_shard_at_the_target_is_unavailable_within_the_timeout() -> None:
+    (shard,) = make_shards(1)
+    server, endpoint = start(shard)
+    server.stop(None).wait()
+    began_s = time.monotonic()
+    with pytest.raises(UnavailableError, match=f"shard at {endpoint}: .*gave up after"):
+        connect(endpoint, timeout_s=1)
+    assert time.monotonic() - began_s < 3
+
+
+def test_a_shard_that_restarts_is_waited_for_and_nothing_is_lost_or_doubled() -> None:
+    (shard,) = make_shards(1)
+    server, endpoint = start(shard)
+    with connect(endpoint, timeout_s=20) as client:
+        client.push("user", IDS, ONES)
+        first = client.pull("user", IDS)
+        server.stop(None).wait()
+        reopened: list[grpc.Server] = []
+        timer = threading.Timer(0.7, lambda: reopened.append(start(shard, endpoint)[0]))
+        timer.start()
+        client.push("user", IDS, ONES)
+        np.testing.assert_array_equal(client.pull("user", IDS), first - np.float32(0.5))
+        timer.join()
+        reopened[0].stop(None).wait()
+    assert shard.applied == 2
+
+
+class Opener:
+    """Stands in for the server's entry point and remembers what it was called with."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, Any]] = []
+        self.shard = FakeShard({"user": 4})
+
+    def __call__(self, directory: str, config: Any) -> FakeShard:
+        self.calls.append((directory, config))
+        if config == "broken.yaml":
+            raise ConfigError("tables: missing")
+        return self.shard
+
+
+def declare(monkeypatch: pytest.MonkeyPatch, opener: Opener | None) -> None:
+    """Make `opener` the only entry point of the group."""
+
+    class Declared(EntryPoint):
+        def load(self) -> Any:
+            return opener
+
+    point = Declared(name="open", group=embedded.ENTRY_POINT_GROUP, value="fake:open")
+    found = EntryPoints([point] if opener else [])
+    monkeypatch.setattr(embedded, "entry_points", found.select)
+
+
+def test_embedded_mode_goes_through_the_entry_point(monkeypatch: pytest.MonkeyPatch) -> None:
+    opener = Opener()
+    declare(monkeypatch, opener)
+    with connect("embedded:/some/dir", config={"tables": []}) as client:
+        client.push("user", IDS, ONES)
+        assert client.pull("user", IDS).shape == (40, 4)
+    assert opener.calls == [("/some/dir", {"tables": []})]
+    assert opener.shard.closed
+    with pytest.raises(ConfigError, match="tables: missing"):
+        connect("embedded:/some/dir", config="broken.yaml")
+
+
+def test_a_shard_that_cannot_be_joined_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    opener = Opener()
+    declare(monkeypatch, opener)
+    object.__setattr__(opener.shard.map, "version", 7)
+    with pytest.raises(InternalError):
+        connect("embedded:/some/dir")
+    assert opener.shard.closed
+
+
+def test_without_a_server_package_embedded_mode_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    declare(monkeypatch, None)
+    with pytest.raises(ConfigError, match=r"embedded mode needs .*'rowhouse.embedded'.* none is installed"):
+        connect("embedded:/some/dir")
+
+
+def test_the_base_package_needs_no_torch_and_no_server() -> None:
+    program = """
+import sys
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {"torch", "ps_server", "rocksdict"}:
+            raise ImportError(f"{name} is blocked")
+sys.meta_path.insert(0, Blocked())
+import ps_client
+try:
+    import ps_client.torch
+except ImportError as failure:
+    print(sorted(ps_client.__all__), failure)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout.startswith("['Client', 'Table', 'UniqueRows', 'connect'] ")
+    assert "ps_client.torch needs PyTorch" in done.stdout

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The client's kernels against naive oracles (ps_client/kernel.py, invariants 1 to 3)."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from numpy.typing import NDArray
+from rowhouse.placement import PartitionMap
+
+from ps_client import kernel
+
+IDS = hnp.arrays(
+    np.uint64, st.integers(0, 200), elements=st.integers(0, 40) | st.integers(2**64 - 3, 2**64 - 1)
+)
+
+
+def naive_distinct(ids: list[int]) -> list[list[int]]:
+    """Invariant 1: the order of first appearance, which a dict keeps."""
+    position = {row_id: i for i, row_id in enumerate(dict.fromkeys(ids))}
+    return [list(position), [position[row_id] for row_id in ids]]
+
+
+@given(IDS)
+def test_deduplicate_equals_a_dict(ids: NDArray[np.uint64]) -> None:
+    inverse = np.full(ids.shape, -7, np.int64)
+    distinct = kernel.deduplicate(ids, inverse)
+    assert [distinct.tolist(), inverse.tolist()] == naive_distinct(ids.tolist())
+
+
+def test_deduplicate_of_a_zipf_batch_and_of_a_full_table() -> None:
+    rng = np.random.default_rng(7)
+    for ids in (
+        rng.zipf(1.2, 26_624).astype(np.uint64),
+        np.arange(1 << 16, dtype=np.uint64) << np.uint64(48),
+    ):
+        inverse = np.empty(ids.shape, np.int64)
+        distinct = kernel.deduplicate(ids, inverse)
+        assert [distinct.tolist(), inverse.tolist()] == naive_distinct(ids.tolist())
+
+
+@given(IDS, st.integers(1, 9))
+def test_group_by_shard_is_a_stable_sort_by_owner(ids: NDArray[np.uint64], shard_count: int) -> None:
+    partition_map = PartitionMap.even(shard_count)
+    positions, bounds = kernel.group_by_shard(ids, partition_map.shards, shard_count)
+    owners = partition_map.shards_of(ids)
+    np.testing.assert_array_equal(positions, np.argsort(owners, kind="stable"))
+    np.testing.assert_array_equal(np.diff(bounds), np.bincount(owners, minlength=shard_count))
+
+
+@given(IDS, st.integers(1, 5), st.integers(0, 2**32))
+def test_sum_duplicates_adds_in_the_order_of_appearance(ids: NDArray[np.uint64], dim: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    gradients = rng.normal(size=(ids.shape[0], dim)).astype(np.float32) * np.float32(1e3)
+    inverse = np.empty(ids.shape, np.int64)
+    count = kernel.deduplicate(ids, inverse).shape[0]
+    naive: dict[int, NDArray[np.float32]] = {}
+    for row_id, gradient in zip(ids.tolist(), gradients, strict=True):
+        naive[row_id] = naive[row_id] + gradient if row_id in naive else gradient
+    sums = kernel.sum_duplicates(gradients, inverse, count)
+    np.testing.assert_array_equal(sums, np.array(list(naive.values()), np.float32).reshape(count, dim))
+
+
+def test_gather_and_scatter_are_inverse_and_take_unaligned_views() -> None:
+    rows = np.arange(12, dtype=np.float32).reshape(4, 3)
+    positions = np.array([2, 0, 3, 1], np.int64)
+    answer = np.frombuffer(b"x" + rows.tobytes(), np.float32, offset=1).reshape(4, 3)
+    assert not answer.flags.aligned, "the test must give what a decoded message gives"
+    out = np.zeros_like(rows)
+    kernel.gather(answer, positions, out)
+    np.testing.assert_array_equal(out, rows[positions])
+    back = np.zeros_like(rows)
+    kernel.scatter(out, positions, back)
+    np.testing.assert_array_equal(back, rows)
+
+
+@pytest.mark.parametrize("bad", [np.nan, -np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("place", [0, 5, 9_999])
+def test_all_finite_sees_one_bad_element(bad: float, place: int) -> None:
+    values = np.full(10_000, np.finfo(np.float32).max, np.float32)
+    assert kernel.all_finite(values) and kernel.all_finite(values[:0])
+    values[place] = bad
+    assert not kernel.all_finite(values)
