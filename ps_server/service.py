@@ -34,8 +34,8 @@ from rowhouse.v1 import rowhouse_pb2 as pb
 
 SERVICE_NAME: Final = pb.DESCRIPTOR.services_by_name["ParameterService"].full_name
 
-_DETAILS_CHARACTERS_MAX: Final = 2000
-"""gRPC sends details percent-encoded in an 8 KiB header block; 2,000 characters fit in any script."""
+_DETAILS_BYTES_MAX: Final = 6000
+"""Details of a status travel percent-encoded among the headers, of which gRPC may refuse more than 8 KiB."""
 
 _ANSWER_OVERHEAD_BYTES: Final = 1024
 """Names and heads of one table in an answer: at most a 128-byte name and some varints."""
@@ -110,7 +110,18 @@ def abort_with(context: grpc.ServicerContext, error: RowhouseError) -> None:
     """End the call with `error` as status, details and trailing metadata (always raises)."""
     details = str(error) or type(error).__name__
     context.set_trailing_metadata(((ERROR_METADATA_KEY, type(error).__name__),))
-    context.abort(error.code, details[:_DETAILS_CHARACTERS_MAX])
+    context.abort(error.code, _fitted(details))
+
+
+def _fitted(details: str) -> str:
+    """`details`, cut where its percent-encoding would pass _DETAILS_BYTES_MAX."""
+    size_bytes = 0
+    for position, character in enumerate(details):
+        plain = " " <= character <= "~" and character != "%"
+        size_bytes += 1 if plain else 3 * len(character.encode())
+        if size_bytes > _DETAILS_BYTES_MAX:
+            return details[:position] + "..."
+    return details
 
 
 class ParameterService:
