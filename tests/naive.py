@@ -100,3 +100,9 @@ def sum_duplicates(ids: list[int], gradients: NDArray[np.float32]) -> dict[int, 
     for i, one in enumerate(ids):
         sums[one] = sums[one] + gradients[i] if one in sums else gradients[i].copy()
     return sums
+
+
+def initial_uniform(seed: int, row_id: int, element: int) -> float:
+    """The uniform deviate in (0, 1) behind one initial weight."""
+    bits = mix64((mix64(row_id ^ mix64(seed)) + element) & MASK)
+    return ((bits >> 12) + 0.5) / 2.0**52
