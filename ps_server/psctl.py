@@ -39,6 +39,9 @@ _MODES: Final = {
 
 _CHANNEL_OPTIONS: Final = (("grpc.enable_http_proxy", 0),)  # a shard is never behind a web proxy
 
+_PIPE_WIDTH: Final = 160
+"""Columns of a table that goes to a file or a pipe, where nothing says how wide it may be."""
+
 Facts = dict[str, Any]
 """One shard's answer, by field name; 64-bit integers as ints."""
 
@@ -196,7 +199,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     elif answers:
         show: Callable[[list[Facts], Console], None]
         show = _show_stats if arguments.command == "stats" else _show_answers
-        show(answers, Console())
+        show(answers, Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH))
     return exit_code
 
 

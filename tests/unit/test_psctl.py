@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""psctl against a served fake shard: what it asks, prints and returns."""
+
+import json
+from collections.abc import Iterator
+
+import pytest
+from rowhouse.error import UnknownTableError
+from rowhouse.v1 import rowhouse_pb2 as pb
+
+from ps_server import psctl
+from ps_server.config import load_config
+from ps_server.server import Server
+from tests.conftest import MakeConfig
+from tests.fake_shard import FakeShard
+
+
+@pytest.fixture
+def shard() -> FakeShard:
+    return FakeShard()
+
+
+@pytest.fixture
+def endpoint(shard: FakeShard, make_config: MakeConfig) -> Iterator[str]:
+    server = Server(load_config(make_config()), 0, lambda *_: shard)
+    server.start()
+    yield server.endpoint
+    server.stop()
+
+
+def test_stats_for_people(endpoint: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert psctl.main(["stats", "--endpoints", endpoint]) == 0
+    printed = capsys.readouterr().out
+    for text in ("user", "25.0%", "1.0 TiB", "2.0 KiB", "healthy", endpoint):
+        assert text in printed
+
+
+def test_stats_for_scripts(endpoint: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """64-bit counters are numbers, and zeros are there."""
+    assert psctl.main(["stats", "--endpoints", endpoint, "--json"]) == 0
+    (facts,) = json.loads(capsys.readouterr().out)
+    assert facts["endpoint"] == endpoint and facts["applied_lsn"] == 5 and facts["poison"] == ""
+    (table,) = facts["tables"]
+    assert table["disk_bytes"] == 2**40 and table["rows_exact"] is True and table["evicted_rows"] == 0
+
+
+def test_a_poisoned_shard_says_why(
+    endpoint: str, shard: FakeShard, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shard.get_stats = lambda request: pb.GetStatsResponse(poison="disk full")  # type: ignore[method-assign]
+    assert psctl.main(["stats", "--endpoints", endpoint]) == 0
+    assert "poisoned: disk full" in capsys.readouterr().out
+
+
+def test_checkpoint(endpoint: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert psctl.main(["checkpoint", "--endpoints", endpoint, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == [{"endpoint": endpoint, "lsn": 2**63, "rows_written": 4}]
+    assert psctl.main(["checkpoint", "--endpoints", endpoint]) == 0
+    assert str(2**63) in capsys.readouterr().out
+
+
+def test_freeze_and_evict_name_the_table(endpoint: str, shard: FakeShard) -> None:
+    assert psctl.main(["freeze", "--endpoints", endpoint, "--table", "user", "--mode", "ignore"]) == 0
+    evict = pb.EvictRowsRequest(table="user")
+    freeze = pb.SetTableFreezeRequest(table="user", mode=pb.FREEZE_MODE_IGNORE)
+    assert psctl.main(["evict", "--endpoints", endpoint, "--table", "user"]) == 0
+    assert shard.calls == [("set_table_freeze", freeze), ("evict_rows", evict)]
+
+
+def test_an_error_of_one_shard_is_printed_and_the_others_are_asked(
+    endpoint: str, shard: FakeShard, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Port 1 answers nobody; the worst exit code wins."""
+    assert psctl.main(["stats", "--endpoints", f"127.0.0.1:1,{endpoint}", "--json"]) == 69
+    printed = capsys.readouterr()
+    assert len(json.loads(printed.out)) == 1
+    assert "psctl: UnavailableError: 127.0.0.1:1: " in printed.err
+    shard.fail = UnknownTableError("table 'usr' is not declared")
+    assert psctl.main(["evict", "--endpoints", endpoint, "--table", "usr"]) == 2
+    assert f"UnknownTableError: {endpoint}: table 'usr' is not declared" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["stats"], "--endpoints"),
+        (["stats", "--endpoints", "localhost"], "endpoint is 'localhost'; it must be host:port"),
+        (["freeze", "--endpoints", "a:1", "--table", "user", "--mode", "on"], "invalid choice: 'on'"),
+        (["evict", "--endpoints", "a:1"], "--table"),
+        (["walk"], "invalid choice: 'walk'"),
+    ],
+)
+def test_wrong_flags(arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        psctl.main(arguments)
+    assert caught.value.code == 2
+    assert expected in capsys.readouterr().err
