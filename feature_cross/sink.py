@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Writes batches of ids to one Parquet or Arrow IPC file, complete or not at all.
+
+The file is written under a temporary name beside its own and renamed when it is whole, so that no reader
+ever sees half of it. Thread safety: a Sink belongs to one thread.
+"""
+
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.ipc
+import pyarrow.parquet
+
+from feature_cross.error import DataError
+from feature_cross.source import FORMATS
+
+__all__ = ["Sink"]
+
+
+class Sink:
+    """A context manager that writes record batches.
+
+    Parameters
+    ----------
+    path
+        .parquet (zstd) or .arrow (uncompressed IPC, for memory mapping).
+    schema
+        Of every batch; its metadata goes into the file.
+
+    Raises
+    ------
+    DataError
+        Another suffix, or the file system refuses; then nothing is left under `path`'s name.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], schema: pa.Schema) -> None:
+        self.path = Path(path)
+        self.partial = self.path.with_name(f".{self.path.name}.{os.getpid()}.partial")
+        kind = FORMATS.get(self.path.suffix.lower())
+        if kind not in ("parquet", "ipc"):
+            raise DataError(f"{self.path}: ids can be written as .parquet or .arrow")
+        self.kind = kind
+        self.schema = schema
+        self.writer: Any = None
+
+    def __enter__(self) -> "Sink":
+        try:
+            if self.kind == "parquet":
+                # Ids are hashes: a dictionary of them is never smaller, and zstd finds the slot's bits.
+                self.writer = pa.parquet.ParquetWriter(
+                    self.partial, self.schema, compression="zstd", use_dictionary=False
+                )
+            else:
+                self.writer = pa.ipc.new_file(str(self.partial), self.schema)
+        except OSError as error:
+            raise DataError(f"{self.path}: cannot be written: {error.strerror or error}") from error
+        return self
+
+    def write(self, batch: pa.RecordBatch) -> None:
+        """Append a batch; DataError when the disk refuses."""
+        try:
+            self.writer.write_batch(batch)
+        except OSError as error:
+            raise DataError(f"{self.path}: cannot be written: {error.strerror or error}") from error
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self.writer.close()
+            if kind is None:
+                os.replace(self.partial, self.path)
+        except OSError as failure:
+            raise DataError(f"{self.path}: cannot be written: {failure.strerror or failure}") from failure
+        finally:
+            self.partial.unlink(missing_ok=True)
