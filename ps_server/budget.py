@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The shard's memory budget: a hard limit, counted before memory is touched.
+
+Each table reserves address space for as many rows as the whole budget could hold, but commits only what
+it was granted. Grants are first come, first served, above a floor that is kept for every table; what a
+table was granted it keeps, and when the budget is spent it recycles its own rows (CLOCK).
+
+Invariants: 1. granted <= total, always; 2. each table can get at least its floor.
+Thread safety: every method may be called from any thread.
+"""
+
+import threading
+
+from rowhouse.error import ConfigError
+
+FLOOR_FRACTION = 0.25
+"""Share of the budget that is split evenly as floors, so that a table that comes late can still work."""
+
+
+class Budget:
+    """Bytes of hot rows of one shard, shared by its tables.
+
+    Parameters
+    ----------
+    total_bytes
+        What all tables together may hold.
+    table_names
+        The tables that will ask.
+    """
+
+    def __init__(self, total_bytes: int, table_names: list[str]) -> None:
+        self.total_bytes = total_bytes
+        self.floor_bytes = int(total_bytes * FLOOR_FRACTION / max(1, len(table_names)))
+        self._granted = dict.fromkeys(table_names, 0)
+        self._lock = threading.Lock()
+
+    @property
+    def granted_bytes(self) -> int:
+        """Bytes granted so far, all tables together."""
+        with self._lock:
+            return sum(self._granted.values())
+
+    def grant(self, table: str, wanted_bytes: int) -> bool:
+        """Grant `wanted_bytes` more to `table`, or nothing; True when granted."""
+        with self._lock:
+            own = self._granted[table]
+            kept_for_others = sum(
+                max(0, self.floor_bytes - bytes_) for name, bytes_ in self._granted.items() if name != table
+            )
+            used = sum(self._granted.values())
+            if used + wanted_bytes + kept_for_others > self.total_bytes:
+                return False
+            self._granted[table] = own + wanted_bytes
+            return True
+
+    def release(self, table: str, bytes_: int) -> None:
+        """Give back what `table` holds no more (recovery's side array)."""
+        with self._lock:
+            self._granted[table] -= bytes_
+            assert self._granted[table] >= 0
+
+    def require_rows(self, table: str, row_cost_bytes: int, rows_min: int) -> None:
+        """ConfigError unless the floor of `table` holds `rows_min` rows of `row_cost_bytes`."""
+        if self.floor_bytes < row_cost_bytes * rows_min:
+            needed = int(row_cost_bytes * rows_min * len(self._granted) / FLOOR_FRACTION)
+            raise ConfigError(
+                f"memory_budget leaves {self.floor_bytes} bytes for table {table!r}; it needs "
+                f"{row_cost_bytes * rows_min} ({rows_min} rows of {row_cost_bytes} bytes): "
+                f"raise the budget for hot rows to {needed} bytes or more"
+            )

@@ -1,0 +1,370 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The arena's index: id -> slot by open addressing, as kernels over flat arrays.
+
+One entry is a uint64:
+
+    bits 0..31   slot + 1 (0: the entry is empty)
+    bits 32..35  flags: DIRTY, REFERENCED, STORED, PINNED
+    bits 36..63  tag: 28 bits of the id's hash, other ones than the segment's
+
+The index is cut into `segments` (a power of two) by the top bits of the hash. A segment owns
+`segment_reserved` entries of one lazily committed array and uses the first `caps[s]` of them; it grows
+by itself (x 1.25 at load 0.75), so growth pauses for one segment, never for the whole index. An entry's
+home is (tag x cap) >> 28: it follows from the entry alone, so growing, deleting and sweeping never read
+a record. The id itself stands in the record (its first 8 bytes), which a pull reads anyway; a 28-bit tag
+in a segment of about 2^14 entries is wrong about once in 2^14 probes, and then the probe goes on.
+
+Each kernel takes the index as (entries, caps, counts, geometry); geometry is int64
+[segments, segment_reserved, segment_shift, stride_words] (see Geometry in arena.py). `records` is the
+uint64 view of the records, `stride_words` its words per record.
+
+Invariants: 1. an id has at most one entry; 2. between an entry's home and its place no entry is empty
+(cyclically, within the segment); 3. counts[s] entries of segment s are not empty.
+Thread safety: none; the table's lock covers each call. All kernels release the GIL.
+"""
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+from rowhouse.mix import mix64_scalar
+
+from ps_server.kernel.intrinsic import prefetch_read
+
+DIRTY = 1
+REFERENCED = 2
+STORED = 4
+PINNED = 8
+
+SEGMENTS, RESERVED, SHIFT, STRIDE = 0, 1, 2, 3
+
+_BLOCK = 64  # ids per pipeline stage: enough to cover memory latency, small enough for L1
+_SPREAD = np.uint64(0xD6E8FEB86659FD93)
+_TAG_MASK = np.uint64((1 << 28) - 1)
+_LOW32 = np.uint64(0xFFFFFFFF)
+_ONE = np.uint64(1)
+_S28 = np.uint64(28)
+_S32 = np.uint64(32)
+_S36 = np.uint64(36)
+_FLAG_MASK = np.uint64(15)
+
+# numba's own decorator type is untyped, so every kernel argument is documented here and annotated Any:
+# entries uint64[segments * reserved], caps and counts int64[segments], geometry int64[4].
+Array = NDArray[Any]
+
+
+@njit(inline="always")
+def _spread(ident: np.uint64) -> np.uint64:
+    """Hash for the index. Another one than placement's: a shard's ids share mix64's high bits."""
+    return mix64_scalar(ident) * _SPREAD
+
+
+@njit(inline="always")
+def _segment_of(hashed: np.uint64, geometry: Array) -> int:
+    # a shift by 64 (one segment) is undefined, so it is made in two steps
+    return np.int64((hashed >> _ONE) >> np.uint64(geometry[SHIFT] - 1))
+
+
+@njit(inline="always")
+def _tag_of(hashed: np.uint64) -> np.uint64:
+    # bits 20..47: apart from the segment's (48..63, so at most 2^16 segments)
+    return (hashed >> np.uint64(20)) & _TAG_MASK
+
+
+@njit(inline="always")
+def _home(tag: np.uint64, cap: int) -> int:
+    return np.int64((tag * np.uint64(cap)) >> _S28)
+
+
+@njit(inline="always")
+def _slot(entry: np.uint64) -> int:
+    return np.int64(entry & _LOW32) - 1
+
+
+@njit(nogil=True, cache=True)
+def find(
+    ids: Array, entries: Array, caps: Array, geometry: Array, records: Array, set_flags: int, slots: Array
+) -> int:
+    """Slot of each id into `slots` (int64, -1: not here) and OR `set_flags` into its entry.
+
+    `ids` is (n,) uint64. Returns how many were not found. In blocks: hash and prefetch the entry, probe
+    and prefetch the record, then compare the id in the record.
+    """
+    missing = 0
+    n = ids.shape[0]
+    stride = geometry[STRIDE]
+    flags = np.uint64(set_flags) << _S32
+    bases = np.empty(_BLOCK, np.int64)
+    places = np.empty(_BLOCK, np.int64)
+    tags = np.empty(_BLOCK, np.uint64)
+    limits = np.empty(_BLOCK, np.int64)
+    for start in range(0, n, _BLOCK):
+        size = min(_BLOCK, n - start)
+        for j in range(size):
+            hashed = _spread(ids[start + j])
+            segment = _segment_of(hashed, geometry)
+            tags[j] = _tag_of(hashed)
+            bases[j] = segment * geometry[RESERVED]
+            limits[j] = caps[segment]
+            places[j] = _home(tags[j], limits[j])
+            prefetch_read(entries, bases[j] + places[j])
+        for j in range(size):
+            place = places[j]
+            entry = entries[bases[j] + place]
+            while entry != 0 and (entry >> _S36) != tags[j]:
+                place += 1
+                if place == limits[j]:
+                    place = 0
+                entry = entries[bases[j] + place]
+            places[j] = place
+            if entry != 0:
+                prefetch_read(records, _slot(entry) * stride)
+        for j in range(size):
+            place = places[j]
+            entry = entries[bases[j] + place]
+            while entry != 0 and (
+                (entry >> _S36) != tags[j] or records[_slot(entry) * stride] != ids[start + j]
+            ):
+                place += 1
+                if place == limits[j]:
+                    place = 0
+                entry = entries[bases[j] + place]
+            if entry == 0:
+                slots[start + j] = -1
+                missing += 1
+            else:
+                slots[start + j] = _slot(entry)
+                if entry & flags != flags:
+                    entries[bases[j] + place] = entry | flags
+    return missing
+
+
+@njit(nogil=True, cache=True)
+def clear_flags(
+    ids: Array, entries: Array, caps: Array, geometry: Array, records: Array, flags_off: int
+) -> None:
+    """Clear `flags_off` in the entry of each id that is here; `ids` is (n,) uint64."""
+    keep = ~(np.uint64(flags_off) << _S32)
+    for i in range(ids.shape[0]):
+        position = _locate(ids[i], entries, caps, geometry, records)
+        if position >= 0:
+            entries[position] &= keep
+
+
+@njit(nogil=True, cache=True)
+def read_flags(
+    ids: Array, entries: Array, caps: Array, geometry: Array, records: Array, flags: Array
+) -> None:
+    """Flags of each id's entry into `flags` (n,) uint8; untouched where the id is not here."""
+    for i in range(ids.shape[0]):
+        position = _locate(ids[i], entries, caps, geometry, records)
+        if position >= 0:
+            flags[i] = (entries[position] >> _S32) & _FLAG_MASK
+
+
+@njit(nogil=True, cache=True)
+def _locate(ident: np.uint64, entries: Array, caps: Array, geometry: Array, records: Array) -> int:
+    """Position of the id's entry in `entries`, or -1."""
+    hashed = _spread(ident)
+    segment = _segment_of(hashed, geometry)
+    tag = _tag_of(hashed)
+    base = segment * geometry[RESERVED]
+    cap = caps[segment]
+    place = _home(tag, cap)
+    while True:
+        entry = entries[base + place]
+        if entry == 0:
+            return -1
+        if (entry >> _S36) == tag and records[_slot(entry) * geometry[STRIDE]] == ident:
+            return base + place
+        place += 1
+        if place == cap:
+            place = 0
+
+
+@njit(nogil=True, cache=True)
+def _place(entry: np.uint64, entries: Array, base: int, cap: int) -> None:
+    """Put an entry that is not there yet into the first free place from its home on."""
+    place = _home(entry >> _S36, cap)
+    while entries[base + place] != 0:
+        place += 1
+        if place == cap:
+            place = 0
+    entries[base + place] = entry
+
+
+@njit(nogil=True, cache=True)
+def _grow(segment: int, entries: Array, caps: Array, geometry: Array) -> None:
+    """Widen a segment by a quarter (at least 32 entries), within what is reserved for it."""
+    base = segment * geometry[RESERVED]
+    old = caps[segment]
+    new = min(max(old + old // 4, old + 32), geometry[RESERVED])
+    kept = entries[base : base + old].copy()
+    entries[base : base + old] = 0
+    caps[segment] = new
+    for i in range(old):
+        if kept[i] != 0:
+            _place(kept[i], entries, base, new)
+
+
+@njit(nogil=True, cache=True)
+def insert(
+    ids: Array,
+    slots: Array,
+    flags: int,
+    entries: Array,
+    caps: Array,
+    counts: Array,
+    geometry: Array,
+    records: Array,
+) -> int:
+    """Enter ids that are not here, and write each id into its record.
+
+    `ids` is (n,) uint64 distinct, `slots` (n,) int64 free slots. Returns how many were entered: fewer
+    than n only when a segment is full to its reserve (the caller then makes room and goes on).
+    """
+    bits = np.uint64(flags) << _S32
+    for i in range(ids.shape[0]):
+        hashed = _spread(ids[i])
+        segment = _segment_of(hashed, geometry)
+        if counts[segment] * 4 >= caps[segment] * 3:
+            if caps[segment] < geometry[RESERVED]:
+                _grow(segment, entries, caps, geometry)
+            if counts[segment] + 1 >= caps[segment]:
+                return i
+        entry = (_tag_of(hashed) << _S36) | bits | np.uint64(slots[i] + 1)
+        _place(entry, entries, segment * geometry[RESERVED], caps[segment])
+        counts[segment] += 1
+        records[slots[i] * geometry[STRIDE]] = ids[i]
+    return ids.shape[0]
+
+
+@njit(nogil=True, cache=True)
+def _delete(position: int, segment: int, entries: Array, caps: Array, counts: Array, geometry: Array) -> None:
+    """Empty a place and move later entries back so that invariant 2 holds (Knuth 6.4, algorithm R)."""
+    base = segment * geometry[RESERVED]
+    cap = caps[segment]
+    hole = position - base
+    place = hole
+    while True:
+        place += 1
+        if place == cap:
+            place = 0
+        entry = entries[base + place]
+        if entry == 0:
+            break
+        home = _home(entry >> _S36, cap)
+        # stays where it is when its home lies cyclically in (hole, place]
+        if hole <= place:
+            stays = hole < home <= place
+        else:
+            stays = home > hole or home <= place
+        if not stays:
+            entries[base + hole] = entry
+            hole = place
+    entries[base + hole] = 0
+    counts[segment] -= 1
+
+
+@njit(nogil=True, cache=True)
+def remove(
+    ids: Array,
+    entries: Array,
+    caps: Array,
+    counts: Array,
+    geometry: Array,
+    records: Array,
+    slots: Array,
+    flags: Array,
+) -> int:
+    """Take ids out. `slots` (n,) int64 and `flags` (n,) uint8 get those of each id that was here, packed
+    at the front; returns their number."""
+    removed = 0
+    for i in range(ids.shape[0]):
+        position = _locate(ids[i], entries, caps, geometry, records)
+        if position >= 0:
+            entry = entries[position]
+            slots[removed] = _slot(entry)
+            flags[removed] = (entry >> _S32) & _FLAG_MASK
+            removed += 1
+            _delete(position, position // geometry[RESERVED], entries, caps, counts, geometry)
+    return removed
+
+
+@njit(nogil=True, cache=True)
+def sweep(
+    hand: Array,
+    wanted: int,
+    entries: Array,
+    caps: Array,
+    counts: Array,
+    geometry: Array,
+    slots: Array,
+    flags: Array,
+) -> int:
+    """CLOCK: take up to `wanted` victims out of the index, from the hand on.
+
+    `hand` is int64 [segment, place] and moves on. An entry that was referenced since the last lap loses
+    the mark and stays; a pinned one stays. `slots` int64 and `flags` uint8 get the victims'. Returns
+    their number, fewer than wanted only after two whole laps. (Corbato 1968, "A paging experiment".)
+    """
+    found = 0
+    segment, place = hand[0], hand[1]
+    visited = 0
+    while found < wanted and visited <= 2 * geometry[SEGMENTS]:
+        base = segment * geometry[RESERVED]
+        while found < wanted and place < caps[segment]:
+            entry = entries[base + place]
+            bits = (entry >> _S32) & _FLAG_MASK
+            if entry == 0 or bits & np.uint64(PINNED):
+                place += 1
+            elif bits & np.uint64(REFERENCED):
+                entries[base + place] = entry & ~(np.uint64(REFERENCED) << _S32)
+                place += 1
+            else:
+                slots[found] = _slot(entry)
+                flags[found] = bits
+                found += 1
+                _delete(base + place, segment, entries, caps, counts, geometry)  # looks at `place` again
+        if place >= caps[segment]:
+            place = 0
+            segment = (segment + 1) & (geometry[SEGMENTS] - 1)
+            visited += 1
+    hand[0], hand[1] = segment, place
+    return found
+
+
+@njit(nogil=True, cache=True)
+def take_dirty(segment: int, entries: Array, caps: Array, geometry: Array, slots: Array, flags: Array) -> int:
+    """Dirty entries of one segment; they become clean and STORED.
+
+    `slots` int64 and `flags` uint8 (as they were) have caps[segment] places. Returns how many. A whole
+    segment at a time, since growing and deleting move entries within it.
+    """
+    found = 0
+    dirty = np.uint64(DIRTY) << _S32
+    stored = np.uint64(STORED) << _S32
+    base = segment * geometry[RESERVED]
+    for place in range(caps[segment]):
+        entry = entries[base + place]
+        if entry & dirty:
+            slots[found] = _slot(entry)
+            flags[found] = (entry >> _S32) & _FLAG_MASK
+            entries[base + place] = (entry & ~dirty) | stored
+            found += 1
+    return found
+
+
+@njit(nogil=True, cache=True)
+def count_flags(entries: Array, caps: Array, geometry: Array, wanted: int) -> int:
+    """Number of entries that carry all of `wanted`'s flags (0: every entry)."""
+    total = 0
+    bits = np.uint64(wanted) << _S32
+    for segment in range(geometry[SEGMENTS]):
+        base = segment * geometry[RESERVED]
+        for place in range(caps[segment]):
+            entry = entries[base + place]
+            if entry != 0 and entry & bits == bits:
+                total += 1
+    return total

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Kernels that move whole rows between records, tiles and the caller's arrays.
+
+`slots` is (n,) int64; -1 stands for "not here" and is skipped. `records32` is the float32 view of the
+records, `stride32` its words per record, `first` the word at which the weights begin.
+Thread safety: none; the table's lock covers each call. All kernels release the GIL.
+"""
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from ps_server.kernel.intrinsic import half_to_float, prefetch_read
+
+_AHEAD = 12  # records prefetched ahead: about 80 ns of work at 12 M rows/s per core
+
+Array = NDArray[Any]
+
+
+@njit(nogil=True, cache=True)
+def gather_float32(records32: Array, stride32: int, first: int, slots: Array, out: Array) -> None:
+    """Copy fp32 weights of each slot into out[i]; `out` is (n, dim) float32."""
+    n, dim = out.shape
+    for i in range(n):
+        if i + _AHEAD < n and slots[i + _AHEAD] >= 0:
+            ahead = slots[i + _AHEAD] * stride32 + first
+            prefetch_read(records32, ahead)
+            prefetch_read(records32, ahead + dim - 1)
+        if slots[i] >= 0:
+            at = slots[i] * stride32 + first
+            for j in range(dim):
+                out[i, j] = records32[at + j]
+
+
+@njit(nogil=True, cache=True)
+def gather_float16(records16: Array, stride16: int, first: int, slots: Array, out: Array) -> None:
+    """Widen fp16 weights of each slot into out[i]; `records16` is the uint16 view of the records."""
+    n, dim = out.shape
+    for i in range(n):
+        if i + _AHEAD < n and slots[i + _AHEAD] >= 0:
+            prefetch_read(records16, slots[i + _AHEAD] * stride16 + first)
+        if slots[i] >= 0:
+            at = slots[i] * stride16 + first
+            for j in range(dim):
+                out[i, j] = half_to_float(records16[at + j])
+
+
+@njit(nogil=True, cache=True)
+def gather_bfloat16(records16: Array, stride16: int, first: int, slots: Array, out: Array) -> None:
+    """Widen bf16 weights of each slot into out[i]; out is written through its bits."""
+    bits = out.view(np.uint32)
+    n, dim = out.shape
+    for i in range(n):
+        if i + _AHEAD < n and slots[i + _AHEAD] >= 0:
+            prefetch_read(records16, slots[i + _AHEAD] * stride16 + first)
+        if slots[i] >= 0:
+            at = slots[i] * stride16 + first
+            for j in range(dim):
+                bits[i, j] = np.uint32(records16[at + j]) << np.uint32(16)
+
+
+@njit(nogil=True, cache=True)
+def copy_out(records8: Array, stride8: int, first: int, slots: Array, rows: Array, width: int) -> None:
+    """Bytes [first, first + width) of each slot's record into rows[i, :width]; `rows` is uint8."""
+    for i in range(slots.shape[0]):
+        at = slots[i] * stride8 + first
+        for j in range(width):
+            rows[i, j] = records8[at + j]
+
+
+@njit(nogil=True, cache=True)
+def copy_in(records8: Array, stride8: int, first: int, slots: Array, rows: Array, width: int) -> None:
+    """The reverse of copy_out: rows[i, :width] into each slot's record."""
+    for i in range(slots.shape[0]):
+        at = slots[i] * stride8 + first
+        for j in range(width):
+            records8[at + j] = rows[i, j]
+
+
+@njit(nogil=True, cache=True)
+def read_ids(records64: Array, stride64: int, slots: Array, out: Array) -> None:
+    """The id of each slot's record into out (n,) uint64."""
+    for i in range(slots.shape[0]):
+        out[i] = records64[slots[i] * stride64]
+
+
+@njit(nogil=True, cache=True)
+def touch(records32: Array, stride32: int, word: int, slots: Array, value: int) -> None:
+    """Write `value` (uint32) into one metadata word of each slot's record (last push time)."""
+    bits = records32.view(np.uint32)
+    for i in range(slots.shape[0]):
+        bits[slots[i] * stride32 + word] = np.uint32(value)
+
+
+@njit(nogil=True, cache=True)
+def count_up(records32: Array, stride32: int, word: int, slots: Array) -> None:
+    """Add one to a saturating uint32 metadata word of each slot's record (push count)."""
+    bits = records32.view(np.uint32)
+    for i in range(slots.shape[0]):
+        at = slots[i] * stride32 + word
+        if bits[at] != np.uint32(0xFFFFFFFF):
+            bits[at] += np.uint32(1)

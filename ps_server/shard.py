@@ -1,0 +1,411 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One shard: its tables, the order of its pushes, and what it promises about them.
+
+A push is validated, logged, applied and acknowledged, in this order; the log's order is the order of
+application, so a replay gives the same bits. A checkpoint (checkpoint.py) shortens the log, recovery
+(recovery.py) replays it. The gRPC side is service.py.
+
+Invariants: 1. nothing changes before a request was checked whole; 2. LSNs are consecutive, one per
+logged record; 3. a write that fails poisons the shard: it acknowledges and serves nothing more, and says
+why; what it acknowledged before is recovered at the next start. Thread safety: every method may be
+called from any thread; pushes are applied one at a time.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from logging import getLogger
+from pathlib import Path
+from typing import Final
+
+from rowhouse import dtype, message
+from rowhouse.codec import encode_push_request
+from rowhouse.error import (
+    CorruptionError,
+    InvalidRequestError,
+    PoisonedError,
+    StalePartitionMapError,
+    StoreError,
+    TableFrozenError,
+)
+from rowhouse.placement import PartitionMap
+from rowhouse.v1 import rowhouse_pb2 as pb
+
+from ps_server import checkpoint
+from ps_server.arena import Ids
+from ps_server.checkpoint import CheckpointState
+from ps_server.config import ClusterConfig
+from ps_server.eviction import evict_by_policy, spared
+from ps_server.log import KIND_EVICT, KIND_PUSH, Record, list_segments
+from ps_server.recovery import Opened, encode_eviction, open_directory
+from ps_server.request import PushPart, as_read_only, check_dim, checked_parts, cluster_message, table_of
+from ps_server.table import Table
+
+FREEZE_MODES: Final = {
+    pb.FREEZE_MODE_OFF: "off", pb.FREEZE_MODE_REFUSE: "refuse", pb.FREEZE_MODE_IGNORE: "ignore",
+}  # fmt: skip
+
+COUNT_CHUNK_ROWS: Final = 65_536
+"""Keys read at a time while rows are counted after a crash."""
+
+_logger = getLogger(__name__)
+
+
+class Shard:
+    """One shard of a cluster; made by `Shard.open`.
+
+    Attributes
+    ----------
+    poison
+        Why the shard refuses everything; None while it is healthy.
+    """
+
+    def __init__(
+        self,
+        config: ClusterConfig,
+        index: int,
+        directory: Path,
+        opened: Opened,
+        *,
+        read_only: bool,
+        clock: Callable[[], float],
+        failpoint: Callable[[str], None],
+    ) -> None:
+        self.config, self.index, self.directory = config, index, directory
+        self.partition_map = PartitionMap.even(config.shard_count)
+        self.poison: str | None = None
+        self.replayed_records = opened.replayed
+        self._opened, self._read_only = opened, read_only
+        self._clock, self._failpoint = clock, failpoint
+        self._tables, self._log, self._store = opened.tables, opened.log, opened.store
+        self._sessions = opened.sessions
+        self._applied_lsn = opened.lsn
+        self._push_lock = threading.Lock()
+        self._checkpoint_lock = threading.Lock()
+        self._closing = threading.Event()
+        self._closed = False
+        self._checkpoint_wanted = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._count_rows, name="count-rows", daemon=True),
+            threading.Thread(target=self._checkpoint_when_wanted, name="checkpoint", daemon=True),
+        ]
+        for thread in self._threads if not read_only else []:
+            thread.start()
+
+    @staticmethod
+    def open(
+        config: ClusterConfig,
+        index: int,
+        directory: Path,
+        *,
+        read_only: bool = False,
+        clock: Callable[[], float] = time.time,
+        failpoint: Callable[[str], None] = lambda _name: None,
+        progress: Callable[[int], None] = lambda _records: None,
+    ) -> "Shard":
+        """Open a shard's directory, made when it is new, and recover it.
+
+        Parameters
+        ----------
+        config
+            The cluster's.
+        index
+            Which shard of it.
+        directory
+            Where this shard keeps everything.
+        read_only
+            Serve pulls only; the directory must have been stopped cleanly.
+        clock
+            Seconds since the epoch (TTL, log records).
+        failpoint
+            Called with the name of each point where a test may kill the process.
+        progress
+            Called with the number of records replayed so far.
+
+        Raises
+        ------
+        ConfigError
+            The directory was made with another layout, index or number of shards.
+        DirectoryInUseError
+            Another process holds it.
+        CorruptionError
+            Something on disk is damaged; the message names it.
+        """
+        partition_map = PartitionMap.even(config.shard_count)
+        opened = open_directory(
+            config, index, directory, read_only=read_only, partition_map=partition_map,
+            failpoint=failpoint, progress=progress,
+        )  # fmt: skip
+        return Shard(config, index, directory, opened, read_only=read_only, clock=clock, failpoint=failpoint)
+
+    # ------------------------------------------------------------ checks
+    def _check_alive(self, *, writing: bool = False) -> None:
+        if self.poison is not None:
+            raise PoisonedError(f"shard {self.index} refuses requests: {self.poison}")
+        if self._closed or (writing and self._closing.is_set()):
+            raise PoisonedError(f"shard {self.index} is closed")
+        if writing and self._read_only:
+            raise TableFrozenError(f"shard {self.index} is open read-only")
+
+    def _check_map(self, version: int) -> None:
+        if version != self.partition_map.version:
+            raise StalePartitionMapError(
+                f"request routed by partition map {version}; shard {self.index} has "
+                f"{self.partition_map.version}: reload it with GetCluster"
+            )
+
+    @contextmanager
+    def _poisoning(self) -> Iterator[None]:
+        """A store error inside leaves memory and store apart: the shard must not go on."""
+        try:
+            yield
+        except BaseException as error:
+            self._poison(f"{type(error).__name__}: {error}")
+            raise
+
+    def _poison(self, why: str) -> None:
+        if self.poison is None:
+            self.poison = why
+            _logger.error("shard %d is poisoned: %s", self.index, why)
+
+    # ------------------------------------------------------------ pull
+    def pull(self, request: message.PullRequest) -> message.PullResponse:
+        """Rows of each table, in the order of its ids; never creates a row.
+
+        Raises StalePartitionMapError, UnknownTableError, InvalidRequestError, PoisonedError, and
+        CorruptionError when a row asked for is damaged on disk.
+        """
+        self._check_alive()
+        self._check_map(request.map_version)
+        tables = [table_of(part.table, self._tables) for part in request.tables]
+        for table, part in zip(tables, request.tables, strict=True):
+            check_dim(table, part.dim)
+        promote = not request.read_only and not self._read_only
+        lsn = self._applied_lsn
+        answers = []
+        for table, part in zip(tables, request.tables, strict=True):
+            try:
+                rows = table.pull(as_read_only(part.ids), promote=promote)
+            except CorruptionError:
+                raise  # a damaged row is not served; the others are
+            except StoreError as error:
+                self._poison(str(error))
+                raise
+            answers.append(message.TableRows(part.table, request.dtype, dtype.narrow(rows, request.dtype)))
+        return message.PullResponse(lsn, tuple(answers))
+
+    def prefetch(self, table: str, ids: Ids) -> int:
+        """Bring stored rows of `ids` ((n,) uint64) into memory ahead of a pull; returns how many."""
+        self._check_alive(writing=True)
+        return table_of(table, self._tables).prefetch(as_read_only(ids))
+
+    # ------------------------------------------------------------ push
+    def push(self, request: message.PushRequest, encoded: bytes | None = None) -> message.PushResponse:
+        """Apply a push once.
+
+        Parameters
+        ----------
+        request
+            Decoded.
+        encoded
+            Its bytes, if the caller has them: they go to the log as they are.
+
+        Raises
+        ------
+        RowhouseError
+            InvalidRequestError and its kin, PreconditionError and its kin: nothing was changed.
+            PoisonedError, StoreError: not acknowledged; a retry after a restart finds out.
+        """
+        self._check_alive(writing=True)
+        self._check_map(request.map_version)
+        request, encoded = self._without_ignored(request, encoded)
+        parts = checked_parts(request, self._tables)
+        with self._push_lock:
+            self._check_alive(writing=True)
+            repeat = self._sessions.repeat_of(request.client_id, request.sequence)
+            lsn = self._applied_lsn + 1 if repeat is None else repeat
+            if repeat is None:
+                with self._poisoning():
+                    self._log_and_apply(request, encoded, parts, lsn)
+        if self.config.durability == "fsync" and self._log is not None:
+            with self._poisoning():
+                self._log.sync(lsn)
+        return message.PushResponse(lsn, repeat is not None)
+
+    def _without_ignored(
+        self, request: message.PushRequest, encoded: bytes | None
+    ) -> tuple[message.PushRequest, bytes | None]:
+        """The request without tables that ignore pushes now: what is logged is what is applied."""
+        kept = tuple(p for p in request.tables if table_of(p.table, self._tables).frozen != "ignore")
+        if len(kept) == len(request.tables):
+            return request, encoded
+        return replace(request, tables=kept), None
+
+    def _log_and_apply(
+        self, request: message.PushRequest, encoded: bytes | None, parts: list[PushPart], lsn: int
+    ) -> None:
+        """Write the record, then apply it; the caller holds the push lock."""
+        time_ms = int(self._clock() * 1000)
+        self._failpoint("before log")
+        if self._log is not None:
+            payload = encoded if encoded is not None else encode_push_request(request)
+            self._log.append(Record(lsn, KIND_PUSH, time_ms, payload))
+        self._failpoint("after log")
+        for part in parts:
+            part.table.push(part.ids, part.gradients, part.learning_rate, lsn, time_ms // 1000)
+        self._sessions.record(request.client_id, request.sequence, lsn)
+        self._advance(lsn)
+
+    def _advance(self, lsn: int) -> None:
+        """Everything up to `lsn` is applied; the caller holds the push lock."""
+        self._applied_lsn = lsn
+        life = self._opened.life
+        if lsn + 1 >= life.lsn_reserved:
+            self._opened.life = replace(life, lsn_reserved=lsn + checkpoint.LSN_RESERVE)
+            checkpoint.write_life(self._store, self._opened.life)
+        if self._log is not None and self._log.bytes > self.config.checkpoint_log_bytes:
+            self._checkpoint_wanted.set()
+
+    # ------------------------------------------------------------ checkpoint
+    def checkpoint(self) -> tuple[int, int]:
+        """Write every dirty row to the store and drop the log below; returns (LSN, rows written).
+
+        Pushes and pulls go on meanwhile, but for a few milliseconds at a time. Raises StoreError, and the
+        shard is poisoned then.
+        """
+        self._check_alive()
+        if self._read_only:
+            raise TableFrozenError(f"shard {self.index} is open read-only")
+        with self._checkpoint_lock, self._poisoning():
+            with self._push_lock:
+                lsn = self._applied_lsn
+                state = CheckpointState(
+                    lsn=lsn,
+                    clients=self._sessions.snapshot(),
+                    frozen={name: table.frozen for name, table in self._tables.items()},
+                )
+                sketches = {n: t.admission.state_bytes() for n, t in self._tables.items() if t.admission}
+                if self._log is not None:
+                    self._log.rotate()
+            written = 0
+            for table in self._tables.values():
+                for segment in range(table.tier.arena.segments):
+                    written += table.tier.write_back_segment(segment)
+            self._failpoint("mid checkpoint")
+            for table in self._tables.values():
+                table.tier.rows.flush()
+                table.tier.tombstones.flush()
+            counts = {n: t.tier.stored.rows if t.tier.stored.exact else None for n, t in self._tables.items()}
+            checkpoint.write(self._store, replace(state, rows=counts), sketches)
+            self._opened.state = state
+            if self._log is not None:
+                self._log.drop_before(lsn)
+            else:  # durability none: a log of an earlier run is not needed any more
+                for path in list_segments(self.directory / "log"):
+                    path.unlink()
+        return lsn, written
+
+    def _checkpoint_when_wanted(self) -> None:
+        while True:
+            self._checkpoint_wanted.wait()
+            if self._closing.is_set():
+                return
+            self._checkpoint_wanted.clear()
+            try:
+                self.checkpoint()
+            except Exception:
+                _logger.exception("shard %d: the checkpoint failed", self.index)
+                return
+
+    def _count_rows(self) -> None:
+        try:
+            for table in self._tables.values():
+                if not table.tier.stored.exact:
+                    table.tier.count_stored(COUNT_CHUNK_ROWS, self._closing.is_set)
+        except Exception:
+            _logger.exception("shard %d: counting rows failed", self.index)
+
+    # ------------------------------------------------------------ the other RPCs
+    def get_cluster(self, _request: pb.GetClusterRequest) -> pb.GetClusterResponse:
+        """Tables, endpoints and the partition map."""
+        self._check_alive()
+        return cluster_message(self.config, self.index, self.partition_map, self._tables)
+
+    def create_checkpoint(self, _request: pb.CreateCheckpointRequest) -> pb.CreateCheckpointResponse:
+        """`checkpoint` as an RPC."""
+        lsn, rows = self.checkpoint()
+        return pb.CreateCheckpointResponse(lsn=lsn, rows_written=rows)
+
+    def get_stats(self, _request: pb.GetStatsRequest) -> pb.GetStatsResponse:
+        """Live counters; answered by a poisoned shard too."""
+        log, store = self._log, self._store
+        hot = 0 if self._closed else self._opened.budget.granted_bytes
+        return pb.GetStatsResponse(
+            shard=self.index, applied_lsn=self._applied_lsn,
+            durable_lsn=log.synced_lsn if log and self.config.durability == "fsync" else self._applied_lsn,
+            checkpoint_lsn=self._opened.state.lsn, log_bytes=log.bytes if log else 0,
+            log_records=log.records if log else 0, memory_budget_bytes=self.config.memory_budget,
+            memory_used_bytes=hot + (0 if self._closed else store.memory_bytes()),
+            poison=self.poison or "",
+            tables=[] if self._closed else [table.stats() for table in self._tables.values()],
+        )  # fmt: skip
+
+    def set_table_freeze(self, request: pb.SetTableFreezeRequest) -> pb.SetTableFreezeResponse:
+        """Refuse, ignore or allow pushes to a table; kept over restarts from the next checkpoint on."""
+        self._check_alive(writing=True)
+        table = table_of(request.table, self._tables)
+        if request.mode not in FREEZE_MODES:
+            raise InvalidRequestError(
+                f"freeze mode is {request.mode}; it must be one of {list(FREEZE_MODES)}"
+            )
+        with self._push_lock:
+            table.frozen = FREEZE_MODES[request.mode]
+        self.checkpoint()
+        return pb.SetTableFreezeResponse()
+
+    def evict_rows(self, request: pb.EvictRowsRequest) -> pb.EvictRowsResponse:
+        """Run a table's eviction policies now; InvalidRequestError when it has none."""
+        self._check_alive(writing=True)
+        table = table_of(request.table, self._tables)
+        if not table.config.eviction:
+            raise InvalidRequestError(
+                f"table {table.name!r} has no eviction policy; declare one in its config"
+            )
+        with self._checkpoint_lock, self._poisoning():
+            evicted = evict_by_policy(table, int(self._clock()), self._evict_chunk)
+        table.counters.evicted_rows += evicted
+        return pb.EvictRowsResponse(rows_evicted=evicted)
+
+    def _evict_chunk(self, table: Table, ids: Ids) -> int:
+        with self._push_lock:
+            ids = ids[~spared(table, ids)]
+            if not ids.shape[0]:
+                return 0
+            lsn = self._applied_lsn + 1
+            if self._log is not None:
+                payload = encode_eviction(table.name, ids)
+                self._log.append(Record(lsn, KIND_EVICT, int(self._clock() * 1000), payload))
+            evicted = table.tier.remove(ids, lsn)
+            self._advance(lsn)
+            return evicted
+
+    # ------------------------------------------------------------ the end
+    def close(self) -> None:
+        """Checkpoint and close; a poisoned shard is closed as it is, for the next start to recover."""
+        if self._closed:
+            return
+        self._closing.set()
+        self._checkpoint_wanted.set()
+        for thread in self._threads if not self._read_only else []:
+            thread.join()
+        if not self._read_only and self.poison is None:
+            self.checkpoint()
+            self._opened.life = replace(self._opened.life, clean=True)
+            checkpoint.write_life(self._store, self._opened.life)
+        with self._push_lock:
+            self._closed = True
+            if self._log is not None:
+                self._log.close()
+            self._store.close()

@@ -1,0 +1,377 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The store: RocksDB, and the only module that knows it.
+
+One database per shard with a column family of rows and one of tombstones per table, and `meta`. Rows are
+written with the write-ahead log off (the push log covers them); `meta` is written with it on, and synced.
+Block checksums (xxh3) are on and verified on every read.
+
+Invariants: 1. every error of rocksdict leaves here as an error of rowhouse.error; 2. keys are
+mix64(id), big-endian, so scans go by partition; 3. a value of another length than the table's is
+CorruptionError, never served. Thread safety: every method may be called from any thread.
+"""
+
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from rocksdict import (
+    AccessType,
+    BlockBasedOptions,
+    Cache,
+    ChecksumType,
+    DataBlockIndexType,
+    DBCompressionType,
+    IngestExternalFileOptions,
+    Options,
+    Rdict,
+    ReadOptions,
+    SstFileWriter,
+    WriteBatch,
+    WriteOptions,
+)  # fmt: skip
+from rowhouse.error import CorruptionError, DirectoryInUseError, RowhouseError, StoreError
+
+META: Final = "meta"
+BLOCK_BYTES: Final = 8 * 1024
+"""8 KiB: about a hundred rows of 72 bytes; larger blocks squeeze better and read more per cold row."""
+
+PARALLEL_KEYS_MIN: Final = 2048
+"""A multi-get of fewer keys is faster in one piece than handed to two threads."""
+
+READ_THREADS: Final = 2
+
+Keys = NDArray[np.uint64]
+Values = NDArray[np.uint8]
+Answer = TypeVar("Answer")
+
+
+def _translated(error: Exception, what: str) -> RowhouseError:
+    """The error of ours that a rocksdict error stands for."""
+    text = str(error)
+    if "Corruption" in text or "checksum" in text.lower():
+        return CorruptionError(f"{what}: {text}")
+    if "lock" in text.lower() and ("LOCK" in text or "No locks available" in text):
+        return DirectoryInUseError(f"{what}: another process holds it ({text})")
+    if "No space left" in text:
+        return StoreError(f"{what}: the disk is full ({text})")
+    return StoreError(f"{what}: {text}")
+
+
+def _guarded(what: str, action: Callable[[], Answer]) -> Answer:
+    try:
+        return action()
+    except RowhouseError:
+        raise
+    except Exception as error:  # rocksdict raises plain Exception
+        raise _translated(error, what) from error
+
+
+def key_bytes(keys: Keys) -> list[bytes]:
+    """RocksDB keys of mixed ids; `keys` is (n,) uint64 images of mix64."""
+    data = keys.astype(">u8").tobytes()
+    return [data[i : i + 8] for i in range(0, len(data), 8)]
+
+
+def _row_options(cache: Cache, memtable_bytes: int) -> Options:
+    options = Options(raw_mode=True)
+    options.set_write_buffer_size(memtable_bytes)
+    options.set_max_write_buffer_number(3)
+    options.set_compression_type(DBCompressionType.lz4())
+    # zstd squeezes the 8-byte keys' overhead out of the last level, where nearly all rows live
+    options.set_bottommost_compression_type(DBCompressionType.zstd())
+    options.set_level_compaction_dynamic_level_bytes(True)
+    options.set_target_file_size_base(64 << 20)
+    table = BlockBasedOptions()
+    table.set_block_cache(cache)
+    table.set_block_size(BLOCK_BYTES)
+    table.set_format_version(5)
+    table.set_checksum_type(ChecksumType.xxh3())
+    table.set_bloom_filter(10, False)
+    table.set_data_block_index_type(DataBlockIndexType.binary_and_hash())
+    table.set_data_block_hash_ratio(0.75)
+    table.set_cache_index_and_filter_blocks(True)
+    table.set_pin_l0_filter_and_index_blocks_in_cache(True)
+    options.set_block_based_table_factory(table)
+    return options
+
+
+def _database_options(memtable_bytes: int) -> Options:
+    options = Options(raw_mode=True)
+    options.create_if_missing(True)
+    options.create_missing_column_families(True)
+    options.set_paranoid_checks(True)
+    options.increase_parallelism(2)
+    options.set_max_open_files(512)
+    options.set_keep_log_file_num(4)
+    options.set_db_write_buffer_size(2 * memtable_bytes)
+    options.set_stats_dump_period_sec(0)
+    return options
+
+
+class RowFamily:
+    """Rows (or tombstones) of one table in the store. Made by Store only.
+
+    Parameters
+    ----------
+    database
+        The open database of the shard.
+    name
+        Column family.
+    value_bytes
+        Length of every value.
+    readers
+        Threads for parallel parts of a multi-get.
+    """
+
+    def __init__(self, database: Rdict, name: str, value_bytes: int, readers: ThreadPoolExecutor) -> None:
+        self.name = name
+        self.value_bytes = value_bytes
+        self._database = database
+        self._family = database.get_column_family(name)
+        self._handle = database.get_column_family_handle(name)
+        self._readers = readers
+        self._write_options = WriteOptions()
+        self._write_options.disable_wal = True
+
+    def get(self, keys: Keys) -> tuple[NDArray[np.bool_], Values]:
+        """Values of those keys that are here.
+
+        Parameters
+        ----------
+        keys
+            (n,) uint64, images of mix64.
+
+        Returns
+        -------
+        tuple
+            present (n,) bool, and values (present.sum(), value_bytes) uint8 in the order of the keys.
+
+        Raises
+        ------
+        CorruptionError
+            A block fails its checksum or a value has a wrong length.
+        """
+        wanted = key_bytes(keys)
+        parts = READ_THREADS if len(wanted) >= PARALLEL_KEYS_MIN else 1
+        size = -(-len(wanted) // parts) if wanted else 1
+        chunks = [wanted[i : i + size] for i in range(0, len(wanted), size)]
+        read = self._family.__getitem__
+
+        def fetch(chunk: list[bytes]) -> list[bytes | None]:
+            answer: list[bytes | None] = _guarded(f"reading {self.name}", lambda: read(chunk))
+            return answer
+
+        if len(chunks) > 1:
+            found = [value for part in self._readers.map(fetch, chunks) for value in part]
+        else:
+            found = fetch(chunks[0]) if chunks else []
+        present = np.fromiter((value is not None for value in found), np.bool_, len(found))
+        return present, self._stack([value for value in found if value is not None], keys[present])
+
+    def _stack(self, values: list[bytes], keys: Keys) -> Values:
+        data = b"".join(values)
+        if len(data) != len(values) * self.value_bytes or any(len(v) != self.value_bytes for v in values):
+            wrong = next(i for i, v in enumerate(values) if len(v) != self.value_bytes)
+            raise CorruptionError(
+                f"{self.name}: the value of key {int(keys[wrong]):#018x} has {len(values[wrong])} bytes; "
+                f"it must have {self.value_bytes}"
+            )
+        return np.frombuffer(data, np.uint8).reshape(len(values), self.value_bytes)
+
+    def put(self, keys: Keys, values: Values) -> None:
+        """Write rows without the write-ahead log; `keys` (n,) uint64, `values` (n, value_bytes) uint8."""
+        order = np.argsort(keys)  # the memtable is sorted: ascending inserts are several times cheaper
+        names, data, width = key_bytes(keys[order]), values[order].tobytes(), self.value_bytes
+        batch = WriteBatch(raw_mode=True)
+        put, handle = batch.put, self._handle
+        for i, name in enumerate(names):
+            put(name, data[i * width : (i + 1) * width], handle)
+        _guarded(f"writing {self.name}", lambda: self._database.write(batch, self._write_options))
+
+    def delete(self, keys: Keys) -> None:
+        """Delete rows without the write-ahead log; `keys` is (n,) uint64."""
+        batch = WriteBatch(raw_mode=True)
+        for name in key_bytes(keys):
+            batch.delete(name, self._handle)
+        _guarded(f"deleting from {self.name}", lambda: self._database.write(batch, self._write_options))
+
+    def scan(
+        self, chunk_rows: int, start: int = 0, end: int | None = None, with_values: bool = True
+    ) -> Iterator[tuple[Keys, Values]]:
+        """Rows in key order as they were when the scan began, a chunk at a time.
+
+        Parameters
+        ----------
+        chunk_rows
+            Rows per chunk, at most.
+        start, end
+            First mixed key, and the first one past the range (None: to the end).
+        with_values
+            False: keys only; the values array then has no rows.
+        """
+        options = ReadOptions()
+        options.set_readahead_size(2 << 20)
+        first = start.to_bytes(8, "big")  # rocksdict's iterate bounds do not know raw keys: from_key does
+        source = self._family.items if with_values else self._family.keys
+        what = f"scanning {self.name}"
+        rows: Iterator[Any] = _guarded(what, lambda: iter(source(from_key=first, read_opt=options)))
+        while chunk := _guarded(what, lambda: list(islice(rows, chunk_rows))):
+            names = [row[0] for row in chunk] if with_values else chunk
+            keys = np.frombuffer(b"".join(names), ">u8").astype(np.uint64)
+            inside = keys.shape[0] if end is None else int(np.searchsorted(keys, np.uint64(end)))
+            values = [row[1] for row in chunk[:inside]] if with_values else []
+            yield keys[:inside], self._stack(values, keys[:inside])
+            if inside < keys.shape[0]:
+                return
+
+    def is_empty(self) -> bool:
+        """Whether no row is here."""
+        return next(self.scan(1, with_values=False), None) is None
+
+    def flush(self) -> None:
+        """Write the memtable to a synced SST file."""
+        _guarded(f"flushing {self.name}", lambda: self._family.flush(True))
+
+    def compact(self) -> None:
+        """Compact the whole family (bulk maintenance and measurements)."""
+        _guarded(f"compacting {self.name}", lambda: self._family.compact_range(None, None))
+
+    def disk_bytes(self) -> int:
+        """Bytes of live SST files."""
+        value = self._family.property_int_value("rocksdb.live-sst-files-size")
+        return int(value or 0)
+
+    def memory_bytes(self) -> int:
+        """Bytes of memtables."""
+        value = self._family.property_int_value("rocksdb.cur-size-all-mem-tables")
+        return int(value or 0)
+
+    def close(self) -> None:
+        """Let go of the family: RocksDB gives up the directory when the last handle is gone."""
+        self._family.close()
+        del self._family, self._handle, self._database
+
+    def ingest(self, files: list[Path]) -> None:
+        """Move sorted SST files (see SortedFile) in; newest wins over rows that are here."""
+        options = IngestExternalFileOptions()
+        options.set_move_files(True)
+        names = [str(file) for file in files]
+        _guarded(f"ingesting into {self.name}", lambda: self._family.ingest_external_file(names, options))
+
+
+class SortedFile:
+    """Writer of one SST file for RowFamily.ingest; keys must ascend over all its appends."""
+
+    def __init__(self, path: Path, value_bytes: int) -> None:
+        self.path = path
+        self._width = value_bytes
+        options = _row_options(Cache(1 << 20), 1 << 20)
+        options.set_compression_type(DBCompressionType.zstd())
+        self._writer = SstFileWriter(options=options)
+        _guarded(f"opening {path}", lambda: self._writer.open(str(path)))
+
+    def append(self, keys: Keys, values: Values) -> None:
+        """Add rows; `keys` (n,) uint64 ascending, `values` (n, value_bytes) uint8."""
+        data, width, put = values.tobytes(), self._width, self._writer.__setitem__
+
+        def add() -> None:
+            for i, name in enumerate(key_bytes(keys)):
+                put(name, data[i * width : (i + 1) * width])
+
+        _guarded(f"writing {self.path}", add)
+
+    def finish(self) -> None:
+        """Complete and sync the file."""
+        _guarded(f"finishing {self.path}", self._writer.finish)
+
+
+class Store:
+    """The database of one shard.
+
+    Parameters
+    ----------
+    directory
+        Its folder; made when it is not there (not with read_only).
+    value_bytes
+        Value length of each family of rows or tombstones, by name.
+    cache_bytes, memtable_bytes
+        Block cache, and size of one memtable; the database holds two of them in all.
+    read_only
+        Open without writing anything.
+
+    Raises
+    ------
+    DirectoryInUseError
+        Another process holds the directory.
+    StoreError, CorruptionError
+        RocksDB cannot open it.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        value_bytes: dict[str, int],
+        *,
+        cache_bytes: int,
+        memtable_bytes: int,
+        read_only: bool = False,
+    ) -> None:
+        self._cache = Cache(cache_bytes)
+        self.cache_bytes, self.memtable_bytes = cache_bytes, memtable_bytes
+        options = _database_options(memtable_bytes)
+        access = AccessType.read_only(False) if read_only else AccessType.read_write()
+        what = f"opening {directory}"
+        exists = (directory / "CURRENT").exists()
+        families = set(_guarded(what, lambda: Rdict.list_cf(str(directory), options))) if exists else set()
+        families -= {"default"}
+        if not read_only:
+            families |= {META, *value_bytes}
+        row_options = _row_options(self._cache, memtable_bytes)
+        opened = {name: row_options if name in value_bytes else Options(raw_mode=True) for name in families}
+        self._database: Rdict = _guarded(
+            what, lambda: Rdict(str(directory), options, column_families=opened, access_type=access)
+        )
+        self._readers = ThreadPoolExecutor(READ_THREADS, thread_name_prefix="store-read")
+        self._meta = _guarded(what, lambda: self._database.get_column_family(META))
+        self.families = {
+            name: RowFamily(self._database, name, width, self._readers)
+            for name, width in value_bytes.items()
+            if name in families
+        }
+        self._synced = WriteOptions()
+        self._synced.sync = True
+
+    def get_meta(self, key: str) -> bytes | None:
+        """A value of the meta family, or None."""
+        value: bytes | None = _guarded(f"reading {META}", lambda: self._meta.get(key.encode()))
+        return value
+
+    def put_meta(self, entries: dict[str, bytes]) -> None:
+        """Write several values of the meta family in one synced, atomic write."""
+        handle = self._database.get_column_family_handle(META)
+        batch = WriteBatch(raw_mode=True)
+        for key, value in entries.items():
+            batch.put(key.encode(), value, handle)
+        _guarded(f"writing {META}", lambda: self._database.write(batch, self._synced))
+
+    def memory_bytes(self) -> int:
+        """Bytes of block cache and memtables in use."""
+        return int(self._cache.get_usage()) + sum(f.memory_bytes() for f in self.families.values())
+
+    def close(self) -> None:
+        """Close the database; what was not flushed and is not in a write-ahead log is gone."""
+        self._readers.shutdown()
+        for family in self.families.values():
+            family.close()
+        self._meta.close()
+        _guarded("closing the store", self._database.close)
+
+    @staticmethod
+    def destroy(directory: Path) -> None:
+        """Delete a store's folder."""
+        shutil.rmtree(directory)

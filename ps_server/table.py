@@ -1,0 +1,263 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One table of a shard: pulls, pushes, the optimizer and admission over the rows of tier.py.
+
+It leaves ordering, the push log and exactly-once to shard.py.
+
+Invariants: 1. a pull changes no row and creates none; 2. a push either applies whole or leaves its table
+to be poisoned by the caller; 3. equal pushes at equal LSNs give equal bits, whatever was hot.
+Thread safety: `pull`, `prefetch` and `stats` from any thread; `push` from one thread at a time (the
+shard's push lock).
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from rowhouse import dtype
+from rowhouse.error import LimitExceededError
+from rowhouse.v1 import rowhouse_pb2 as pb
+
+from ps_server.admission import AdmissionFilter
+from ps_server.arena import Ids, Slots
+from ps_server.config import TableConfig
+from ps_server.kernel import index, record
+from ps_server.kernel.gradient import clip
+from ps_server.kernel.rounding import round_rows, widen_rows
+from ps_server.tier import Tier, TierParts
+
+DEFAULT_ROW_ID: Final = np.zeros(1, np.uint64)
+"""The shared default row of ids that admission keeps out is the initial row of id 0."""
+
+
+@dataclass(slots=True)
+class TableCounters:
+    """Events since the shard opened."""
+
+    pulled_ids: int = 0
+    hot_hits: int = 0
+    pushed_ids: int = 0
+    evicted_rows: int = 0
+    refused_ids: int = 0
+
+
+class Table:
+    """One table of a shard.
+
+    Parameters
+    ----------
+    config
+        The table's.
+    parts
+        What its tier is made of.
+    """
+
+    def __init__(self, config: TableConfig, parts: TierParts) -> None:
+        self.config, self.layout, self.name = config, parts.layout, config.name
+        self.tier = Tier(parts)
+        self.admission = AdmissionFilter(config.admission, config.seed) if config.admission else None
+        self.counters = TableCounters()
+        self.frozen: str = config.freeze
+        self._initial_state = config.optimizer.initial_state(config.dim)
+
+    # ------------------------------------------------------------ pull
+    def pull(self, ids: Ids, *, promote: bool) -> NDArray[np.float32]:
+        """Weights of each id, widened to float32.
+
+        Parameters
+        ----------
+        ids
+            (n,) uint64, duplicates allowed.
+        promote
+            Whether rows found in the store become hot.
+
+        Returns
+        -------
+        ndarray
+            New (n, dim) float32; an unknown id has its initial value (or, where admission is on, the
+            shared default row).
+        """
+        out = np.empty((ids.shape[0], self.layout.dim), np.float32)
+        with self.tier.lock:
+            slots, missing = self.tier.arena.find(ids, index.REFERENCED if promote else 0)
+            self._gather(slots, out)
+            departures, look = self.tier.departures, self.tier.stored.cold_possible
+        self.counters.pulled_ids += ids.shape[0]
+        self.counters.hot_hits += ids.shape[0] - missing
+        if missing:
+            places = np.flatnonzero(slots < 0)
+            if look:
+                places = self._pull_cold(ids[places], places, out, departures if promote else None)
+            if places.shape[0]:
+                out[places] = self.initial_rows(ids[places], admitted=self.admission is None)
+        return out
+
+    def _gather(self, slots: Slots, out: NDArray[np.float32]) -> None:
+        """Weights of hot rows into out[i]; slots of -1 are skipped."""
+        arena, stride, first = self.tier.arena, self.layout.stride, self.layout.weights_at
+        if self.layout.dtype == dtype.FLOAT32:
+            record.gather_float32(arena.records32, stride // 4, first // 4, slots, out)
+        elif self.layout.dtype == dtype.FLOAT16:
+            record.gather_float16(arena.records16, stride // 2, first // 2, slots, out)
+        else:
+            record.gather_bfloat16(arena.records16, stride // 2, first // 2, slots, out)
+
+    def _pull_cold(self, ids: Ids, places: Slots, out: NDArray[np.float32], departures: int | None) -> Slots:
+        """Fill out[places] from the store, without the lock; returns the places of ids not there."""
+        present, values = self.tier.fetch(ids)
+        if values.shape[0]:
+            out[places[present]] = self.weights_of(values)
+            if departures is not None:
+                self.tier.promote(ids[present], values, departures)
+        return places[~present]
+
+    def weights_of(self, values: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Weights of stored values, widened; `values` is (n, value_bytes) uint8, the answer (n, dim)."""
+        storage = dtype.STORAGE[self.layout.dtype]
+        width = self.layout.dim * storage.itemsize
+        return dtype.widen(np.ascontiguousarray(values[:, :width]).view(storage), self.layout.dtype)
+
+    def initial_rows(self, ids: Ids, *, admitted: bool = True) -> NDArray[np.float32]:
+        """Initial weights of each id as a pull gives them (rounded to the table's dtype, widened), or the
+        shared default row; (n, dim) float32."""
+        wanted = ids if admitted else DEFAULT_ROW_ID
+        rows = self.config.initializer.fill(self.config.seed, wanted, self.layout.dim)
+        if self.layout.dtype != dtype.FLOAT32:
+            rows = dtype.widen(dtype.narrow(rows, self.layout.dtype), self.layout.dtype)
+        return rows if admitted else np.broadcast_to(rows, (ids.shape[0], self.layout.dim))
+
+    def prefetch(self, ids: Ids) -> int:
+        """Make the stored ones of `ids` ((n,) uint64) hot ahead of a pull; returns how many were read."""
+        with self.tier.lock:
+            slots, _ = self.tier.arena.find(ids)
+            departures, look = self.tier.departures, self.tier.stored.cold_possible
+        wanted = ids[slots < 0] if look else ids[:0]
+        present, values = self.tier.fetch(wanted)
+        self.tier.promote(wanted[present], values, departures)
+        return int(values.shape[0])
+
+    # ------------------------------------------------------------ push
+    def check_push(self, distinct_ids: int) -> None:
+        """LimitExceededError when a push has more distinct ids than can be hot at once."""
+        if distinct_ids > self.tier.rows_min:
+            raise LimitExceededError(
+                f"table {self.name!r}: a push of {distinct_ids} distinct ids; its share of memory_budget "
+                f"holds {self.tier.rows_min} rows: raise the budget or push fewer ids at once"
+            )
+
+    def push(
+        self, ids: Ids, gradients: NDArray[np.float32], learning_rate: float | None, lsn: int, time_s: int
+    ) -> None:
+        """Apply the gradients of distinct ids; cannot fail but by the store.
+
+        Parameters
+        ----------
+        ids, gradients
+            (n,) uint64 distinct, and (n, dim) float32, finite; gradients may be overwritten.
+        learning_rate
+            Replaces the optimizer's for this push, or None.
+        lsn
+            The push's log sequence number; seeds stochastic rounding.
+        time_s
+            The shard's clock when the push was logged, seconds.
+        """
+        with self.tier.lock:
+            admitted = self.admission.admit(ids, lsn) if self.admission else None
+            slots, missing = self.tier.arena.find(ids, index.REFERENCED | index.DIRTY)
+            pinned = False
+            if missing:
+                pinned = self._bring_in(ids, slots, admitted)
+            keep = slots >= 0
+            if self.tier.arena.row_lsn is not None:
+                keep &= self.tier.arena.row_lsn[slots] < lsn  # -1 wraps to the last one and is masked anyway
+            if not keep.all():
+                self._apply(ids[keep], slots[keep], gradients[keep], learning_rate, lsn, time_s)
+            else:
+                self._apply(ids, slots, gradients, learning_rate, lsn, time_s)
+            if pinned:
+                self.tier.arena.clear_flags(ids, index.PINNED)
+            self.tier.applied_lsn = lsn
+        self.counters.pushed_ids += ids.shape[0]
+
+    def _bring_in(self, ids: Ids, slots: Slots, admitted: NDArray[np.bool_] | None) -> bool:
+        """Make hot the rows that are not, from the store or new. Fills `slots`; those that admission
+        refuses stay -1. Returns whether the rows of this push were pinned. The caller holds the lock."""
+        places = np.flatnonzero(slots < 0)
+        present, values = self.tier.fetch_cold(ids[places])
+        create = ~present
+        if admitted is not None:
+            self.counters.refused_ids += int((create & ~admitted[places]).sum())
+            create &= admitted[places]
+        loads, creates = places[present], places[create]
+        free = self.tier.arena.free_slots(loads.shape[0] + creates.shape[0])
+        pinned = free.shape[0] < loads.shape[0] + creates.shape[0]
+        if pinned:
+            self.tier.arena.find(ids, index.PINNED)
+            more = self.tier.make_room(loads.shape[0] + creates.shape[0] - free.shape[0])
+            free = np.concatenate([free, more])
+            assert free.shape[0] == loads.shape[0] + creates.shape[0], "check_push bounds a push's rows"
+        slots[loads] = free[: loads.shape[0]]
+        slots[creates] = free[loads.shape[0] :]
+        self.tier.load(ids[loads], values, slots[loads], index.DIRTY | index.REFERENCED)
+        self.tier.create(ids[creates], self._new_values(ids[creates]), slots[creates])
+        return pinned
+
+    def _new_values(self, ids: Ids) -> NDArray[np.uint8]:
+        """Stored parts of rows at their initial values; (n, stored_bytes) uint8."""
+        values = np.zeros((ids.shape[0], self.layout.stored_bytes), np.uint8)
+        rows = self.config.initializer.fill(self.config.seed, ids, self.layout.dim)
+        packed = np.ascontiguousarray(dtype.narrow(rows, self.layout.dtype)).view(np.uint8)
+        values[:, : packed.shape[1]] = packed
+        state = self._initial_state.view(np.uint8)
+        at = self.layout.state_at - self.layout.weights_at
+        values[:, at : at + state.shape[0]] = state
+        return values
+
+    def _apply(
+        self,
+        ids: Ids,
+        slots: Slots,
+        gradients: NDArray[np.float32],
+        learning_rate: float | None,
+        lsn: int,
+        time_s: int,
+    ) -> None:
+        """Run the optimizer on hot rows; the caller holds the lock."""
+        if not ids.shape[0]:
+            return
+        layout, optimizer, arena = self.layout, self.config.optimizer, self.tier.arena
+        if optimizer.clip_value is not None or optimizer.clip_norm is not None:
+            gradients = gradients.copy()
+            clip(gradients, optimizer.clip_value or 0.0, optimizer.clip_norm or 0.0)
+        hyper = optimizer.hyper(learning_rate)
+        state_at = slots * (layout.stride // 4) + layout.state_at // 4
+        if layout.dtype == dtype.FLOAT32:
+            weights_at = slots * (layout.stride // 4) + layout.weights_at // 4
+            optimizer.kernel(arena.records32, weights_at, arena.records32, state_at, gradients, hyper)
+        else:
+            row_at = slots * (layout.stride // 2) + layout.weights_at // 2
+            tile = np.empty((ids.shape[0], layout.dim), np.float32)
+            widen_rows(arena.records16, row_at, layout.dim, layout.dtype, tile)
+            tile_at = np.arange(ids.shape[0], dtype=np.int64) * layout.dim
+            optimizer.kernel(tile.reshape(-1), tile_at, arena.records32, state_at, gradients, hyper)
+            round_rows(tile, ids, lsn, layout.dim, layout.dtype, arena.records16, row_at)
+        if layout.push_time:
+            record.touch(arena.records32, layout.stride // 4, layout.push_time_at // 4, slots, time_s)
+        if layout.push_count:
+            record.count_up(arena.records32, layout.stride // 4, layout.push_count_at // 4, slots)
+
+    # ------------------------------------------------------------ stats
+    def stats(self) -> pb.TableStats:
+        """Live counters of the table."""
+        tier, counters = self.tier, self.counters
+        rows = tier.live_rows()
+        with tier.lock:
+            arena = tier.arena
+            return pb.TableStats(
+                name=self.name, rows=rows, rows_exact=tier.stored.exact, hot_rows=len(arena),
+                dirty_rows=arena.count(index.DIRTY), record_bytes=arena.record_bytes,
+                index_bytes=arena.index_bytes, pulled_ids=counters.pulled_ids, hot_hits=counters.hot_hits,
+                pushed_ids=counters.pushed_ids, spilled_rows=tier.spilled_rows,
+                evicted_rows=counters.evicted_rows, refused_ids=counters.refused_ids,
+                disk_bytes=tier.rows.disk_bytes(), frozen=self.frozen != "off",
+            )  # fmt: skip

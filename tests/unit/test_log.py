@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The push log: torn ends are cut, everything else that is wrong is named."""
+
+from pathlib import Path
+
+import pytest
+from rowhouse.error import CorruptionError
+
+from ps_server.log import (
+    KIND_EVICT,
+    KIND_PUSH,
+    RECORD_HEADER,
+    PushLog,
+    Record,
+    cut_torn_end,
+    encode_record,
+    list_segments,
+    read_records,
+)
+
+
+def _write(directory: Path, first: int, last: int, rotate_after: tuple[int, ...] = ()) -> list[Record]:
+    log = PushLog(directory, first - 1, first)
+    records = [
+        Record(lsn, KIND_PUSH, lsn * 10, bytes([lsn % 251]) * (lsn * 7)) for lsn in range(first, last + 1)
+    ]
+    for record in records:
+        log.append(record)
+        if record.lsn in rotate_after:
+            log.rotate()
+    log.close()
+    return records
+
+
+def test_reads_back_what_was_written_over_segments(tmp_path: Path) -> None:
+    records = _write(tmp_path, 1, 9, rotate_after=(3, 6))
+    assert [p.name for p in list_segments(tmp_path)] == [f"{n:020d}.log" for n in (1, 4, 7)]
+    assert list(read_records(tmp_path, 0)) == records
+    assert list(read_records(tmp_path, 5)) == records[5:]
+    assert cut_torn_end(tmp_path) == 0
+
+
+def test_goes_on_after_reopening_and_after_skipped_numbers(tmp_path: Path) -> None:
+    records = _write(tmp_path, 1, 3)
+    log = PushLog(tmp_path, 3, 1000)
+    log.append(Record(1000, KIND_EVICT, 0, b""))
+    log.close()
+    assert [r.lsn for r in read_records(tmp_path, 0)] == [1, 2, 3, 1000]
+    assert list(read_records(tmp_path, 0))[:3] == records
+
+
+def test_drop_before_deletes_whole_segments_only(tmp_path: Path) -> None:
+    log = PushLog(tmp_path, 0, 1)
+    for lsn in (1, 2):
+        log.append(Record(lsn, KIND_PUSH, 0, b"x"))
+    log.rotate()
+    log.append(Record(3, KIND_PUSH, 0, b"y"))
+    log.drop_before(1)
+    assert len(list_segments(tmp_path)) == 2
+    log.drop_before(2)
+    assert [p.stem.lstrip("0") for p in list_segments(tmp_path)] == ["3"]
+    assert log.records == 1
+    log.close()
+    assert [r.lsn for r in read_records(tmp_path, 2)] == [3]
+
+
+@pytest.mark.parametrize("cut", range(1, RECORD_HEADER.size + 14))
+def test_a_torn_end_of_the_last_segment_is_cut(tmp_path: Path, cut: int) -> None:
+    records = _write(tmp_path, 1, 2)
+    path = list_segments(tmp_path)[-1]
+    path.write_bytes(path.read_bytes()[:-cut])
+    assert list(read_records(tmp_path, 0)) == records[:1]
+    assert cut_torn_end(tmp_path) == RECORD_HEADER.size + 14 - cut
+    assert cut_torn_end(tmp_path) == 0
+
+
+def test_zeros_after_the_last_record_are_a_torn_end(tmp_path: Path) -> None:
+    records = _write(tmp_path, 1, 2)
+    path = list_segments(tmp_path)[-1]
+    path.write_bytes(path.read_bytes() + bytes(5000))
+    assert list(read_records(tmp_path, 0)) == records
+    assert cut_torn_end(tmp_path) == 5000
+
+
+def test_every_flipped_byte_is_found_and_named(tmp_path: Path) -> None:
+    _write(tmp_path, 1, 3)
+    path = list_segments(tmp_path)[0]
+    good = path.read_bytes()
+    for at in range(len(good)):
+        path.write_bytes(good[:at] + bytes([good[at] ^ 0x10]) + good[at + 1 :])
+        with pytest.raises(CorruptionError, match=path.name):
+            list(read_records(tmp_path, 0))
+
+
+def test_a_cut_or_missing_earlier_segment_is_found(tmp_path: Path) -> None:
+    _write(tmp_path, 1, 9, rotate_after=(3, 6))
+    first, middle, _ = list_segments(tmp_path)
+    good = middle.read_bytes()
+    middle.write_bytes(good[:-3])
+    with pytest.raises(CorruptionError, match=middle.name):
+        list(read_records(tmp_path, 0))
+    record = encode_record(Record(6, KIND_PUSH, 60, bytes([6]) * 42))
+    middle.write_bytes(good[: -len(record[0] + record[1])])
+    with pytest.raises(CorruptionError, match="records after 5 are missing"):
+        list(read_records(tmp_path, 0))
+    middle.write_bytes(good)
+    first.unlink()
+    with pytest.raises(CorruptionError, match="records after 0 are missing"):
+        list(read_records(tmp_path, 0))
