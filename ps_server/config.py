@@ -167,6 +167,7 @@ EvictionConfig = Annotated[TtlEviction | LeastFrequentEviction | NormEviction, F
 """One eviction policy; a table may have one of each kind."""
 
 _UNIFORM: Final[Any] = {"kind": "uniform"}
+_ADAGRAD: Final[Any] = {"kind": "adagrad"}
 
 
 class TableConfig(_Model):
@@ -182,9 +183,11 @@ class TableConfig(_Model):
         Element type of the weights in memory and on disk: fp32, fp16 or bf16 (the narrow ones are
         updated in fp32 and rounded stochastically). Optimizer state is fp32 whatever this says.
     optimizer
-        What a push does to a row; see optimizer.py.
+        What a push does to a row; see optimizer.py. Default Adagrad, which suits ids of very different
+        frequencies without tuning.
     initializer
-        Weights of a row that was never pushed, as a function of (seed, id); see initializer.py.
+        Weights of a row that was never pushed, as a function of (seed, id); see initializer.py. Default
+        uniform.
     seed
         Seed of the initializer and of stochastic rounding, 0 to 2^64 - 1.
     admission
@@ -198,7 +201,7 @@ class TableConfig(_Model):
     name: TableName
     dim: Annotated[int, Field(strict=True, ge=1, le=DIM_MAX)]
     dtype: Literal["fp32", "fp16", "bf16"] = "fp32"
-    optimizer: OptimizerConfig
+    optimizer: OptimizerConfig = Field(default=_ADAGRAD, validate_default=True)
     initializer: InitializerConfig = Field(default=_UNIFORM, validate_default=True)
     seed: Annotated[int, Field(strict=True, ge=0, lt=1 << 64)] = 0
     admission: AdmissionConfig | None = None

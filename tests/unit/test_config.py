@@ -43,9 +43,14 @@ def test_defaults_of_a_small_config(tmp_path: Path) -> None:
     assert config.shard_count == 1 and config.endpoints == ("127.0.0.1:7470",)
     table = config.tables[0]
     assert (table.dim, table.dtype, table.seed, table.admission) == (16, "fp32", 0, None)
-    assert table.eviction == () and table.freeze == "off"
+    assert table.eviction == () and table.freeze == "off" and table.initializer.kind == "uniform"
     assert table.optimizer.learning_rate == 1e-3
     assert config.table("user") is table and config.table("item") is None
+
+
+def test_a_name_and_a_dim_make_a_table() -> None:
+    table = load_config({"data_dir": "d", "tables": [{"name": "user", "dim": 16}]}).tables[0]
+    assert table.optimizer.kind == "adagrad"
 
 
 def test_resolved_yaml_reads_back_as_the_same_config(tmp_path: Path) -> None:
