@@ -106,3 +106,23 @@ def initial_uniform(seed: int, row_id: int, element: int) -> float:
     """The uniform deviate in (0, 1) behind one initial weight."""
     bits = mix64((mix64(row_id ^ mix64(seed)) + element) & MASK)
     return ((bits >> 12) + 0.5) / 2.0**52
+
+
+class Sketch:
+    """Count-min of four rows with conservative update, each id's counters in one line of 64 bytes."""
+
+    def __init__(self, width_bits: int, counter_bytes: int, seed: int) -> None:
+        self.line = 64 // counter_bytes
+        self.limit: int = 256**counter_bytes - 1
+        self.lines: int = 2**width_bits // self.line
+        self.counters: list[int] = [0] * 2**width_bits
+        self.key = mix64(seed)
+
+    def add(self, row_id: int) -> int:
+        h = mix64(row_id ^ self.key)
+        lane = self.line // 4
+        places = [(h >> 32) % self.lines * self.line + r * lane + (h >> 4 * r) % lane for r in range(4)]
+        count = min(min(self.counters[p] for p in places) + 1, self.limit)
+        for p in places:
+            self.counters[p] = max(self.counters[p], count)
+        return count
