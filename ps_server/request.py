@@ -7,6 +7,7 @@ Each batch is checked once, vectorised, before anything changes. Thread safety: 
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,7 +96,7 @@ def cluster_message(
     """Tables, endpoints and the partition map, as a client asks for them."""
     infos = [
         pb.TableInfo(
-            name=name, dim=t.layout.dim, dtype=t.layout.dtype,
+            name=name, dim=t.layout.dim, dtype=cast(pb.Dtype, t.layout.dtype),
             config_json=json.dumps(t.config.model_dump(mode="json")),
         )
         for name, t in tables.items()

@@ -136,7 +136,7 @@ class RowFamily:
         self._handle = database.get_column_family_handle(name)
         self._readers = readers
         self._write_options = WriteOptions()
-        self._write_options.disable_wal = True
+        self._write_options.disable_wal = True  # type: ignore[method-assign, assignment] # the stub is wrong
 
     def get(self, keys: Keys) -> tuple[NDArray[np.bool_], Values]:
         """Values of those keys that are here.
@@ -160,7 +160,7 @@ class RowFamily:
         parts = READ_THREADS if len(wanted) >= PARALLEL_KEYS_MIN else 1
         size = -(-len(wanted) // parts) if wanted else 1
         chunks = [wanted[i : i + size] for i in range(0, len(wanted), size)]
-        read = self._family.__getitem__
+        read: Callable[[Any], Any] = self._family.__getitem__
 
         def fetch(chunk: list[bytes]) -> list[bytes | None]:
             answer: list[bytes | None] = _guarded(f"reading {self.name}", lambda: read(chunk))

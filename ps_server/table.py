@@ -190,7 +190,7 @@ class Table:
             create &= admitted[places]
         loads, creates = places[present], places[create]
         free = self.tier.arena.free_slots(loads.shape[0] + creates.shape[0])
-        pinned = free.shape[0] < loads.shape[0] + creates.shape[0]
+        pinned = bool(free.shape[0] < loads.shape[0] + creates.shape[0])
         if pinned:
             self.tier.arena.find(ids, index.PINNED)
             more = self.tier.make_room(loads.shape[0] + creates.shape[0] - free.shape[0])

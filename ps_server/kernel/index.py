@@ -63,7 +63,7 @@ def _spread(ident: np.uint64) -> np.uint64:
 @njit(inline="always")
 def _segment_of(hashed: np.uint64, geometry: Array) -> int:
     # a shift by 64 (one segment) is undefined, so it is made in two steps
-    return np.int64((hashed >> _ONE) >> np.uint64(geometry[SHIFT] - 1))
+    return np.int64((hashed >> _ONE) >> np.uint64(geometry[SHIFT] - 1))  # type: ignore[return-value]
 
 
 @njit(inline="always")
@@ -74,12 +74,12 @@ def _tag_of(hashed: np.uint64) -> np.uint64:
 
 @njit(inline="always")
 def _home(tag: np.uint64, cap: int) -> int:
-    return np.int64((tag * np.uint64(cap)) >> _S28)
+    return np.int64((tag * np.uint64(cap)) >> _S28)  # type: ignore[return-value]
 
 
 @njit(inline="always")
 def _slot(entry: np.uint64) -> int:
-    return np.int64(entry & _LOW32) - 1
+    return np.int64(entry & _LOW32) - 1  # type: ignore[return-value]
 
 
 @njit(nogil=True, cache=True)
@@ -256,10 +256,7 @@ def _delete(position: int, segment: int, entries: Array, caps: Array, counts: Ar
             break
         home = _home(entry >> _S36, cap)
         # stays where it is when its home lies cyclically in (hole, place]
-        if hole <= place:
-            stays = hole < home <= place
-        else:
-            stays = home > hole or home <= place
+        stays = hole < home <= place if hole <= place else home > hole or home <= place
         if not stays:
             entries[base + hole] = entry
             hole = place

@@ -10,6 +10,7 @@ from ps_server.log import (
     KIND_EVICT,
     KIND_PUSH,
     RECORD_HEADER,
+    TRAILER_BYTES,
     PushLog,
     Record,
     cut_torn_end,
@@ -64,13 +65,13 @@ def test_drop_before_deletes_whole_segments_only(tmp_path: Path) -> None:
     assert [r.lsn for r in read_records(tmp_path, 2)] == [3]
 
 
-@pytest.mark.parametrize("cut", range(1, RECORD_HEADER.size + 14))
+@pytest.mark.parametrize("cut", range(1, RECORD_HEADER.size + 14 + TRAILER_BYTES))
 def test_a_torn_end_of_the_last_segment_is_cut(tmp_path: Path, cut: int) -> None:
     records = _write(tmp_path, 1, 2)
     path = list_segments(tmp_path)[-1]
     path.write_bytes(path.read_bytes()[:-cut])
     assert list(read_records(tmp_path, 0)) == records[:1]
-    assert cut_torn_end(tmp_path) == RECORD_HEADER.size + 14 - cut
+    assert 0 < cut_torn_end(tmp_path) <= RECORD_HEADER.size + 14 + TRAILER_BYTES - cut
     assert cut_torn_end(tmp_path) == 0
 
 
@@ -79,7 +80,12 @@ def test_zeros_after_the_last_record_are_a_torn_end(tmp_path: Path) -> None:
     path = list_segments(tmp_path)[-1]
     path.write_bytes(path.read_bytes() + bytes(5000))
     assert list(read_records(tmp_path, 0)) == records
-    assert cut_torn_end(tmp_path) == 5000
+    assert cut_torn_end(tmp_path) == 0
+    assert path.stat().st_size < 5000
+    cut_off = path.read_bytes()[:-11]
+    path.write_bytes(cut_off + bytes(5000))
+    assert list(read_records(tmp_path, 0)) == records[:1]
+    assert cut_torn_end(tmp_path) > 0
 
 
 def test_every_flipped_byte_is_found_and_named(tmp_path: Path) -> None:
@@ -99,8 +105,8 @@ def test_a_cut_or_missing_earlier_segment_is_found(tmp_path: Path) -> None:
     middle.write_bytes(good[:-3])
     with pytest.raises(CorruptionError, match=middle.name):
         list(read_records(tmp_path, 0))
-    record = encode_record(Record(6, KIND_PUSH, 60, bytes([6]) * 42))
-    middle.write_bytes(good[: -len(record[0] + record[1])])
+    record = b"".join(encode_record(Record(6, KIND_PUSH, 60, bytes([6]) * 42)))
+    middle.write_bytes(good[: -len(record)])
     with pytest.raises(CorruptionError, match="records after 5 are missing"):
         list(read_records(tmp_path, 0))
     middle.write_bytes(good)
