@@ -8,6 +8,8 @@ values have to be normalised. Invariant: a value's hash depends on its attribute
 only, never on the batch. Thread safety: pure functions.
 """
 
+import bisect
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
@@ -28,12 +30,13 @@ from feature_cross.id_format import (
     TAG_DATE,
     TAG_INT,
     TAG_STRING,
+    int_bytes,
     value_hash,
 )
 from feature_cross.kernel.xxh64 import hash_integers, hash_strings
 from feature_cross.limit import EDGES_MAX
 
-__all__ = ["Hashed", "RawColumn", "bucket_edges", "hash_column", "normalise_strings"]
+__all__ = ["Hashed", "RawColumn", "bucket_edges", "canonical_values", "hash_column", "normalise_strings"]
 
 Hashes = NDArray[np.uint64]
 Mask = NDArray[np.bool_]
@@ -293,7 +296,7 @@ _DATE_FUNCTIONS: Final[dict[str, Callable[[pa.Array], pa.Array]]] = {
 }
 
 
-def _hash_dates(array: pa.Array, attribute: Attribute, label: str) -> Hashed:
+def _date_part(array: pa.Array, attribute: Attribute, label: str) -> pa.Array:
     kind, part = array.type, attribute.part
     assert part is not None, "a date attribute has a part"
     if pa.types.is_timestamp(kind):
@@ -305,8 +308,50 @@ def _hash_dates(array: pa.Array, attribute: Attribute, label: str) -> Hashed:
     else:
         hint = "; set cast: true to read dates from text" if pa.types.is_string(kind) else ""
         raise _mistyped(array, attribute, label, "timestamps or dates", hint)
-    values = _plain(_DATE_FUNCTIONS[part](array))
-    return Hashed(_hash_integers(values, TAG_DATE | DATE_PARTS[part] << 8, 2), _null_mask(array))
+    return _DATE_FUNCTIONS[part](array)
+
+
+def _hash_dates(array: pa.Array, attribute: Attribute, label: str) -> Hashed:
+    values = _plain(_date_part(array, attribute, label))
+    prefix = TAG_DATE | DATE_PARTS[attribute.part or ""] << 8
+    return Hashed(_hash_integers(values, prefix, 2), _null_mask(array))
+
+
+def canonical_values(array: pa.Array, attribute: Attribute, label: str) -> list[tuple[Any, bytes | None]]:
+    """Each flat value as it is meant, and its canonical bytes, in plain Python: None for a null.
+
+    It serves explanations, where a person reads the steps; `hash_column` takes the same steps for hashes.
+    """
+    if pa.types.is_dictionary(array.type):
+        array = array.dictionary_decode()
+    array = _cast(array, attribute, label) if attribute.cast else array
+    if attribute.type == "date" and not pa.types.is_null(array.type):
+        array = _date_part(array, attribute, label)
+    if attribute.type == "string" and not pa.types.is_null(array.type):
+        array = normalise_strings(array, attribute, label)
+    edges = (-np.inf, *bucket_edges(attribute.buckets)) if attribute.buckets is not None else None
+    found: list[tuple[Any, bytes | None]] = []
+    for value in array.to_pylist():
+        if value is None or value != value or (attribute.empty_is_missing and value == ""):  # noqa: PLR0124  # NaN
+            found.append((None, None))
+        elif edges is not None:
+            position = bisect.bisect_right(edges, value) - 1
+            upper = edges[position + 1] if position + 1 < len(edges) else np.inf
+            shown = f"[{edges[position]:g}, {upper:g})"
+            found.append((shown, bytes([TAG_BUCKET]) + struct.pack("<d", edges[position])))
+        else:
+            found.append((value, _canonical(value, attribute)))
+    return found
+
+
+def _canonical(value: Any, attribute: Attribute) -> bytes:
+    if attribute.type == "string":
+        return bytes([TAG_STRING]) + str(value).encode()
+    if attribute.type == "bool":
+        return bytes([TAG_BOOL, value])
+    if attribute.part is not None:
+        return bytes([TAG_DATE, DATE_PARTS[attribute.part]]) + int(value).to_bytes(8, "little", signed=True)
+    return int_bytes(value)
 
 
 _HASHERS: Final[dict[str, Callable[[pa.Array, Attribute, str], Hashed]]] = {

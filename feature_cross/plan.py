@@ -63,7 +63,10 @@ class NodeUse:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One feature, ready to run. `sizes` is empty when a sorted list is one id."""
+    """One feature, ready to run.
+
+    `sizes` is empty when a sorted list is one id; `limited` is true when the config itself sets `limit`.
+    """
 
     name: str
     path: Path
@@ -76,6 +79,7 @@ class Node:
     sizes: tuple[int, ...]
     multiset: bool
     limit: int
+    limited: bool
     cut: bool
     gives_list: bool
     entities: frozenset[str]
@@ -268,7 +272,8 @@ class _Resolver:
             name=draft.name, path=draft.path, kind=draft.form or feature.kind,
             operation=_OPERATIONS.get(draft.form, OPERATION_TUPLE), seed=seed, slot=draft.slot,
             emit=feature.emit, operands=operands, sizes=sizes, multiset=multiset,
-            limit=feature.limit or IDS_PER_ROW_MAX, cut=feature.past_limit == "cut",
+            limit=feature.limit or IDS_PER_ROW_MAX,
+            limited=feature.limit is not None, cut=feature.past_limit == "cut",
             gives_list=gives_list, entities=entities,
         )  # fmt: skip
 

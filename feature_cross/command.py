@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the subcommands of `feature-cross` do; feature_cross/cli.py reads their flags.
+
+Each takes the parsed flags and gives an exit code. Tables for people and progress go to stderr where stdout
+carries data. Thread safety: a process's main thread.
+"""
+
+import argparse
+import json
+import sys
+import time
+from typing import Any
+
+import pyarrow as pa
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.table import Table
+
+from feature_cross.config import CrossConfig
+from feature_cross.engine import Engine
+from feature_cross.error import ConfigError, DataError, Problem
+from feature_cross.explain import Explanation, explain
+from feature_cross.lint import check_config
+from feature_cross.loader import load
+from feature_cross.row import row_to_batch
+from feature_cross.sink import Sink
+from feature_cross.source import count_rows, open_dataset, read_batches
+from feature_cross.stream import transform_batches
+from feature_cross.survey import Survey, survey
+
+__all__ = ["run_check", "run_data", "run_explain", "run_schema"]
+
+
+def run_data(flags: argparse.Namespace) -> int:
+    """`run`: ids of a file or folder into one file."""
+    engine = Engine(load(flags.config))
+    keep = tuple(dict.fromkeys(flags.keep))
+    source = open_dataset(flags.data, engine.plan)
+    total = count_rows(flags.data, engine.plan)
+    schema = _output_schema(engine, source.schema, keep)
+    console = Console(stderr=True)
+    begin = time.perf_counter()
+    rows, ids = 0, dict.fromkeys(engine.plan.outputs, 0)
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console, disable=flags.json, transient=True) as progress:
+        task = progress.add_task("rows", total=total)
+        with Sink(flags.out, schema) as sink:
+            batches = read_batches(source, engine.plan, flags.batch_rows, keep)
+            for batch, done in transform_batches(engine, batches, flags.threads):
+                made = done.to_arrow()
+                kept = [batch.column(name) for name in keep]
+                sink.write(pa.RecordBatch.from_arrays([*kept, *made.columns], schema=schema))
+                rows += len(done)
+                for name in engine.plan.outputs:
+                    ids[name] += len(done[name][0])
+                progress.update(task, completed=rows)
+    seconds = time.perf_counter() - begin
+    report = {"rows": rows, "ids": ids, "seconds": round(seconds, 3), "out": str(flags.out)}
+    if flags.json:
+        print(json.dumps(report))
+        return 0
+    table = Table("feature", "ids", "ids per row", title=f"{rows:,} rows in {seconds:.1f} s -> {flags.out}")
+    for name, count in ids.items():
+        table.add_row(name, f"{count:,}", f"{count / rows:.2f}" if rows else "-")
+    console.print(table)
+    return 0
+
+
+def _output_schema(engine: Engine, data: pa.Schema, keep: tuple[str, ...]) -> pa.Schema:
+    for name in keep:
+        if name not in data.names:
+            raise DataError(f"column {name!r} (--keep) is not in the data, which has {data.names[:50]}")
+        if name in engine.plan.outputs:
+            raise DataError(f"column {name!r} (--keep) has the name of a feature; rename one")
+    kept = [data.field(name) for name in keep]
+    return pa.schema([*kept, *engine.schema], metadata=engine.schema.metadata)
+
+
+def run_check(flags: argparse.Namespace) -> int:
+    """`check`: every problem of a config, with its line; exit code 1 if one is an error."""
+    measured: Survey | None = None
+    problems: list[Problem] = []
+    source = flags.config
+    try:
+        config = load(flags.config)
+        problems, measured = _checked(config, flags.data)
+    except ConfigError as error:
+        problems = list(error.problems)
+    errors = sum(problem.severity == "error" for problem in problems)
+    if flags.json:
+        print(
+            json.dumps({"problems": [_problem_json(p) for p in problems], "survey": _survey_json(measured)})
+        )
+        return 1 if errors else 0
+    for problem in problems:
+        print(f"{problem.severity}: {problem.text(source)} [{problem.code}]")
+    if measured is not None:
+        table = Table(
+            "feature", "rows with ids", "ids", "distinct", title=f"{measured.rows:,} rows of {flags.data}"
+        )
+        for name, feature in measured.features.items():
+            table.add_row(name, f"{feature.covered_rows:,}", f"{feature.ids:,}", f"{feature.distinct:,}")
+        Console().print(table)
+    print(f"{source}: {errors} errors, {len(problems) - errors} warnings")
+    return 1 if errors else 0
+
+
+def _checked(config: CrossConfig, data: str | None) -> tuple[list[Problem], Survey | None]:
+    engine = Engine(config)
+    if data is None:
+        return check_config(config, engine.plan), None
+    try:
+        measured = survey(engine, data)
+    except DataError as error:
+        return [*check_config(config, engine.plan), Problem("data", str(error))], None
+    problems = check_config(config, engine.plan, measured.ratios)
+    for name, feature in measured.features.items():
+        if measured.rows and not feature.covered_rows:
+            path = engine.plan.node(name).path
+            message = f"{name} gives no id in {measured.rows} rows"
+            problems.append(Problem("empty-feature", message, path, config.line(path), "warning"))
+    return problems, measured
+
+
+def _problem_json(problem: Problem) -> dict[str, Any]:
+    return {
+        "code": problem.code,
+        "severity": problem.severity,
+        "line": problem.line,
+        "path": list(problem.path),
+        "message": problem.message,
+    }
+
+
+def _survey_json(measured: Survey | None) -> dict[str, Any] | None:
+    if measured is None:
+        return None
+    features = {
+        name: {"covered_rows": f.covered_rows, "ids": f.ids, "distinct": f.distinct}
+        for name, f in measured.features.items()
+    }
+    ratios = [{"key": k, "attribute": a, "ratio": ratio} for (k, a), ratio in measured.ratios.items()]
+    return {"rows": measured.rows, "features": features, "futile_ratios": ratios}
+
+
+def run_explain(flags: argparse.Namespace) -> int:
+    """`explain`: every step from the values of one row to its ids."""
+    engine = Engine(load(flags.config))
+    for name in flags.feature:
+        if name not in engine.plan.outputs:
+            raise DataError(f"{name!r} is not a feature of the config, which has {list(engine.plan.outputs)}")
+    steps = explain(engine, _one_row(flags, engine))
+    if flags.feature:
+        steps = [step for step in steps if step.feature in flags.feature]
+    if flags.json:
+        json.dump([step.to_json() for step in steps], sys.stdout, default=str)
+        print()
+        return 0
+    shown: dict[str, int] = {}
+    for step in steps:
+        shown[step.feature] = shown.get(step.feature, 0) + 1
+        if shown[step.feature] <= flags.ids:
+            _print_step(step)
+    for name, count in shown.items():
+        if count > flags.ids:
+            print(f"{name}: {count - flags.ids} more ids (--ids {count} shows all)")
+    for name in flags.feature or engine.plan.outputs:
+        if name not in shown:
+            print(f"{name}: no id in this row")
+    return 0
+
+
+def _one_row(flags: argparse.Namespace, engine: Engine) -> pa.RecordBatch:
+    if flags.values is not None:
+        try:
+            row = json.loads(flags.values)
+        except json.JSONDecodeError as error:
+            raise DataError(f"--values is not JSON: {error}") from error
+        if not isinstance(row, dict):
+            raise DataError(f"--values is a {type(row).__name__}; it must be an object, column to value")
+        return row_to_batch(row, engine.plan)
+    first = 0
+    for batch in read_batches(flags.data, engine.plan, flags.batch_rows):
+        if flags.row < first + len(batch):
+            return batch.slice(flags.row - first, 1)
+        first += len(batch)
+    raise DataError(f"--row is {flags.row}; the data has {first} rows")
+
+
+def _print_step(step: Explanation) -> None:
+    print(f"{step.feature}  id 0x{step.id:016x} = {step.id}")
+    print(f"    seed 0x{step.seed:016x}  operation {step.operation}  arity {len(step.operands)}")
+    print(f"    start                                        0x{step.states[0]:016x}")
+    for operand, state in zip(step.operands, step.states[1:], strict=True):
+        source = "its own hash" if operand.canonical is None else operand.canonical.hex(" ")
+        print(f"    {operand.label} = {operand.value!r}")
+        print(f"        {source} -> 0x{operand.hash:016x} -> mix  0x{state:016x}")
+    if step.slot is not None:
+        print(f"    slot {step.slot}")
+
+
+def run_schema(flags: argparse.Namespace) -> int:
+    """`schema`: the JSON Schema of the config language."""
+    print(json.dumps(CrossConfig.model_json_schema(), indent=None if flags.json else 2))
+    return 0

@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an author should know about a config that is legal: futile crosses, unbounded products, shared seeds.
+
+Faults (duplicate slots, cycles, unknown names, raw floats, family against entities) are ConfigErrors already
+when a config is loaded; `feature-cross check` shows both kinds. What data says about it is measured in
+feature_cross/survey.py. Thread safety: pure functions.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from feature_cross.config import CrossConfig
+from feature_cross.error import Path, Problem
+from feature_cross.id_format import OPERATION_TUPLE
+from feature_cross.plan import AttributeUse, Node, Plan
+
+__all__ = ["FUTILE_RATIO", "FutilePair", "check_config", "futile_pairs"]
+
+FUTILE_RATIO = 1.05
+"""distinct(id x attribute) / distinct(id) up to which it adds nothing: one id in twenty has two values."""
+
+
+@dataclass(frozen=True, slots=True)
+class FutilePair:
+    """An entity's key and its own attribute, together in one cross."""
+
+    node: str
+    path: Path
+    key: str
+    attribute: str
+
+
+def check_config(
+    config: CrossConfig, plan: Plan, ratios: Mapping[tuple[str, str], float] | None = None
+) -> list[Problem]:
+    """Warnings, in the order of the file.
+
+    Parameters
+    ----------
+    config, plan
+        A config and its plan.
+    ratios
+        distinct(key x attribute) / distinct(key) by (key, attribute), where data was measured. A pair
+        past FUTILE_RATIO is not futile: the attribute changes, and the warning is dropped.
+    """
+    found: list[Problem] = []
+    for node in plan.nodes:
+        found += _unbounded(config, plan, node)
+    for pair in futile_pairs(config, plan):
+        ratio = (ratios or {}).get((pair.key, pair.attribute))
+        if ratio is not None and ratio > FUTILE_RATIO:
+            continue
+        measured = "" if ratio is None else f" (measured: distinct(cross) / distinct(id) = {ratio:.3f})"
+        message = (
+            f"{pair.node} crosses {pair.key} with its own attribute {pair.attribute}, which has one value"
+            f" per id{measured}; cross classes of the entity, or another entity"
+        )
+        found.append(_warning(config, "futile-cross", message, pair.path))
+    found += _shared_seeds(config, plan)
+    found += _unused(config, plan)
+    return sorted(found, key=lambda problem: problem.line or 0)
+
+
+def _warning(config: CrossConfig, code: str, message: str, path: Path) -> Problem:
+    return Problem(code, message, path, config.line(path), "warning")
+
+
+def _parts(plan: Plan, node: Node) -> list[AttributeUse]:
+    """The attributes under a node, also those of the features that it derives from."""
+    parts: list[AttributeUse] = []
+    for operand in node.operands:
+        if isinstance(operand, AttributeUse):
+            parts.append(operand)
+        else:
+            parts += _parts(plan, plan.node(operand.name))
+    return parts
+
+
+def futile_pairs(config: CrossConfig, plan: Plan) -> list[FutilePair]:
+    """Every cross of an entity's key with that entity's own single-valued attribute."""
+    found = []
+    for node in plan.nodes:
+        if node.operation != OPERATION_TUPLE or len(node.operands) < 2:
+            continue
+        parts = _parts(plan, node)
+        labels = {part.label for part in parts}
+        for part in parts:
+            key = f"{part.entity}.{config.entities[part.entity].key}"
+            if key in labels and part.label != key and not part.attribute.list:
+                found.append(FutilePair(node.name, node.path, key, part.label))
+    return found
+
+
+def _bound(plan: Plan, operand: object) -> int | None:
+    """Most values that an operand gives for a row, or None where nothing in the config bounds it."""
+    if isinstance(operand, AttributeUse):
+        return operand.attribute.max_length if operand.attribute.list else 1
+    source = plan.node(getattr(operand, "name", ""))
+    if not source.gives_list:
+        return 1
+    if source.limited:
+        return source.limit
+    product = 1
+    for part in source.operands:
+        bound = _bound(plan, part)
+        if bound is None:
+            return None
+        product *= bound
+    return product
+
+
+def _unbounded(config: CrossConfig, plan: Plan, node: Node) -> list[Problem]:
+    bounds = [_bound(plan, operand) for operand in node.operands]
+    open_ended = [
+        operand.label for operand, bound in zip(node.operands, bounds, strict=True) if bound is None
+    ]
+    if node.limited or not open_ended:
+        return []
+    names = ", ".join(open_ended)
+    if node.sizes and node.sizes != (1,):
+        message = f"{node.name} gives every subset of {names}, which has no max_length; set one, or a limit"
+    elif len([bound for bound in bounds if bound != 1]) > 1:
+        message = f"{node.name} multiplies lists, and {names} has no max_length; set one, or a limit"
+    else:
+        return []
+    return [_warning(config, "unbounded-product", message, node.path)]
+
+
+def _shared_seeds(config: CrossConfig, plan: Plan) -> list[Problem]:
+    """Two features of one seed and operation share ids where no slot keeps them apart."""
+    if plan.slot_bits is not None:
+        return []
+    owners: dict[tuple[int, int], str] = {}
+    found = []
+    for node in plan.nodes:
+        owner = owners.setdefault((node.seed, node.operation), node.name)
+        if owner != node.name:
+            message = f"{node.name} has the seed of {owner}, so equal values have equal ids in both"
+            found.append(_warning(config, "shared-seed", message, (*node.path, "seed")))
+    return found
+
+
+def _unused(config: CrossConfig, plan: Plan) -> list[Problem]:
+    used = {use.label for use in plan.attributes}
+    return [
+        _warning(
+            config,
+            "unused-attribute",
+            f"no feature uses {entity}.{name}",
+            ("entities", entity, "attributes", name),
+        )
+        for entity, declared in config.entities.items()
+        for name in declared.attributes
+        if f"{entity}.{name}" not in used
+    ]

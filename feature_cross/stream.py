@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Batches through the engine on several threads, in order, with a bounded number under way.
+
+The kernels and Arrow release the GIL, so threads use all cores without copying a batch to another process.
+Invariants: 1. results come in the order of the batches; 2. at most threads + 1 batches are in memory.
+Thread safety: an iterator belongs to one thread.
+"""
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import pyarrow as pa
+
+from feature_cross.batch import CrossBatch
+from feature_cross.engine import Engine
+
+__all__ = ["transform_batches"]
+
+_Done = tuple[pa.RecordBatch, CrossBatch]
+
+
+def transform_batches(engine: Engine, batches: Iterable[pa.RecordBatch], threads: int = 1) -> Iterator[_Done]:
+    """Pairs of rows and their ids.
+
+    Parameters
+    ----------
+    engine
+        The engine.
+    batches
+        Record batches that have the engine's columns, and may have more.
+    threads
+        At least 1.
+
+    Raises
+    ------
+    DataError, LimitError
+        Of the first batch that fails; rows are counted from the first batch's first.
+    """
+
+    def work(batch: pa.RecordBatch, row_base: int) -> list[_Done]:
+        first, pairs = 0, []
+        for done in engine.transform_batch(batch, row_base):
+            pairs.append((batch.slice(first, len(done)), done))
+            first += len(done)
+        return pairs
+
+    if threads == 1:
+        row_base = 0
+        for batch in batches:
+            first = 0
+            for done in engine.transform_batch(batch, row_base):
+                yield batch.slice(first, len(done)), done
+                first += len(done)
+            row_base += len(batch)
+        return
+    with ThreadPoolExecutor(threads, thread_name_prefix="feature-cross") as pool:
+        waiting: deque[Future[list[_Done]]] = deque()
+        row_base = 0
+        try:
+            for batch in batches:
+                waiting.append(pool.submit(work, batch, row_base))
+                row_base += len(batch)
+                if len(waiting) > threads:
+                    yield from waiting.popleft().result()
+            while waiting:
+                yield from waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What data says about a config: do its columns fit, how many ids has each feature, which crosses are futile.
+
+Counts are exact over the rows read. Thread safety: pure functions.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from feature_cross.config import AttributeFeature, CategoricalFeature, CrossConfig, Feature, Ids
+from feature_cross.engine import Engine
+from feature_cross.limit import BATCH_ROWS_DEFAULT
+from feature_cross.lint import futile_pairs
+from feature_cross.source import read_batches
+
+__all__ = ["SURVEY_ROWS", "FeatureSurvey", "Survey", "survey"]
+
+SURVEY_ROWS = 1_000_000
+"""Rows that are read: exact distinct counts hold every id, 8 bytes each."""
+
+_PENDING_MAX = 1 << 20
+"""Ids kept before they are merged into the distinct ones: merging at each batch would sort all again."""
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureSurvey:
+    """A feature over the rows read."""
+
+    covered_rows: int
+    ids: int
+    distinct: int
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """`ratios` is distinct(key x attribute) / distinct(key) by (key, attribute) of each futile pair."""
+
+    rows: int
+    features: dict[str, FeatureSurvey]
+    ratios: dict[tuple[str, str], float]
+
+
+@dataclass(slots=True)
+class _Count:
+    """Exact distinct ids, in at most twice their memory and _PENDING_MAX more."""
+
+    covered_rows: int = 0
+    ids: int = 0
+    kept: NDArray[np.uint64] = field(default_factory=lambda: np.empty(0, np.uint64))
+    pending: list[NDArray[np.uint64]] = field(default_factory=list)
+    pending_ids: int = 0
+
+    def add(self, ids: NDArray[np.uint64], offsets: NDArray[np.int64]) -> None:
+        self.covered_rows += int((np.diff(offsets) > 0).sum())
+        self.ids += len(ids)
+        self.pending.append(np.unique(ids))
+        self.pending_ids += len(self.pending[-1])
+        if self.pending_ids > max(_PENDING_MAX, len(self.kept)):
+            self.merge()
+
+    def merge(self) -> None:
+        self.kept = np.unique(np.concatenate([self.kept, *self.pending]))
+        self.pending, self.pending_ids = [], 0
+
+
+def survey(engine: Engine, source: Any, rows_max: int = SURVEY_ROWS) -> Survey:
+    """Run a config over the first `rows_max` rows of a source.
+
+    Raises
+    ------
+    DataError
+        A column is missing or mistyped, or a value invalid.
+    """
+    pairs = list(dict.fromkeys((p.key, p.attribute) for p in futile_pairs(engine.config, engine.plan)))
+    probe = Engine(_probe_config(engine.config, pairs)) if pairs else None
+    counts = {name: _Count() for name in engine.plan.outputs}
+    probe_counts = {name: _Count() for name in probe.plan.outputs} if probe else {}
+    rows = 0
+    for batch in read_batches(source, engine.plan, BATCH_ROWS_DEFAULT):
+        part = batch.slice(0, rows_max - rows)
+        for runner, into in ((engine, counts), (probe, probe_counts)):
+            for done in runner.transform_batch(part, rows) if runner else ():
+                for name, count in into.items():
+                    count.add(*done[name])
+        rows += len(part)
+        if rows >= rows_max:
+            break
+    for count in (*counts.values(), *probe_counts.values()):
+        count.merge()
+    ratios = {}
+    for number, pair in enumerate(pairs):
+        keys = len(probe_counts[f"key{number}"].kept)
+        if keys:
+            ratios[pair] = len(probe_counts[f"cross{number}"].kept) / keys
+    features = {name: FeatureSurvey(c.covered_rows, c.ids, len(c.kept)) for name, c in counts.items()}
+    return Survey(rows, features, ratios)
+
+
+def _probe_config(config: CrossConfig, pairs: list[tuple[str, str]]) -> CrossConfig:
+    """The same entities; per pair the key where the attribute is present too, and their cross."""
+    features: dict[str, Feature] = {}
+    for number, (key, attribute) in enumerate(pairs):
+        features[f"key{number}"] = AttributeFeature(kind="attribute", of=key)
+        features[f"cross{number}"] = CategoricalFeature(kind="categorical", of=(key, attribute))
+    return CrossConfig(ids=Ids(), entities=config.entities, features=features)
