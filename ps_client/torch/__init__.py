@@ -1,7 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PyTorch modules over a Client. The only part of rowhouse's packages that imports torch."""
+"""PyTorch modules over a Client: the only part of rowhouse's packages that imports torch.
+
+bag = EmbeddingBag(client, "user", mode="sum")
+loss = model(bag(ids, offsets)).sum()
+loss.backward()      # pushes the gradient of each distinct id; the table's optimizer runs on the shards
+"""
 
 try:
     import torch as _torch  # noqa: F401
 except ImportError as failure:
     raise ImportError("ps_client.torch needs PyTorch: pip install 'rowhouse[torch]'") from failure
+
+from ps_client.torch.bag import EmbeddingBag
+from ps_client.torch.collection import EmbeddingBagCollection, EmbeddingCollection
+from ps_client.torch.config import EmbeddingBagConfig, EmbeddingConfig, PoolingType
+from ps_client.torch.keyed import JaggedTensor, KeyedJaggedTensor, KeyedTensor
+
+__all__ = [
+    "EmbeddingBag", "EmbeddingBagCollection", "EmbeddingBagConfig", "EmbeddingCollection", "EmbeddingConfig",
+    "JaggedTensor", "KeyedJaggedTensor", "KeyedTensor", "PoolingType",
+]  # fmt: skip

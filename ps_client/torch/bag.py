@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""EmbeddingBag: torch.nn.EmbeddingBag whose rows live on the shards.
+
+Thread safety: that of the client; the module itself holds no state that changes.
+"""
+
+import math
+from typing import Final
+
+import torch
+from rowhouse.error import InvalidRequestError
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ps_client.client import Client
+from ps_client.table import find_table
+from ps_client.torch.lookup import look_up
+
+MODES: Final = ("sum", "mean", "max")
+
+
+def check_gradient_scale(gradient_scale: float) -> float:
+    """The factor on pushed gradients: finite and above 0, else InvalidRequestError."""
+    scale = float(gradient_scale)
+    if not (math.isfinite(scale) and scale > 0):
+        raise InvalidRequestError(f"gradient_scale is {scale}; it must be finite and above 0")
+    return scale
+
+
+def pool(
+    rows: Tensor, inverse: Tensor, offsets: Tensor, mode: str, weights: Tensor | None, last: bool
+) -> Tensor:
+    """Rows of each bag as one vector.
+
+    Parameters
+    ----------
+    rows
+        (u, D) float32, the distinct rows.
+    inverse
+        (n,) int64, which row each id of the bags is.
+    offsets
+        (B,) int64, where each bag starts; (B + 1,) with the end of the last one if `last`.
+    mode
+        "sum", "mean" or "max".
+    weights
+        (n,) factors of the ids, with mode "sum" only.
+    last
+        Whether `offsets` holds the end of the last bag.
+
+    Returns
+    -------
+    Tensor
+        (B, D) float32; zeros for an empty bag.
+    """
+    if not rows.shape[0]:  # torch takes no empty table; the sum, 0, keeps the answer in the graph
+        return rows.new_zeros(offsets.shape[0] - last, rows.shape[1]) + rows.sum()
+    if weights is not None:
+        weights = weights.to(rows.dtype)
+    return functional.embedding_bag(
+        inverse,
+        rows,
+        offsets.to(torch.int64),
+        mode=mode,
+        per_sample_weights=weights,
+        include_last_offset=last,
+    )
+
+
+class EmbeddingBag(nn.Module):
+    """Pooled rows of one table, as `torch.nn.EmbeddingBag`; backward pushes their gradients.
+
+    It has no parameters: the optimizer of the table runs on the shards. In eval mode, or where
+    gradients are off, it pulls read-only and pushes nothing.
+
+    Parameters
+    ----------
+    client
+        A connected client.
+    table
+        Name of the table.
+    mode
+        "sum", "mean" or "max".
+    padding_idx
+        An id that counts for nothing: it is not pulled, not pooled, not counted by a mean, and gets no
+        gradient. As its 64 bits: -1 and 2^64 - 1 are the same id.
+    include_last_offset
+        Whether `offsets` ends with the number of ids.
+    gradient_scale
+        Factor on the pushed gradients; see docs/client.md, "Several trainers".
+
+    Raises
+    ------
+    UnknownTableError
+        The cluster has no such table.
+    ValueError
+        An unknown mode or an impossible `padding_idx`.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        table: str,
+        mode: str = "sum",
+        *,
+        padding_idx: int | None = None,
+        include_last_offset: bool = False,
+        gradient_scale: float = 1.0,
+    ) -> None:
+        super().__init__()
+        if mode not in MODES:
+            raise ValueError(f"mode is {mode!r}; it must be one of {MODES}")
+        if padding_idx is not None and not -(1 << 63) <= padding_idx < 1 << 64:
+            raise ValueError(f"padding_idx is {padding_idx}; it must be -2^63 to 2^64 - 1")
+        declared = find_table(client.tables, table)
+        self.client = client
+        self.table, self.embedding_dim, self.mode = table, declared.dim, mode
+        self.padding_idx, self.include_last_offset = padding_idx, include_last_offset
+        self.gradient_scale = check_gradient_scale(gradient_scale)
+
+    def extra_repr(self) -> str:
+        """What `print` shows between the parentheses."""
+        return f"{self.table!r}, dim={self.embedding_dim}, mode={self.mode!r}"
+
+    def forward(
+        self, input: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None
+    ) -> Tensor:
+        """Pool bags of ids.
+
+        Parameters
+        ----------
+        input
+            (n,) integer ids with `offsets`, or (B, N): B bags of N ids.
+        offsets
+            (B,), or (B + 1,) with include_last_offset: where each bag starts. Only for (n,) input.
+        per_sample_weights
+            Factors of the shape of `input`; only with mode "sum".
+
+        Returns
+        -------
+        Tensor
+            (B, dim) float32 on the device of `input`.
+        """
+        self._check(input, offsets, per_sample_weights)
+        ids, weights, last = input.reshape(-1), per_sample_weights, self.include_last_offset
+        if weights is not None:
+            weights = weights.reshape(-1)
+        if offsets is None:
+            offsets, last = torch.arange(input.shape[0], device=input.device) * input.shape[1], False
+        if self.padding_idx is not None:
+            ids, offsets, weights = self._without_padding(ids, offsets, weights)
+        found = look_up(
+            self.client, {self.table: ids}, recorded=self.training, gradient_scale=self.gradient_scale
+        )[self.table]
+        return pool(found.rows, found.inverse, offsets, self.mode, weights, last)
+
+    def _check(self, ids: Tensor, offsets: Tensor | None, weights: Tensor | None) -> None:
+        if ids.dim() not in (1, 2):
+            raise ValueError(f"input has shape {tuple(ids.shape)}; it must have one or two dimensions")
+        if (ids.dim() == 1) == (offsets is None):
+            raise ValueError(
+                f"input has {ids.dim()} dimensions; offsets are for one dimension, and needed there"
+            )
+        if offsets is not None and offsets.dim() != 1:
+            raise ValueError(f"offsets have shape {tuple(offsets.shape)}; they must have one dimension")
+        if weights is not None and self.mode != "sum":
+            raise NotImplementedError(f"per_sample_weights need mode 'sum'; this bag has {self.mode!r}")
+        if weights is not None and weights.shape != ids.shape:
+            shapes = f"{tuple(weights.shape)} and {tuple(ids.shape)}"
+            raise ValueError(f"per_sample_weights and input have shapes {shapes}; they must be the same")
+
+    def _without_padding(
+        self, ids: Tensor, offsets: Tensor, weights: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The same bags without the padding id; offsets keep their form."""
+        assert self.padding_idx is not None
+        signed = self.padding_idx - (1 << 64) if self.padding_idx >= 1 << 63 else self.padding_idx
+        kept = ids.to(torch.int64) != signed
+        before = kept.new_zeros(ids.shape[0] + 1, dtype=torch.int64)
+        torch.cumsum(kept, dim=0, out=before[1:])
+        return ids[kept], before[offsets.to(torch.int64)], None if weights is None else weights[kept]

@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Collections of tables over a KeyedJaggedTensor, with torchrec's names and conventions.
+
+Invariants: 1. a forward is one pull and a backward one push, for all tables and features; 2. outputs
+come table by table, and within a table in the order of its features; 3. a feature that is looked up in
+several tables comes out as `feature@table`. Thread safety: that of the client.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from rowhouse.error import ConfigError
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ps_client.client import Client
+from ps_client.table import find_table
+from ps_client.torch.bag import check_gradient_scale, pool
+from ps_client.torch.keyed import JaggedTensor, KeyedJaggedTensor, KeyedTensor
+from ps_client.torch.lookup import Found, look_up
+
+
+class TableConfig(Protocol):
+    """What a collection reads of a config: one of config.py, or torchrec's."""
+
+    @property
+    def name(self) -> str:
+        """Name of the table."""
+
+    @property
+    def embedding_dim(self) -> int:
+        """Its dim."""
+
+    @property
+    def feature_names(self) -> Sequence[str]:
+        """Features looked up in it."""
+
+
+def check_configs(client: Client, configs: Sequence[TableConfig]) -> None:
+    """Refuse configs that do not fit one another or the cluster's tables.
+
+    Raises
+    ------
+    ValueError
+        A table is configured twice, or has a feature twice, or no feature.
+    UnknownTableError, ConfigError
+        The cluster has no such table, or its dim differs.
+    """
+    names = [config.name for config in configs]
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise ValueError(f"table {twice[0]!r} is configured more than once")
+    for config in configs:
+        features = list(config.feature_names)
+        if not features or len(set(features)) != len(features):
+            raise ValueError(
+                f"table {config.name!r}: feature_names are {features}; at least one, and distinct"
+            )
+        dim = find_table(client.tables, config.name).dim
+        if dim != config.embedding_dim:
+            raise ConfigError(
+                f"table {config.name!r}: embedding_dim is {config.embedding_dim}; the shards say {dim}"
+            )
+
+
+def output_names(configs: Sequence[TableConfig]) -> list[list[str]]:
+    """Names of the outputs, by table: the feature's, or `feature@table` where tables share it."""
+    shared = Counter(feature for config in configs for feature in config.feature_names)
+    return [[f"{f}@{c.name}" if shared[f] > 1 else f for f in c.feature_names] for c in configs]
+
+
+class _Collection(nn.Module):
+    """What both collections share: the configs, and one lookup for all of them."""
+
+    def __init__(self, client: Client, tables: Sequence[TableConfig], gradient_scale: float) -> None:
+        super().__init__()
+        self._configs = list(tables)
+        check_configs(client, self._configs)
+        self._names = output_names(self._configs)
+        self.client = client
+        self.gradient_scale = check_gradient_scale(gradient_scale)
+
+    def extra_repr(self) -> str:
+        """What `print` shows between the parentheses."""
+        return ", ".join(f"{c.name!r}: {list(c.feature_names)}" for c in self._configs)
+
+    def embedding_names(self) -> list[str]:
+        """Names of the outputs, in their order."""
+        return [name for names in self._names for name in names]
+
+    def _look_up(self, features: KeyedJaggedTensor) -> list[tuple[str, TableConfig, JaggedTensor, Found]]:
+        """(output name, config, the feature's batch, its rows) of each output."""
+        needed = {feature for config in self._configs for feature in config.feature_names}
+        if missing := sorted(needed - set(features.keys())):
+            raise KeyError(f"features {missing} are not among the batch's keys {list(features.keys())}")
+        batch = features.to_dict()
+        ids = {c.name: torch.cat([batch[f].values() for f in c.feature_names]) for c in self._configs}
+        found = look_up(self.client, ids, recorded=self.training, gradient_scale=self.gradient_scale)
+        outputs = []
+        for config, names in zip(self._configs, self._names, strict=True):
+            rows, inverse = found[config.name].rows, found[config.name].inverse
+            lengths = [batch[f].values().shape[0] for f in config.feature_names]
+            pieces = torch.split(inverse, lengths)
+            for name, feature, piece in zip(names, config.feature_names, pieces, strict=True):
+                outputs.append((name, config, batch[feature], Found(rows, piece)))
+        return outputs
+
+
+class EmbeddingBagCollection(_Collection):
+    """Pooled rows of several tables, as torchrec's EmbeddingBagCollection; backward pushes.
+
+    Parameters
+    ----------
+    client
+        A connected client.
+    tables
+        One EmbeddingBagConfig (ours or torchrec's) per table.
+    is_weighted
+        Whether the batch has weights; they multiply the rows, with PoolingType.SUM only.
+    gradient_scale
+        Factor on the pushed gradients; see docs/client.md, "Several trainers".
+
+    Raises
+    ------
+    ValueError
+        A table twice, an unknown pooling, or weights together with PoolingType.MEAN.
+    UnknownTableError, ConfigError
+        The cluster has no such table, or its dim differs.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        tables: Sequence[Any],
+        *,
+        is_weighted: bool = False,
+        gradient_scale: float = 1.0,
+    ) -> None:
+        super().__init__(client, tables, gradient_scale)
+        self.is_weighted = is_weighted
+        self._modes = {config.name: self._mode(config.name, config.pooling) for config in tables}
+
+    def _mode(self, table: str, pooling: Any) -> str:
+        name = str(getattr(pooling, "value", pooling)).upper()
+        if name not in ("SUM", "MEAN"):
+            raise ValueError(f"table {table!r}: pooling is {pooling!r}; it must be PoolingType.SUM or MEAN")
+        if self.is_weighted and name != "SUM":
+            raise ValueError(f"table {table!r}: weights need PoolingType.SUM; pooling is {pooling!r}")
+        return name.lower()
+
+    def forward(self, features: KeyedJaggedTensor) -> KeyedTensor:
+        """Pool every feature of a batch.
+
+        Parameters
+        ----------
+        features
+            The batch; features that no table names are left alone.
+
+        Returns
+        -------
+        KeyedTensor
+            (B, sum of dims) float32, one block per output name.
+        """
+        names, blocks = [], []
+        for name, config, jagged, found in self._look_up(features):
+            weights = jagged.weights() if self.is_weighted else None
+            offsets, mode = jagged.offsets(), self._modes[config.name]
+            blocks.append(pool(found.rows, found.inverse, offsets - offsets[0], mode, weights, last=True))
+            names.append(name)
+        return KeyedTensor(names, [block.shape[1] for block in blocks], torch.cat(blocks, dim=1))
+
+
+class EmbeddingCollection(_Collection):
+    """Rows of several tables, not pooled, as torchrec's EmbeddingCollection; backward pushes.
+
+    Parameters
+    ----------
+    client
+        A connected client.
+    tables
+        One EmbeddingConfig (ours or torchrec's) per table; dims may differ.
+    gradient_scale
+        Factor on the pushed gradients; see docs/client.md, "Several trainers".
+
+    Raises
+    ------
+    ValueError
+        A table twice.
+    UnknownTableError, ConfigError
+        The cluster has no such table, or its dim differs.
+    """
+
+    def __init__(self, client: Client, tables: Sequence[Any], *, gradient_scale: float = 1.0) -> None:
+        super().__init__(client, tables, gradient_scale)
+
+    def forward(self, features: KeyedJaggedTensor) -> dict[str, JaggedTensor]:
+        """The row of every id of a batch.
+
+        Parameters
+        ----------
+        features
+            The batch; features that no table names are left alone.
+
+        Returns
+        -------
+        dict
+            By output name, a JaggedTensor whose values are (L, dim) float32.
+        """
+        return {
+            name: JaggedTensor(_rows(found), lengths=jagged.lengths())
+            for name, _, jagged, found in self._look_up(features)
+        }
+
+
+def _rows(found: Found) -> Tensor:
+    if not found.rows.shape[0]:  # torch takes no empty table
+        return found.rows
+    return functional.embedding(found.inverse, found.rows)
