@@ -12,13 +12,14 @@ never change between versions: tests/unit/test_initializer.py pins them.
 Thread safety: writes only `out`.
 """
 
-import math
 from typing import Final
 
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 from rowhouse.mix import mix64_scalar
+
+from ps_server.kernel.intrinsic import bits_double, double_bits
 
 CONSTANT: Final = 0
 """parameters: value."""
@@ -33,11 +34,14 @@ TRUNCATED_NORMAL: Final = 3
 """parameters: mean and standard deviation of the normal that is cut at two deviations from the mean."""
 
 _U64 = np.uint64
-_BELOW_MINUS_2: Final = 0.022750131948179195
-"""Share of a normal distribution below -2 standard deviations."""
+_MIDDLE: Final = 0.9544997361036416
+"""Share of a normal distribution within two standard deviations."""
 
 _CENTRAL: Final = 0.425
 """AS 241 takes its first rational function up to here, |p - 1/2|."""
+
+_FAR: Final = 1.3887943864964021e-11
+"""e^-25: below it AS 241 takes its third rational function for a tail, down to it the second."""
 
 _LN2: Final = 0.6931471805599453
 _SQRT_HALF: Final = 0.7071067811865476
@@ -49,22 +53,31 @@ def _uniform(bits: np.uint64) -> float:
     return (np.float64(bits >> _U64(12)) + 0.5) * 2.0**-52
 
 
-@njit(error_model="numpy")
+@njit(inline="always", error_model="numpy")
 def _log(x: float) -> float:
-    """Natural logarithm of a positive float64, by 2·artanh((m - 1) / (m + 1)) + e·ln 2."""
-    m, e = math.frexp(x)
-    if m < _SQRT_HALF:
-        m *= 2.0
-        e -= 1
+    """Natural logarithm of a positive, normal float64, by 2·artanh((m - 1) / (m + 1)) + e·ln 2."""
+    bits = double_bits(x)
+    e = np.float64(np.int64(bits >> _U64(52)) - 1022)
+    m = bits_double((bits & _U64(0x000FFFFFFFFFFFFF)) | _U64(0x3FE0000000000000))  # in [1/2, 1)
+    e = e - 1.0 if m < _SQRT_HALF else e
+    m = m * 2.0 if m < _SQRT_HALF else m
     s = (m - 1.0) / (m + 1.0)  # |s| <= 0.172, so the term s^23 / 23 is below 2^-60
     square = s * s
-    series = 0.0
-    for k in range(21, 0, -2):
-        series = series * square + 1.0 / k
+    series = 1.0 / 21.0  # written out: as a loop it keeps LLVM from vectorising the one around it
+    series = series * square + 1.0 / 19.0
+    series = series * square + 1.0 / 17.0
+    series = series * square + 1.0 / 15.0
+    series = series * square + 1.0 / 13.0
+    series = series * square + 1.0 / 11.0
+    series = series * square + 1.0 / 9.0
+    series = series * square + 1.0 / 7.0
+    series = series * square + 1.0 / 5.0
+    series = series * square + 1.0 / 3.0
+    series = series * square + 1.0 / 1.0
     return 2.0 * s * series + e * _LN2
 
 
-@njit(error_model="numpy")
+@njit(inline="always", error_model="numpy")
 def _central(q: float) -> float:
     """PPND16 for |q| <= _CENTRAL, where q = p - 1/2."""
     r = 0.180625 - q * q
@@ -87,74 +100,90 @@ def _central(q: float) -> float:
     return q * upper / lower
 
 
-@njit(error_model="numpy")
-def _tail(p: float) -> float:
-    """PPND16 for a tail of probability p <= 0.075: the positive deviate."""
-    r = math.sqrt(-_log(p))
-    if r <= 5.0:
-        r -= 1.6
-        upper = 7.74545014278341407640e-4
-        upper = upper * r + 2.27238449892691845833e-2
-        upper = upper * r + 2.41780725177450611770e-1
-        upper = upper * r + 1.27045825245236838258e0
-        upper = upper * r + 3.64784832476320460504e0
-        upper = upper * r + 5.76949722146069140550e0
-        upper = upper * r + 4.63033784615654529590e0
-        upper = upper * r + 1.42343711074968357734e0
-        lower = 1.05075007164441684324e-9
-        lower = lower * r + 5.47593808499534494600e-4
-        lower = lower * r + 1.51986665636164571966e-2
-        lower = lower * r + 1.48103976427480074590e-1
-        lower = lower * r + 6.89767334985100004550e-1
-        lower = lower * r + 1.67638483018380384940e0
-        lower = lower * r + 2.05319162663775882187e0
-        lower = lower * r + 1.0
-    else:
-        r -= 5.0
-        upper = 2.01033439929228813265e-7
-        upper = upper * r + 2.71155556874348757815e-5
-        upper = upper * r + 1.24266094738807843860e-3
-        upper = upper * r + 2.65321895265761230930e-2
-        upper = upper * r + 2.96560571828504891230e-1
-        upper = upper * r + 1.78482653991729133580e0
-        upper = upper * r + 5.46378491116411436990e0
-        upper = upper * r + 6.65790464350110377720e0
-        lower = 2.04426310338993978564e-15
-        lower = lower * r + 1.42151175831644588870e-7
-        lower = lower * r + 1.84631831751005468180e-5
-        lower = lower * r + 7.86869131145613259100e-4
-        lower = lower * r + 1.48753612908506148525e-2
-        lower = lower * r + 1.36929880922735805310e-1
-        lower = lower * r + 5.99832206555887937690e-1
-        lower = lower * r + 1.0
+@njit(inline="always", error_model="numpy")
+def _near_tail(r: float) -> float:
+    """PPND16 for 1.6 <= r <= 5, where r = sqrt(-ln p) and p is the tail: the positive deviate."""
+    r -= 1.6
+    upper = 7.74545014278341407640e-4
+    upper = upper * r + 2.27238449892691845833e-2
+    upper = upper * r + 2.41780725177450611770e-1
+    upper = upper * r + 1.27045825245236838258e0
+    upper = upper * r + 3.64784832476320460504e0
+    upper = upper * r + 5.76949722146069140550e0
+    upper = upper * r + 4.63033784615654529590e0
+    upper = upper * r + 1.42343711074968357734e0
+    lower = 1.05075007164441684324e-9
+    lower = lower * r + 5.47593808499534494600e-4
+    lower = lower * r + 1.51986665636164571966e-2
+    lower = lower * r + 1.48103976427480074590e-1
+    lower = lower * r + 6.89767334985100004550e-1
+    lower = lower * r + 1.67638483018380384940e0
+    lower = lower * r + 2.05319162663775882187e0
+    lower = lower * r + 1.0
     return upper / lower
+
+
+@njit(inline="always", error_model="numpy")
+def _far_tail(r: float) -> float:
+    """PPND16 for r > 5, a tail below 1.4e-11."""
+    r -= 5.0
+    upper = 2.01033439929228813265e-7
+    upper = upper * r + 2.71155556874348757815e-5
+    upper = upper * r + 1.24266094738807843860e-3
+    upper = upper * r + 2.65321895265761230930e-2
+    upper = upper * r + 2.96560571828504891230e-1
+    upper = upper * r + 1.78482653991729133580e0
+    upper = upper * r + 5.46378491116411436990e0
+    upper = upper * r + 6.65790464350110377720e0
+    lower = 2.04426310338993978564e-15
+    lower = lower * r + 1.42151175831644588870e-7
+    lower = lower * r + 1.84631831751005468180e-5
+    lower = lower * r + 7.86869131145613259100e-4
+    lower = lower * r + 1.48753612908506148525e-2
+    lower = lower * r + 1.36929880922735805310e-1
+    lower = lower * r + 5.99832206555887937690e-1
+    lower = lower * r + 1.0
+    return upper / lower
+
+
+@njit(inline="always", error_model="numpy")
+def _near_quantile(p: float) -> float:
+    """The standard normal deviate below which a share p lies, both tails >= _FAR.
+
+    Both rational functions are computed and one is taken: without a branch LLVM vectorises the loop.
+    """
+    q = p - 0.5
+    central = _central(min(max(q, -_CENTRAL), _CENTRAL))
+    tail = _near_tail(np.sqrt(-_log(min(p, 1.0 - p))))
+    return central if abs(q) <= _CENTRAL else (-tail if q < 0.0 else tail)
 
 
 @njit(error_model="numpy")
 def normal_quantile(p: float) -> float:
-    """The standard normal deviate below which a share p, 0 < p < 1, of the distribution lies."""
-    q = p - 0.5
-    if abs(q) <= _CENTRAL:
-        return _central(q)
-    return -_tail(p) if q < 0.0 else _tail(1.0 - p)
+    """The standard normal deviate below which a share p of the distribution lies, 2^-1000 < p < 1."""
+    tail = min(p, 1.0 - p)
+    if tail >= _FAR:
+        return _near_quantile(p)
+    far = _far_tail(np.sqrt(-_log(tail)))
+    return -far if p < 0.5 else far
 
 
 @njit(error_model="numpy")
 def _fill_normal(
-    key: np.uint64, low: float, share: float, mean: float, std: float, row: NDArray[np.float32]
+    key: np.uint64, mean: float, std: float, share: float, cut: float, row: NDArray[np.float32]
 ) -> None:
-    """Normal deviates of the quantiles low + u·share, u uniform.
-
-    Twice over the row: LLVM vectorises the first loop, which has no branch; the second puts right
-    the 15 % that lie in a tail.
-    """
-    for j in range(row.shape[0]):
-        q = low + share * _uniform(mix64_scalar(key + _U64(j))) - 0.5
-        row[j] = mean + std * _central(min(max(q, -_CENTRAL), _CENTRAL))
+    """Normal deviates of the `share` of the distribution in its middle, within `cut` deviations."""
+    low, least, most = 0.5 - 0.5 * share, np.float32(mean - std * cut), np.float32(mean + std * cut)
+    far = 0
     for j in range(row.shape[0]):
         p = low + share * _uniform(mix64_scalar(key + _U64(j)))
-        if abs(p - 0.5) > _CENTRAL:
-            row[j] = mean + std * normal_quantile(p)
+        far += 1 if min(p, 1.0 - p) < _FAR else 0
+        row[j] = min(max(np.float32(mean + std * _near_quantile(p)), least), most)
+    if far > 0:  # one element in 36,000,000,000: put right by itself
+        for j in range(row.shape[0]):
+            p = low + share * _uniform(mix64_scalar(key + _U64(j)))
+            if min(p, 1.0 - p) < _FAR:
+                row[j] = mean + std * normal_quantile(p)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -182,6 +211,7 @@ def initialize(
     """
     dim = out.shape[1]
     first, second = parameters[0], parameters[1]
+    share, cut = (_MIDDLE, 2.0) if kind == TRUNCATED_NORMAL else (1.0, np.inf)
     table_key = mix64_scalar(seed)
     for i in range(ids.shape[0]):
         if kind == CONSTANT:
@@ -192,11 +222,5 @@ def initialize(
         if kind == UNIFORM:
             for j in range(dim):
                 out[i, j] = first + (second - first) * _uniform(mix64_scalar(key + _U64(j)))
-        elif kind == NORMAL:
-            _fill_normal(key, 0.0, 1.0, first, second, out[i])
         else:
-            _fill_normal(key, _BELOW_MINUS_2, 1.0 - 2.0 * _BELOW_MINUS_2, first, second, out[i])
-            for j in range(dim):  # the last bit of an extreme quantile may lie past the cut
-                out[i, j] = min(
-                    max(out[i, j], np.float32(first - 2.0 * second)), np.float32(first + 2.0 * second)
-                )
+            _fill_normal(key, first, second, share, cut, out[i])

@@ -114,6 +114,30 @@ def bits_float(typing_context: Any, bits: Any) -> Any:
     return types.float32(bits), codegen
 
 
+@_intrinsic
+def double_bits(typing_context: Any, value: Any) -> Any:
+    """The bit pattern (uint64) of the float64 `value`."""
+    if value != types.float64:
+        raise TypingError(f"double_bits takes float64, not {value}")
+
+    def codegen(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(arguments[0], ir.IntType(64))
+
+    return types.uint64(value), codegen
+
+
+@_intrinsic
+def bits_double(typing_context: Any, bits: Any) -> Any:
+    """The float64 value of the bit pattern `bits` (uint64)."""
+    if bits != types.uint64:
+        raise TypingError(f"bits_double takes uint64, not {bits}")
+
+    def codegen(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(arguments[0], ir.DoubleType())
+
+    return types.float64(bits), codegen
+
+
 @njit(inline="always")
 def prefetch_row(array: NDArray[Any], start: np.int64, count: int) -> None:
     """Prefetch `array[start : start + count]`, to be written soon (only its head if it is long).

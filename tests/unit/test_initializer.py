@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
+from rowhouse.mix import unmix64
 
 from ps_server.initializer import (
     Constant,
@@ -69,6 +70,17 @@ def test_the_quantile_is_that_of_the_standard_library() -> None:
     ours = np.array([normal_quantile(p) for p in points])
     theirs = np.array([STANDARD.inv_cdf(p) for p in points])
     np.testing.assert_allclose(ours, theirs, rtol=3e-15, atol=1e-16)
+
+
+@pytest.mark.parametrize("bits", [0, 1 << 20, 1 << 29, 2**64 - 1, 2**64 - (1 << 21)])
+def test_the_farthest_tails_are_reached(bits: int) -> None:
+    # Nobody meets these by chance, but mix64 can be turned around: the id whose first deviate has `bits`.
+    key = unmix64(np.array([bits], np.uint64))
+    ids = unmix64(key) ^ np.uint64(naive.mix64(42))
+    out = Normal(mean=0.0, std=1.0).fill(42, ids, 3)
+    u = ((bits >> 12) + 0.5) / 2.0**52
+    assert naive.initial_uniform(42, int(ids[0]), 0) == u
+    assert out[0, 0] == pytest.approx(STANDARD.inv_cdf(u), rel=1e-6) and abs(out[0, 0]) > 6
 
 
 PINNED: dict[str, list[str]] = {

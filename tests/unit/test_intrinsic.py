@@ -8,7 +8,9 @@ from numba.core.errors import TypingError
 from numpy.typing import NDArray
 
 from ps_server.kernel.intrinsic import (
+    bits_double,
     bits_float,
+    double_bits,
     float_bits,
     float_to_half_bits,
     half_to_float,
@@ -43,6 +45,18 @@ def _turn_around(values: NDArray[np.float32]) -> tuple[NDArray[np.uint32], NDArr
     for i in range(values.shape[0]):
         bits[i] = float_bits(values[i])
         back[i] = bits_float(bits[i])
+    return bits, back
+
+
+@njit()
+def _turn_doubles_around(
+    values: NDArray[np.float64],
+) -> tuple[NDArray[np.uint64], NDArray[np.float64]]:
+    bits = np.empty(values.shape[0], np.uint64)
+    back = np.empty(values.shape[0], np.float64)
+    for i in range(values.shape[0]):
+        bits[i] = double_bits(values[i])
+        back[i] = bits_double(bits[i])
     return bits, back
 
 
@@ -87,6 +101,13 @@ def test_bits_and_floats_turn_into_each_other() -> None:
     bits, back = _turn_around(values)
     np.testing.assert_array_equal(bits, values.view(np.uint32))
     np.testing.assert_array_equal(back.view(np.uint32), values.view(np.uint32))
+
+
+def test_bits_and_doubles_turn_into_each_other() -> None:
+    values = np.array([0.0, -0.0, 1.5, -1e308, 5e-324, np.inf])
+    bits, back = _turn_doubles_around(values)
+    np.testing.assert_array_equal(bits, values.view(np.uint64))
+    np.testing.assert_array_equal(back.view(np.uint64), values.view(np.uint64))
 
 
 @pytest.mark.parametrize("ahead", [0, 8, 1 << 40, -(1 << 40)])
