@@ -14,6 +14,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Final
 
 from rich.console import Console
@@ -22,10 +23,14 @@ from rowhouse.error import RowhouseError, StoreError, UnavailableError
 
 from ps_server.config import ClusterConfig, load_config
 from ps_server.server import Server, StopFlag
+from ps_server.service import ServedShard
 from ps_server.supervisor import Supervisor
 
 _PR_SET_PDEATHSIG: Final = 1
 """prctl(2): the signal that this process gets when its parent dies."""
+
+_PROGRESS_S: Final = 5.0
+"""How often a recovery tells how far it has come."""
 
 _EXAMPLES: Final = """\
 examples:
@@ -102,17 +107,30 @@ def _follow_parent(parent_pid: int) -> None:
         raise UnavailableError(f"parent process {parent_pid} is gone")
 
 
-def _serve(arguments: argparse.Namespace, flag: StopFlag) -> None:
+def _open_shard(config: ClusterConfig, index: int, directory: Path) -> ServedShard:
+    """Open the shard, and say every few seconds how far a long recovery has come."""
     # Imported here: `up` runs no shard, and the kernels take a second to load.
     from ps_server.shard import Shard  # noqa: PLC0415
 
+    told_s = time.monotonic()
+
+    def progress(records: int) -> None:
+        nonlocal told_s
+        if time.monotonic() - told_s >= _PROGRESS_S:
+            told_s = time.monotonic()
+            _log.info("recovering: %d log records replayed", records)
+
+    return Shard.open(config, index, directory, progress=progress)
+
+
+def _serve(arguments: argparse.Namespace, flag: StopFlag) -> None:
     if arguments.parent_pid is not None:
         _follow_parent(arguments.parent_pid)
     config = _config_from(arguments)
     if not arguments.quiet:
         print(f"# resolved config\n{config.to_yaml()}", flush=True)
     began_s = time.monotonic()
-    server = Server(config, arguments.shard, Shard.open)
+    server = Server(config, arguments.shard, _open_shard)
     server.start()
     took_s = time.monotonic() - began_s
     print(f"shard {arguments.shard} serves at {server.endpoint} (started in {took_s:.1f} s)", flush=True)
