@@ -57,8 +57,8 @@ def _describe_one(error: ErrorDetails, document: Document, schema: dict[str, Any
     else:
         message = error["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
         text = f"{name} is {_value(error)}; {message.replace('Input should be', 'it must be')}"
-        if not path:  # a fault between keys: the whole config as a value would say nothing
-            text = message
+        if kind == "value_error" and isinstance(error["input"], dict | list):
+            text = f"{name}: {message}"  # a fault between keys or entries: the message names them
     return f"{document.place(path)}: {text}"
 
 
