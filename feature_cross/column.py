@@ -12,7 +12,6 @@ import bisect
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Any, Final
 
 import numpy as np
@@ -20,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from feature_cross.config import Attribute, Buckets
+from feature_cross.config import Attribute
 from feature_cross.error import DataError
 from feature_cross.id_format import (
     DATE_PARTS,
@@ -34,11 +33,11 @@ from feature_cross.id_format import (
     value_hash,
 )
 from feature_cross.kernel.xxh64 import hash_integers, hash_strings
-from feature_cross.limit import EDGES_MAX
 
-__all__ = ["Hashed", "RawColumn", "bucket_edges", "canonical_values", "hash_column", "normalise_strings"]
+__all__ = ["Hashed", "RawColumn", "canonical_values", "hash_column", "normalise_strings"]
 
 Hashes = NDArray[np.uint64]
+_LISTS = (pa.ListArray, pa.LargeListArray, pa.FixedSizeListArray, pa.ListViewArray, pa.LargeListViewArray)
 Mask = NDArray[np.bool_]
 
 
@@ -57,21 +56,6 @@ class RawColumn:
     values: Hashed
     offsets: NDArray[np.int64] | None
     null_rows: Mask | None
-
-
-def bucket_edges(buckets: Buckets) -> tuple[float, ...]:
-    """Edges of a declaration; a log series is computed exactly and each edge rounded once."""
-    if buckets.edges is not None:
-        return tuple(edge + 0.0 for edge in buckets.edges)  # -0.0 and 0.0 are one edge
-    assert buckets.log is not None, "Buckets has exactly one of edges and log"
-    log = buckets.log
-    edge, base, edges = Fraction(log.start), Fraction(log.base), list[float]()
-    while edge <= log.stop:
-        edges.append(float(edge))
-        edge *= base
-        if len(edges) > EDGES_MAX:
-            raise DataError(f"log buckets give more than {EDGES_MAX} edges; raise base or lower stop")
-    return tuple(edges)
 
 
 def hash_column(array: pa.Array, attribute: Attribute, label: str) -> RawColumn:
@@ -97,11 +81,10 @@ def hash_column(array: pa.Array, attribute: Attribute, label: str) -> RawColumn:
     if pa.types.is_null(kind):
         nothing = Hashed(np.empty(0, np.uint64), None)
         return RawColumn(nothing, np.zeros(len(array) + 1, np.int64), np.ones(len(array), np.bool_))
-    if pa.types.is_fixed_size_list(kind) or pa.types.is_list_view(kind) or pa.types.is_large_list_view(kind):
-        array = array.cast(pa.large_list(kind.value_type))
-        kind = array.type
-    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
+    if not isinstance(array, _LISTS):
         raise DataError(f"{label} has Arrow type {array.type}; it is declared as a list")
+    # Lengths and flattened values fit every kind of list. A cast would not: Arrow 26 loses the last row of
+    # a list view when it is cast to a list.
     lengths = pc.list_value_length(array)
     null_rows = _null_mask(lengths)
     lengths = pc.fill_null(lengths, 0) if null_rows is not None else lengths
@@ -273,7 +256,7 @@ def _hash_buckets(array: pa.Array, attribute: Attribute, label: str) -> Hashed:
     if attribute.type == "int" and not pa.types.is_integer(array.type):
         raise _mistyped(array, attribute, label, "integers")
     assert attribute.buckets is not None, "only bucketed attributes come here"
-    edges = np.array([-np.inf, *bucket_edges(attribute.buckets)], np.float64)
+    edges = np.array(attribute.buckets.lower_edges, np.float64)
     table = np.array(
         [value_hash(bytes([TAG_BUCKET]) + edge.tobytes()) for edge in edges.astype("<f8")], np.uint64
     )
@@ -329,7 +312,7 @@ def canonical_values(array: pa.Array, attribute: Attribute, label: str) -> list[
         array = _date_part(array, attribute, label)
     if attribute.type == "string" and not pa.types.is_null(array.type):
         array = normalise_strings(array, attribute, label)
-    edges = (-np.inf, *bucket_edges(attribute.buckets)) if attribute.buckets is not None else None
+    edges = attribute.buckets.lower_edges if attribute.buckets is not None else None
     found: list[tuple[Any, bytes | None]] = []
     for value in array.to_pylist():
         if value is None or value != value or (attribute.empty_is_missing and value == ""):  # noqa: PLR0124  # NaN

@@ -6,6 +6,8 @@ is feature_cross/plan.py. docs/feature_cross.md is its manual. All models are fr
 is an error. Thread safety: a config is immutable.
 """
 
+import math
+from fractions import Fraction
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
@@ -71,6 +73,13 @@ class Buckets(_Model):
     log: LogBuckets | None = None
     """Edges in a geometric series, instead of `edges`."""
 
+    _lower: tuple[float, ...] = PrivateAttr(default=())
+
+    @property
+    def lower_edges(self) -> tuple[float, ...]:
+        """Lower edge of each bucket, minus infinity first; a log series is exact, each edge rounded once."""
+        return self._lower
+
     @model_validator(mode="after")
     def _one_way(self) -> "Buckets":
         if (self.edges is None) == (self.log is None):
@@ -79,9 +88,25 @@ class Buckets(_Model):
             for low, high in zip(self.edges, self.edges[1:], strict=False):
                 if not low < high:
                     raise ValueError(f"edges must rise; {high} follows {low}")
-            if not all(abs(edge) < float("inf") for edge in self.edges):
+            if not all(math.isfinite(edge) for edge in self.edges):
                 raise ValueError("edges must be finite; the outermost intervals are open anyway")
+            self._lower = (-math.inf, *(edge + 0.0 for edge in self.edges))  # -0.0 and 0.0 are one edge
+        if self.log is not None:
+            self._lower = (-math.inf, *_log_edges(self.log))
         return self
+
+
+def _log_edges(log: LogBuckets) -> list[float]:
+    edges: list[float] = []
+    edge, base = Fraction(log.start), Fraction(log.base)
+    while edge <= log.stop:
+        edges.append(float(edge))
+        edge *= base
+        if len(edges) > EDGES_MAX:
+            raise ValueError(f"gives more than {EDGES_MAX} edges; raise base or lower stop")
+    if not edges:
+        raise ValueError(f"log gives no edge: stop {log.stop} is below start {log.start}")
+    return edges
 
 
 _ONLY_FOR: dict[str, tuple[str, ...]] = {
@@ -239,6 +264,17 @@ class CombinationFeature(_Feature):
     """Of `sorted`: the whole list as one id, or every subset of that many elements."""
     multiset: Annotated[bool, Field(strict=True)] = False
     """Of `sorted`: equal elements count each; false: once."""
+
+    @field_validator("size", mode="before")
+    @classmethod
+    def _is_size(cls, value: Any) -> Any:
+        sizes = value if isinstance(value, list | tuple) else [value]
+        numbers = all(type(size) is int and 1 <= size <= OPERANDS_MAX for size in sizes)
+        if value != "all" and not (numbers and sizes):
+            raise ValueError(
+                f"size is {value!r}; it must be all, a number from 1 to {OPERANDS_MAX}, or a list of them"
+            )
+        return value
 
     @property
     def sizes(self) -> tuple[int, ...]:

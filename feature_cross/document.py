@@ -45,7 +45,7 @@ def parse(text: str, source: str) -> tuple[Any, dict[Path, int]]:
     if size > CONFIG_BYTES_MAX:
         _fail("config-size", f"the config has {size} bytes; the most is {CONFIG_BYTES_MAX}", None, source)
     try:
-        _check_depth(text, source)
+        _check_events(text, source)
         node = yaml.compose(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
@@ -64,10 +64,12 @@ def _fail(code: str, message: str, line: int | None, source: str) -> None:
     raise ConfigError([Problem(code, message, (), line)], source)
 
 
-def _check_depth(text: str, source: str) -> None:
+def _check_events(text: str, source: str) -> None:
     """Walk the parser's events, which needs no recursion, before anything recursive sees the text."""
     depth = 0
-    for event in yaml.parse(text, Loader=_Loader):
+    for count, event in enumerate(yaml.parse(text, Loader=_Loader)):
+        if count > 2 * CONFIG_NODES_MAX:  # a collection is two events
+            _fail("config-size", f"more than {CONFIG_NODES_MAX} values", None, source)
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
             if depth > CONFIG_DEPTH_MAX:

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One row (a mapping) as a RecordBatch of the types that the config declares, for the engine's one path.
+"""One row (a mapping) as a RecordBatch, for the engine's one path.
 
-No type is guessed from the value: 7 for a string attribute is an error here as it is in a column.
+Arrow infers a value's type, and the engine holds it to the config as it does a column's: 7 for a string
+attribute, or True for an int, is an error here as it is there.
 Thread safety: pure functions.
 """
 
@@ -54,18 +55,9 @@ def _array(value: Any, attribute: Attribute, label: str) -> pa.Array:
 
 def _flat(values: list[Any], attribute: Attribute, label: str) -> pa.Array:
     try:
-        return pa.array(values, _arrow_type(values, attribute), from_pandas=True)
+        big = any(isinstance(value, int) and value >= 1 << 63 for value in values)
+        return pa.array(values, pa.uint64() if big else None, from_pandas=True)
     except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, UnicodeEncodeError) as error:
         shown = repr(values if attribute.list else values[0])
         shown = shown if len(shown) <= 80 else shown[:77] + "..."
         raise DataError(f"{label} is {shown}, not {attribute.type}: {error}") from error
-
-
-def _arrow_type(values: list[Any], attribute: Attribute) -> pa.DataType | None:
-    """The declared type; None lets Arrow infer it, for dates and for what `cast` will convert."""
-    if attribute.type == "date" or attribute.cast:
-        return None
-    if attribute.type == "int":
-        big = any(isinstance(value, int) and value >= 1 << 63 for value in values)
-        return pa.uint64() if big else pa.int64()
-    return {"string": pa.string(), "float": pa.float64(), "bool": pa.bool_()}[attribute.type]

@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The config language: what it accepts, and where each of its complaints points."""
+
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from feature_cross import ConfigError, Engine, load
+from feature_cross.limit import CONFIG_BYTES_MAX, CONFIG_DEPTH_MAX, OPERANDS_MAX
+from feature_cross.loader import load_text
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "feature_cross.md"
+HEAD = """\
+ids: {slot_bits: 4}
+entities:
+  user:
+    key: id
+    attributes:
+      id: {type: int}
+      city: {type: string}
+      seen: {type: int, list: true}
+  item:
+    attributes:
+      id: {type: int}
+features:
+"""
+GOOD = "  f: {kind: attribute, slot: 1, of: user.id}\n"
+
+
+def problems(text: str) -> list[tuple[str, int | None, str]]:
+    with pytest.raises(ConfigError) as caught:
+        load_text(text, "c.yaml")
+    return [(problem.code, problem.line, problem.message) for problem in caught.value.problems]
+
+
+CASES = [
+    ("  f: {kind: atribute, slot: 1, of: user.id}", "kind", 13, "did you mean 'attribute'?"),
+    ("  f: {slot: 1, of: user.id}", "kind", 13, "kind is None"),
+    ("  f:\n    kind: attribute\n    slto: 1\n    of: user.id", "unknown-key", 15, "did you mean 'slot'?"),
+    ("  f: {kind: attribute, slot: 1}", "missing-key", 13, "'of' is required"),
+    ("  f: {kind: attribute, of: user.id}", "missing-slot", 13, "f needs a slot: ids.slot_bits is 4"),
+    ("  f: {kind: attribute, slot: 16, of: user.id}", "slot-range", 13, "slot 16 of f is past 15"),
+    ("  f: {kind: attribute, slot: -1, of: user.id}", "value", 13, "greater than or equal to 0"),
+    ("  f: {kind: attribute, slot: 1.5, of: user.id}", "value", 13, "but it is 1.5"),
+    ("  f: {kind: attribute, slot: 1, of: user.cty}", "unknown-reference", 13, "did you mean 'user.city'?"),
+    ("  f: {kind: attribute, slot: 1, of: user.seen}", "family", 13, "is a list; use kind"),
+    ("  f: {kind: attribute, slot: 1, of: user}", "unknown-reference", 13, "neither entity.attribute"),
+    ("  f: {kind: categorical, slot: 1, of: [user.id]}", "value", 13, "at least 2 items"),
+    ("  f: {kind: categorical, slot: 1, of: [user.id, item.id]}", "family", 13, "use interaction"),
+    ("  f: {kind: interaction, slot: 1, of: [user.id, user.city]}", "family", 13, "use categorical"),
+    ("  f: {kind: weak, slot: 1, of: [user.id, user.id]}", "repeated-operand", 13, "given twice"),
+    (
+        "  f: {kind: weak, slot: 1, limit: 5, of: [user.id, item.id]}",
+        "useless-limit",
+        13,
+        "limit does nothing",
+    ),
+    (
+        "  f: {kind: weak, slot: 1, past_limit: cut, of: [user.id, item.id]}",
+        "value",
+        13,
+        "nothing without limit",
+    ),
+    ("  f: {kind: combination, slot: 1, of: user.seen}", "value", 13, "not slot"),
+    ("  f: {kind: combination, of: user.seen}", "missing-slot", 13, "slots: {permutation:"),
+    ("  f: {kind: combination, form: single, slot: 1, of: user.city}", "family", 13, "needs a list"),
+    (
+        "  f: {kind: combination, form: single, size: 2, slot: 1, of: user.seen}",
+        "value",
+        13,
+        "apply to sorted",
+    ),
+    ("  f: {kind: combination, form: sorted, size: 0, slot: 1, of: user.seen}", "value", 13, "size"),
+    (
+        "  f: {kind: attribute, slot: 1, of: user.id, emit: false}",
+        "useless-slot",
+        13,
+        "its slot does nothing",
+    ),
+    ("  f: {kind: attribute, of: user.id, emit: false}", "no-output", 12, "nothing would come out"),
+    (
+        GOOD + "  g: {kind: attribute, slot: 1, of: item.id}",
+        "duplicate-slot",
+        14,
+        "slot 1 of g is already f's",
+    ),
+    (GOOD + GOOD, "duplicate-key", 14, "'f' is given twice (first on line 13)"),
+    (
+        "  f: {kind: weak, slot: 1, of: [g, user.id]}\n  g: {kind: weak, slot: 2, of: [f, item.id]}",
+        "cycle",
+        13,
+        "f -> g -> f",
+    ),
+    ("  f: {kind: weak, slot: 1, of: [f, user.id]}", "cycle", 13, "f -> f"),
+    ("  on: {kind: attribute, slot: 1, of: user.id}", "key-type", 13, "'on' is not text"),
+    (
+        "  f: {kind: attribute, slot: 1, of: !!python/name:os.system user.id}",
+        "yaml-tag",
+        13,
+        "is not allowed",
+    ),
+    ("  f: {kind: attribute, slot: [1, of: user.id}", "yaml", 13, "not valid YAML"),
+    ("  5: {kind: attribute, slot: 1, of: user.id}", "key-type", 13, "'5' is not text"),
+    ("  a b: {kind: attribute, slot: 1, of: user.id}", "value", 13, "match pattern"),
+    ("  - {kind: attribute, slot: 1, of: user.id}", "value", 12, "must map names to declarations"),
+]
+
+
+@pytest.mark.parametrize(("features", "code", "line", "message"), CASES)
+def test_each_fault_is_named_at_its_line(features: str, code: str, line: int, message: str) -> None:
+    found = problems(HEAD + features + "\n")
+    assert any((c, at) == (code, line) and message in text for c, at, text in found), found
+
+
+ATTRIBUTES: list[tuple[dict[str, Any], str]] = [
+    ({"type": "float"}, "raw float"),
+    ({"type": "date"}, "needs a part"),
+    ({"type": "int", "part": "hour"}, "part does not apply to type int"),
+    ({"type": "int", "normalise": ["strip"]}, "normalise does not apply to type int"),
+    ({"type": "int", "empty_is_missing": True}, "empty_is_missing does not apply"),
+    ({"type": "string", "buckets": {"edges": [1]}}, "buckets does not apply to type string"),
+    ({"type": "string", "normalise": ["strip", "strip"]}, "given twice"),
+    ({"type": "string", "normalise": ["stirp"]}, "did you mean 'strip'?"),
+    ({"type": "string", "max_length": 3}, "apply to lists only"),
+    ({"type": "string", "list": True, "keep": "last"}, "nothing without max_length"),
+    ({"type": "float", "buckets": {"edges": [2, 1]}}, "edges must rise; 1.0 follows 2.0"),
+    ({"type": "float", "buckets": {"edges": [1, float("inf")]}}, "edges must be finite"),
+    ({"type": "float", "buckets": {"edges": []}}, "at least 1 item"),
+    ({"type": "float", "buckets": {}}, "exactly one of edges and log"),
+    ({"type": "float", "buckets": {"log": {"base": 1, "start": 1, "stop": 2}}}, "greater than 1"),
+    ({"type": "float", "buckets": {"log": {"base": 2, "start": 3, "stop": 2}}}, "stop"),
+    (
+        {"type": "float", "buckets": {"log": {"base": 1.0001, "start": 1, "stop": 1e9}}},
+        "more than 4096 edges",
+    ),
+    ({"type": "integer"}, "did you mean 'int'?"),
+    ({"type": "int", "missing": "skip"}, "'drop', 'own_id' or 'error'"),
+]
+
+
+@pytest.mark.parametrize(("attribute", "message"), ATTRIBUTES)
+def test_an_attribute_that_means_nothing_is_refused(attribute: dict[str, Any], message: str) -> None:
+    entities = {"e": {"attributes": {"a": attribute}}}
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        load({"entities": entities, "features": {"f": {"kind": "attribute", "of": "e.a"}}})
+
+
+def test_unknown_keys_everywhere_name_the_nearest() -> None:
+    text = (
+        "vresion: 1\nids: {slot_bit: 3}\nentities:\n  e:\n    kye: a\n    attributes:\n"
+        "      a: {type: float, buckets: {edge: [1]}}\n      b: {type: float, buckets: {log: {bas: 2}}}\n"
+        "features:\n  c: {kind: combination, of: e.a, slots: {permutations: 1}}\n"
+    )
+    hints = re.findall(r"did you mean '(\w+)'", "\n".join(m for _, _, m in problems(text)))
+    assert set(hints) == {"version", "slot_bits", "key", "edges", "base", "permutation"}
+
+
+def test_all_problems_are_reported_at_once_in_the_order_of_lines() -> None:
+    found = problems(
+        HEAD + GOOD + "  g: {kind: attribute, slot: 1, of: user.x}\n  h: {kind: weak, of: [g, f]}\n"
+    )
+    assert [code for code, _, _ in found] == ["duplicate-slot", "unknown-reference", "missing-slot"]
+    lines = [line or 0 for _, line, _ in found]
+    assert lines == sorted(lines)
+
+
+def test_operands_are_bounded() -> None:
+    attributes = {f"a{n}": {"type": "int"} for n in range(OPERANDS_MAX + 1)}
+    of = [f"e.{name}" for name in attributes]
+    with pytest.raises(ConfigError, match=f"at most {OPERANDS_MAX} items"):
+        load(
+            {
+                "entities": {"e": {"attributes": attributes}},
+                "features": {"f": {"kind": "categorical", "of": of}},
+            }
+        )
+
+
+def test_the_documented_configs_load() -> None:
+    blocks = re.findall(r"```yaml\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    assert len(blocks) >= 2
+    for block in blocks:
+        Engine(load_text(block))
+
+
+def test_every_key_of_the_language_is_documented() -> None:
+    page = PAGE.read_text()
+    schema = __import__("feature_cross").CrossConfig.model_json_schema()
+    for definition in [schema, *schema["$defs"].values()]:
+        for key in definition["properties"]:
+            assert key in page, f"{definition['title']}.{key} is not in docs/feature_cross.md"
+
+
+def test_a_file_is_read_and_named(tmp_path: Path) -> None:
+    path = tmp_path / "crosses.yaml"
+    path.write_text(HEAD + GOOD)
+    assert load(path).source == str(path)
+    with pytest.raises(ConfigError, match="cannot be read: No such file"):
+        load(tmp_path / "none.yaml")
+    path.write_bytes(b"a: \xff\xfe")
+    with pytest.raises(ConfigError, match="not UTF-8"):
+        load(path)
+
+
+HOSTILE = {
+    "big": "a: '" + "x" * CONFIG_BYTES_MAX + "'",
+    "ten megabytes": "- a\n" * 2_500_000,
+    "many values": "[" + "1," * 300_000 + "1]",
+    "deep flow": "[" * 100_000,
+    "deep block": "\n".join(" " * n + "a:" for n in range(CONFIG_DEPTH_MAX + 2)),
+    "alias bomb": "a: &a [x,x,x,x,x,x,x,x,x]\n"
+    + "".join(
+        f"{b}: &{b} [{','.join(['*' + a] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
+    ),
+    "alias to itself": "a: &a [*a]",
+    "merge": "a: &a {b: 1}\nc:\n  <<: *a",
+    "binary": "a: !!binary aGVsbG8=",
+    "huge int": "version: " + "9" * 5000,
+    "control characters": "a: \x07",
+    "two documents": "a: 1\n---\nb: 2",
+    "empty": "",
+    "list": "[1, 2]",
+    "text": "hello",
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_texts_are_refused_in_bounded_time(name: str) -> None:
+    begin = time.process_time()
+    with pytest.raises(ConfigError):
+        load_text(HOSTILE[name])
+    assert time.process_time() - begin < 10

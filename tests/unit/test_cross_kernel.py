@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The kernels one by one, against the xxhash package and plain loops."""
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+import xxhash
+from numpy.typing import NDArray
+
+from feature_cross import id_format as f
+from feature_cross.kernel.fold import fold_first, fold_next, fold_pair, fold_product, lay_out, product_offsets
+from feature_cross.kernel.jagged import compact
+from feature_cross.kernel.subset import count_subsets, fold_rows, fold_subsets, sort_rows
+from feature_cross.kernel.xxh64 import hash_integers, hash_strings
+
+NONE = np.empty(0, np.uint8)
+
+
+def jagged(rows: list[list[int]]) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+    flat = np.array([value for row in rows for value in row], np.uint64)
+    return flat, np.cumsum([0, *map(len, rows)], dtype=np.int64)
+
+
+def rows_of(values: NDArray[np.uint64], offsets: NDArray[np.int64]) -> list[list[int]]:
+    return [values[a:b].tolist() for a, b in itertools.pairwise(offsets)]
+
+
+@pytest.mark.parametrize("width", [np.int32, np.int64])
+def test_hash_strings_equals_xxhash_at_every_length(width: type) -> None:
+    random = np.random.default_rng(3)
+    strings = [random.bytes(length) for length in range(300)] + [random.bytes(70_001)]
+    data = np.frombuffer(b"".join(strings), np.uint8)
+    offsets: NDArray[Any] = np.cumsum([0, *map(len, strings)]).astype(width)
+    for tag in (0x03, 0xFF, 0x00):
+        out = np.empty(len(strings), np.uint64)
+        hash_strings(data, offsets, tag, out)
+        assert out.tolist() == [xxhash.xxh64_intdigest(bytes([tag]) + s) for s in strings]
+
+
+def test_hash_strings_reads_no_byte_past_a_string() -> None:
+    for length in range(40):
+        alone = np.full(length, 97, np.uint8)
+        followed = np.concatenate([alone, np.full(64, 255, np.uint8)])
+        offsets = np.array([0, length], np.int32)
+        first, second = np.empty(1, np.uint64), np.empty(1, np.uint64)
+        hash_strings(alone, offsets, 3, first)
+        hash_strings(followed, offsets, 3, second)
+        assert first == second
+
+
+def test_hash_integers_equals_xxhash_for_both_prefixes() -> None:
+    values = np.concatenate(
+        [np.random.default_rng(4).integers(0, 2**64, 999, np.uint64), [np.uint64(2**64 - 1)]]
+    )
+    for prefix in (b"\x01", b"\x06\x08", b"\xff\xff"):
+        out = np.empty(len(values), np.uint64)
+        hash_integers(values, int.from_bytes(prefix, "little"), len(prefix), out)
+        wanted = [xxhash.xxh64_intdigest(prefix + int(v).to_bytes(8, "little")) for v in values]
+        assert out.tolist() == wanted
+
+
+def test_folds_equal_the_definition() -> None:
+    a, b, c = np.random.default_rng(5).integers(0, 2**64, (3, 50), np.uint64)
+    for count, columns in enumerate(([a], [a, b], [a, b, c]), 1):
+        begin = np.uint64(f.start(9, 1, count))
+        out = np.empty(50, np.uint64)
+        if count == 1:
+            fold_first(begin, a, out)
+        else:
+            fold_pair(begin, a, b, out)
+        for column in columns[2:]:
+            fold_next(out, column)
+        assert out.tolist() == [
+            f.feature_hash(9, 1, list(map(int, row))) for row in zip(*columns, strict=True)
+        ]
+
+
+def test_lay_out_equals_the_definition() -> None:
+    hashes = np.random.default_rng(6).integers(0, 2**64, 50, np.uint64)
+    for bits, slot in ((1, 1), (12, 4095), (32, 7)):
+        out = np.empty(50, np.uint64)
+        lay_out(hashes, (1 << (64 - bits)) - 1, np.uint64(slot << (64 - bits)), out)
+        assert out.tolist() == [f.to_id(int(h), slot, bits) for h in hashes]
+
+
+def test_product_is_itertools_product_and_cuts_to_its_first_ids() -> None:
+    left, left_offsets = jagged([[1, 2, 3], [4], [], [5, 6]])
+    right, right_offsets = jagged([[7, 8], [9], [1], []])
+    alive = np.array([1, 1, 0, 0], np.uint8)
+    assert product_offsets(left_offsets, right_offsets, alive, 5, False)[1] == 0
+    for limit in (6, 5, 1):
+        offsets, past = product_offsets(left_offsets, right_offsets, alive, limit, True)
+        assert past == -1
+        out = np.zeros(offsets[-1], np.uint64)
+        fold_product(left, left_offsets, right, right_offsets, out, offsets)
+        wanted = [[f.mix(a ^ b) for a in (1, 2, 3) for b in (7, 8)][:limit], [f.mix(4 ^ 9)], [], []]
+        assert rows_of(out, offsets) == wanted
+
+
+@pytest.mark.parametrize("multiset", [False, True])
+@pytest.mark.parametrize("length", [0, 1, 2, 31, 32, 33, 200])
+def test_sort_rows_on_both_sides_of_its_two_sorts(length: int, multiset: bool) -> None:
+    random = np.random.default_rng(length)
+    rows = [random.integers(0, high, length, np.uint64).tolist() for high in (3, 2**64 - 1)]
+    wanted = [sorted(row if multiset else set(row)) for row in rows]
+    assert rows_of(*sort_rows(*jagged(rows), multiset)) == wanted
+
+
+@pytest.mark.parametrize("sizes", [(1,), (2,), (3,), (1, 2), (3, 1), (4, 2, 16)])
+def test_subsets_equal_itertools(sizes: tuple[int, ...]) -> None:
+    rows = [[], [5], [5, 5], [1, 2, 3], [1, 1, 2, 2, 2], [7] * 6, list(range(9))]
+    values, offsets = jagged(rows)
+    size_array = np.array(sizes, np.int64)
+    starts = np.array([f.start(1, 3, size) for size in sizes], np.uint64)
+    chosen = [[c for k in sizes for c in sorted(set(itertools.combinations(row, k)))] for row in rows]
+    for limit in (10**6, 3):
+        out_offsets, past = count_subsets(values, offsets, size_array, limit, True)
+        assert past == -1
+        out = np.zeros(out_offsets[-1], np.uint64)
+        fold_subsets(values, offsets, size_array, starts, out, out_offsets)
+        wanted = [[f.feature_hash(1, 3, list(c)) for c in row][:limit] for row in chosen]
+        assert rows_of(out, out_offsets) == wanted
+    most = max(map(len, chosen))
+    assert count_subsets(values, offsets, size_array, most, False)[1] == -1
+    if most:
+        assert count_subsets(values, offsets, size_array, most - 1, False)[1] >= 0
+
+
+def test_counting_the_subsets_of_a_long_list_does_not_overflow() -> None:
+    values, offsets = jagged([list(range(100_000))])
+    assert count_subsets(values, offsets, np.array([16], np.int64), 65_536, False)[1] == 0
+    repeated, _ = jagged([[1] * 50_000 + [2] * 50_000])
+    out_offsets, past = count_subsets(repeated, offsets, np.array([16], np.int64), 65_536, False)
+    assert past == -1 and out_offsets.tolist() == [0, 17]
+
+
+def test_fold_rows_gives_one_hash_per_row_that_is_not_empty() -> None:
+    rows = [[1, 2], [], [3]]
+    out, offsets = fold_rows(*jagged(rows), np.uint64(f.mix(8)), 2)
+    assert rows_of(out, offsets) == [[f.feature_hash(8, 2, row)] if row else [] for row in rows]
+
+
+@pytest.mark.parametrize("own_id", [False, True])
+@pytest.mark.parametrize(("length_max", "last"), [(-1, True), (2, True), (2, False), (1, True)])
+def test_compact_drops_or_names_nulls_before_it_counts(own_id: bool, length_max: int, last: bool) -> None:
+    values, offsets = jagged([[1, 0, 2, 3], [], [], [0, 0]])
+    nulls = (values == 0).view(np.uint8)
+    null_rows = np.array([0, 1, 0, 0], np.uint8)
+    out = rows_of(*compact(values, offsets, nulls, null_rows, np.uint64(99), own_id, length_max, last))
+    wanted = [[1, 99, 2, 3], [99], [], [99, 99]] if own_id else [[1, 2, 3], [], [], []]
+    if length_max > 0:
+        wanted = [row[-length_max:] if last else row[:length_max] for row in wanted]
+    assert out == wanted
+
+
+def test_compact_without_masks_only_cuts() -> None:
+    values, offsets = jagged([[1, 2, 3], [4]])
+    assert rows_of(*compact(values, offsets, NONE, NONE, np.uint64(0), True, 2, True)) == [[2, 3], [4]]
