@@ -35,6 +35,7 @@ from ps_server.config_error import describe
 from ps_server.document import Document, parse_document
 from ps_server.initializer import InitializerConfig
 from ps_server.optimizer import OptimizerConfig
+from ps_server.score import ShowClick
 
 MEMORY_BUDGET_MIN_BYTES: Final = 1 << 20
 """Below 1 MiB the arena's smallest allocation and RocksDB's own buffers leave no room for rows."""
@@ -163,7 +164,16 @@ class NormEviction(_Model):
     min_l2_norm: Annotated[float, Field(strict=True, gt=0)]
 
 
-EvictionConfig = Annotated[TtlEviction | LeastFrequentEviction | NormEviction, Field(discriminator="kind")]
+class ZeroEviction(_Model):
+    """Rows whose weights are all zero (FTRL, FOBOS and group lasso make them) are dropped; a pull gives
+    zeros again, so the table's initializer must be zeros. Their state goes with them."""
+
+    kind: Literal["zero"] = "zero"
+
+
+EvictionConfig = Annotated[
+    TtlEviction | LeastFrequentEviction | NormEviction | ZeroEviction | ShowClick, Field(discriminator="kind")
+]
 """One eviction policy; a table may have one of each kind."""
 
 _UNIFORM: Final[Any] = {"kind": "uniform"}
@@ -216,6 +226,15 @@ class TableConfig(_Model):
         if twice:
             raise ValueError(f"policy {twice[0]!r} is there twice; at most one of each kind")
         return policies
+
+    @model_validator(mode="after")
+    def _zero_rows_come_back(self) -> Self:
+        if any(p.kind == "zero" for p in self.eviction) and self.initializer.kind != "zeros":
+            raise ValueError(
+                f"eviction policy 'zero' with initializer {self.initializer.kind!r}: a dropped row would not "
+                "come back as zeros; set initializer: {kind: zeros}"
+            )
+        return self
 
 
 class ClusterConfig(_Model):

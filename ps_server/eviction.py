@@ -8,19 +8,21 @@ Thread safety: shard.py runs one eviction at a time; pulls and pushes go on betw
 """
 
 from collections.abc import Callable, Iterator
-from typing import Final
+from typing import Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from rowhouse.mix import unmix64
 
-from ps_server.config import LeastFrequentEviction, NormEviction, TtlEviction
+from ps_server.config import LeastFrequentEviction, NormEviction, TtlEviction, ZeroEviction
 from ps_server.kernel import index
+from ps_server.score import ShowClick
 from ps_server.table import Table
 
 CHUNK_ROWS: Final = 16_384
 """Rows judged and evicted at a time: pushes wait for one chunk, a few milliseconds."""
 
+Policy = TypeVar("Policy", TtlEviction, NormEviction, LeastFrequentEviction, ZeroEviction, ShowClick)
 Ids = NDArray[np.uint64]
 Values = NDArray[np.uint8]
 
@@ -46,12 +48,17 @@ def _count_threshold(table: Table, policy: LeastFrequentEviction) -> tuple[int, 
     return 0, 0
 
 
+def _policy(table: Table, kind: type[Policy]) -> Policy | None:
+    """The table's policy of that kind, if it has one."""
+    return next((p for p in table.config.eviction if isinstance(p, kind)), None)
+
+
 def _victims(table: Table, now_s: int) -> Iterator[Ids]:
     """Ids that a policy wants to evict, a chunk at a time."""
     layout = table.layout
-    ttl = next((p for p in table.config.eviction if isinstance(p, TtlEviction)), None)
-    norm = next((p for p in table.config.eviction if isinstance(p, NormEviction)), None)
-    frequent = next((p for p in table.config.eviction if isinstance(p, LeastFrequentEviction)), None)
+    ttl, norm = _policy(table, TtlEviction), _policy(table, NormEviction)
+    frequent, score = _policy(table, LeastFrequentEviction), _policy(table, ShowClick)
+    zero = _policy(table, ZeroEviction)
     threshold, at_threshold = _count_threshold(table, frequent) if frequent else (0, 0)
     for keys, values in table.tier.rows.scan(CHUNK_ROWS):
         goes = np.zeros(keys.shape[0], np.bool_)
@@ -60,6 +67,15 @@ def _victims(table: Table, now_s: int) -> Iterator[Ids]:
         if norm:
             weights = table.weights_of(values).astype(np.float64)
             goes |= np.sqrt((weights * weights).sum(axis=1)) < norm.min_l2_norm
+        if zero:
+            goes |= ~table.weights_of(values).any(axis=1)
+        if score:
+            periods = score.periods(_word(table, values, layout.push_time_at), now_s)
+            shows, clicks = (
+                score.decayed(_word(table, values, at).view(np.float32), periods)
+                for at in (layout.show_click_at, layout.show_click_at + 4)
+            )
+            goes |= score.evictable(shows, clicks)
         if frequent:
             counts = _word(table, values, layout.push_count_at)
             tied = np.flatnonzero(counts == threshold)[:at_threshold]

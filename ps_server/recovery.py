@@ -26,8 +26,8 @@ from ps_server import checkpoint
 from ps_server.budget import Budget
 from ps_server.checkpoint import CheckpointState, Life
 from ps_server.config import ClusterConfig
-from ps_server.kernel.gradient import sum_duplicates
 from ps_server.log import KIND_EVICT, KIND_PUSH, PushLog, Record, cut_torn_end, read_records
+from ps_server.request import summed
 from ps_server.row import LSN_BYTES, RowLayout
 from ps_server.session import Sessions
 from ps_server.store import Store
@@ -147,9 +147,9 @@ def apply_record(record: Record, tables: dict[str, Table], sessions: Sessions) -
     request = decode_push_request(record.payload)
     for part in request.tables:
         if part.table in tables:
-            ids, gradients = sum_duplicates(part.ids, dtype.widen(part.gradients, part.dtype))
+            gradients = dtype.widen(part.gradients, part.dtype)
             table = tables[part.table]
-            table.push(ids, gradients, part.learning_rate, record.lsn, record.time_ms // 1000)
+            table.push(summed(part, table, gradients), record.lsn, record.time_ms // 1000)
     sessions.record(request.client_id, request.sequence, record.lsn)
 
 

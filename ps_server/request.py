@@ -1,36 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks of requests against a shard's tables, and the answer that describes them.
+"""Checks of requests against a shard's tables.
 
 Each batch is checked once, vectorised, before anything changes. Thread safety: pure functions.
 """
 
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import cast
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 from rowhouse import dtype, message
 from rowhouse.error import InvalidRequestError, TableFrozenError, UnknownTableError
-from rowhouse.placement import PartitionMap
-from rowhouse.v1 import rowhouse_pb2 as pb
 
-from ps_server.arena import Ids
-from ps_server.config import ClusterConfig
 from ps_server.config_error import nearest
 from ps_server.kernel.gradient import first_non_finite, sum_duplicates
-from ps_server.table import Table
-
-
-@dataclass(frozen=True, slots=True)
-class PushPart:
-    """One table's part of a push, checked: distinct ids and their summed gradients."""
-
-    table: Table
-    ids: Ids
-    gradients: NDArray[np.float32]
-    learning_rate: float | None
+from ps_server.table import Table, TablePush
 
 
 def as_read_only(array: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -54,12 +38,35 @@ def check_dim(table: Table, dim: int) -> None:
         raise InvalidRequestError(f"table {table.name!r}: dim is {dim}; it must be {table.layout.dim}")
 
 
-def checked_parts(request: message.PushRequest, tables: Mapping[str, Table]) -> list[PushPart]:
+def summed(part: message.TableGradients, table: Table, gradients: NDArray[np.float32]) -> TablePush:
+    """One table's part with duplicates summed in the order of the push; `gradients` are the part's,
+    widened. Shows and clicks are summed alike; without them each id counts as one show."""
+    ids, sums = sum_duplicates(as_read_only(part.ids), gradients)
+    events = None
+    if table.layout.show_click:
+        events = np.zeros((part.ids.shape[0], 2), np.float32)
+        events[:, 0] = 1.0 if part.shows is None else part.shows
+        events[:, 1] = 0.0 if part.clicks is None else part.clicks
+        events = sum_duplicates(as_read_only(part.ids), events)[1]
+    return TablePush(ids, sums, part.learning_rate, events)
+
+
+def _check_events(part: message.TableGradients) -> None:
+    for name, events in (("shows", part.shows), ("clicks", part.clicks)):
+        if events is not None and not (np.isfinite(events) & (events >= 0)).all():
+            bad = int(np.flatnonzero(~(np.isfinite(events) & (events >= 0)))[0])
+            raise InvalidRequestError(
+                f"table {part.table!r}: {name} of id {int(part.ids[bad])} is {events[bad]}; "
+                "it must be finite and not negative"
+            )
+
+
+def checked_parts(request: message.PushRequest, tables: Mapping[str, Table]) -> list[tuple[Table, TablePush]]:
     """Check a push whole and sum its duplicates; nothing is changed, so no lock is needed.
 
     Raises InvalidRequestError and its kin, TableFrozenError.
     """
-    parts: list[PushPart] = []
+    parts: list[tuple[Table, TablePush]] = []
     names = [part.table for part in request.tables]
     if len(set(names)) != len(names):
         twice = next(name for name in names if names.count(name) > 1)
@@ -84,24 +91,19 @@ def checked_parts(request: message.PushRequest, tables: Mapping[str, Table]) -> 
                 f"table {table.name!r}: the gradient of id {int(part.ids[row])} (row {row}, column "
                 f"{column}) is {gradients[row, column]}; it must be finite"
             )
-        ids, gradients = sum_duplicates(as_read_only(part.ids), gradients)
-        table.check_push(ids.shape[0])
-        parts.append(PushPart(table, ids, gradients, rate))
+        _check_events(part)
+        push = summed(part, table, gradients)
+        table.check_push(push.ids.shape[0])
+        parts.append((table, push))
     return parts
 
 
-def cluster_message(
-    config: ClusterConfig, index: int, partition_map: PartitionMap, tables: Mapping[str, Table]
-) -> pb.GetClusterResponse:
-    """Tables, endpoints and the partition map, as a client asks for them."""
-    infos = [
-        pb.TableInfo(
-            name=name, dim=t.layout.dim, dtype=cast(pb.Dtype, t.layout.dtype),
-            config_json=json.dumps(t.config.model_dump(mode="json")),
-        )
-        for name, t in tables.items()
-    ]  # fmt: skip
-    return pb.GetClusterResponse(
-        map_version=partition_map.version, shard=index, endpoints=config.endpoints,
-        partition_shards=partition_map.shards.tobytes(), tables=infos,
-    )  # fmt: skip
+def without_ignored(
+    request: message.PushRequest, encoded: bytes | None, tables: Mapping[str, Table]
+) -> tuple[message.PushRequest, bytes | None]:
+    """The request (and its bytes, None when they changed) without the tables that ignore pushes now:
+    what is logged is what is applied."""
+    kept = tuple(p for p in request.tables if table_of(p.table, tables).frozen != "ignore")
+    if len(kept) == len(request.tables):
+        return request, encoded
+    return replace(request, tables=kept), None

@@ -43,8 +43,9 @@ class RowLayout:
         Weights per row and the wire code of their element type (rowhouse.dtype).
     state_size
         float32 words of optimizer state.
-    push_time, push_count
-        Whether the record has the last push's time (seconds) and the number of pushes.
+    push_time, push_count, show_click
+        Whether the record has the last push's time (seconds), the number of pushes, and the decayed sums
+        of shows and clicks (two float32).
     """
 
     dim: int
@@ -52,6 +53,7 @@ class RowLayout:
     state_size: int
     push_time: bool
     push_count: bool
+    show_click: bool = False
 
     @staticmethod
     def of(config: TableConfig) -> "RowLayout":
@@ -61,8 +63,9 @@ class RowLayout:
             dim=config.dim,
             dtype=dtype.CODES[config.dtype],
             state_size=config.optimizer.state_size(config.dim),
-            push_time="ttl" in kinds,
+            push_time="ttl" in kinds or "show_click" in kinds,
             push_count="least_frequent" in kinds,
+            show_click="show_click" in kinds,
         )
 
     @property
@@ -86,9 +89,14 @@ class RowLayout:
         return self.push_time_at + 4 * self.push_time
 
     @property
+    def show_click_at(self) -> int:
+        """Byte of the shows' sum, the clicks' follows; only where show_click."""
+        return self.push_count_at + 4 * self.push_count
+
+    @property
     def stored_bytes(self) -> int:
         """Bytes of the part that goes to the store, without the LSN."""
-        return self.push_count_at + 4 * self.push_count - ID_BYTES
+        return self.show_click_at + 8 * self.show_click - ID_BYTES
 
     @property
     def value_bytes(self) -> int:
@@ -110,6 +118,7 @@ class RowLayout:
         return {
             "row_format_version": ROW_FORMAT_VERSION, "dim": self.dim, "dtype": self.dtype,
             "state_size": self.state_size, "push_time": self.push_time, "push_count": self.push_count,
+            "show_click": self.show_click,
         }  # fmt: skip
 
 

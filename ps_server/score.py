@@ -2,8 +2,8 @@
 """Show/click scores: how much a row has mattered lately, as Paddle's parameter server weighs it.
 
 Each row carries two decayed sums, of times shown and times clicked. A show without a click counts
-little, a click much; rows below a score are not worth their memory. Pure functions over columns of
-rows; who keeps the columns, and when they decay, is the table's business.
+little, a click much; rows below a score are not worth their memory. The sums stand in the row's
+metadata and decay by whole periods when the row is pushed (kernel/record.py) or judged (eviction.py).
 
 Thread safety: configs are immutable, functions pure.
 """
@@ -29,7 +29,9 @@ class ShowClick(BaseModel):
     click_weight
         Paddle's clk_coeff.
     decay_rate
-        Factor of both sums at each decay (Paddle: show_click_decay_rate, once a day).
+        Factor of both sums at each decay (Paddle: show_click_decay_rate).
+    decay_period_s
+        Seconds between decays, counted from the epoch; a day by default.
     min_score
         Rows below it may be evicted (Paddle: delete_threshold).
     """
@@ -40,15 +42,21 @@ class ShowClick(BaseModel):
     nonclick_weight: Weight = 0.1
     click_weight: Weight = 1.0
     decay_rate: Annotated[float, Field(strict=True, gt=0, le=1)] = 0.98
+    decay_period_s: Annotated[int, Field(strict=True, ge=1)] = 86_400
     min_score: Weight = 0.8
 
     def score(self, show: NDArray[np.float32], click: NDArray[np.float32]) -> NDArray[np.float32]:
         """Score of each row; `show` and `click` are (n,) float32, the answer a new (n,) float32."""
         return (show - click) * np.float32(self.nonclick_weight) + click * np.float32(self.click_weight)
 
-    def decayed(self, sums: NDArray[np.float32]) -> NDArray[np.float32]:
-        """One decay of shows or clicks, (n,) float32, as a new array."""
-        return sums * np.float32(self.decay_rate)
+    def periods(self, since_s: NDArray[np.uint32], now_s: int) -> NDArray[np.int64]:
+        """Decays between each time in `since_s` ((n,) uint32 seconds) and now; (n,) int64, not negative."""
+        elapsed = now_s // self.decay_period_s - since_s.astype(np.int64) // self.decay_period_s
+        return np.maximum(elapsed, 0)
+
+    def decayed(self, sums: NDArray[np.float32], periods: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Shows or clicks, (n,) float32, after so many decays each, as a new array."""
+        return (sums * np.power(float(self.decay_rate), periods)).astype(np.float32)
 
     def evictable(self, show: NDArray[np.float32], click: NDArray[np.float32]) -> NDArray[np.bool_]:
         """Which rows, (n,) bool, score below min_score."""

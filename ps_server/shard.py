@@ -40,8 +40,9 @@ from ps_server.config import ClusterConfig
 from ps_server.eviction import evict_by_policy, spared
 from ps_server.log import KIND_EVICT, KIND_PUSH, Record, list_segments
 from ps_server.recovery import Opened, encode_eviction, open_directory
-from ps_server.request import PushPart, as_read_only, check_dim, checked_parts, cluster_message, table_of
-from ps_server.table import Table
+from ps_server.request import as_read_only, check_dim, checked_parts, table_of, without_ignored
+from ps_server.status import cluster_message, stats_message
+from ps_server.table import Table, TablePush
 
 FREEZE_MODES: Final = {
     pb.FREEZE_MODE_OFF: "off", pb.FREEZE_MODE_REFUSE: "refuse", pb.FREEZE_MODE_IGNORE: "ignore",
@@ -220,7 +221,7 @@ class Shard:
         """
         self._check_alive(writing=True)
         self._check_map(request.map_version)
-        request, encoded = self._without_ignored(request, encoded)
+        request, encoded = without_ignored(request, encoded, self._tables)
         parts = checked_parts(request, self._tables)
         with self._push_lock:
             self._check_alive(writing=True)
@@ -234,17 +235,12 @@ class Shard:
                 self._log.sync(lsn)
         return message.PushResponse(lsn, repeat is not None)
 
-    def _without_ignored(
-        self, request: message.PushRequest, encoded: bytes | None
-    ) -> tuple[message.PushRequest, bytes | None]:
-        """The request without tables that ignore pushes now: what is logged is what is applied."""
-        kept = tuple(p for p in request.tables if table_of(p.table, self._tables).frozen != "ignore")
-        if len(kept) == len(request.tables):
-            return request, encoded
-        return replace(request, tables=kept), None
-
     def _log_and_apply(
-        self, request: message.PushRequest, encoded: bytes | None, parts: list[PushPart], lsn: int
+        self,
+        request: message.PushRequest,
+        encoded: bytes | None,
+        parts: list[tuple[Table, TablePush]],
+        lsn: int,
     ) -> None:
         """Write the record, then apply it; the caller holds the push lock."""
         time_ms = int(self._clock() * 1000)
@@ -253,8 +249,8 @@ class Shard:
             payload = encoded if encoded is not None else encode_push_request(request)
             self._log.append(Record(lsn, KIND_PUSH, time_ms, payload))
         self._failpoint("after log")
-        for part in parts:
-            part.table.push(part.ids, part.gradients, part.learning_rate, lsn, time_ms // 1000)
+        for table, part in parts:
+            table.push(part, lsn, time_ms // 1000)
         self._sessions.record(request.client_id, request.sequence, lsn)
         self._advance(lsn)
 
@@ -340,17 +336,9 @@ class Shard:
 
     def get_stats(self, _request: pb.GetStatsRequest) -> pb.GetStatsResponse:
         """Live counters; answered by a poisoned shard too."""
-        log, store = self._log, self._store
-        hot = 0 if self._closed else self._opened.budget.granted_bytes
-        return pb.GetStatsResponse(
-            shard=self.index, applied_lsn=self._applied_lsn,
-            durable_lsn=log.synced_lsn if log and self.config.durability == "fsync" else self._applied_lsn,
-            checkpoint_lsn=self._opened.state.lsn, log_bytes=log.bytes if log else 0,
-            log_records=log.records if log else 0, memory_budget_bytes=self.config.memory_budget,
-            memory_used_bytes=hot + (0 if self._closed else store.memory_bytes()),
-            poison=self.poison or "",
-            tables=[] if self._closed else [table.stats() for table in self._tables.values()],
-        )  # fmt: skip
+        return stats_message(
+            self.config, self.index, self._opened, self._applied_lsn, self.poison, closed=self._closed
+        )
 
     def set_table_freeze(self, request: pb.SetTableFreezeRequest) -> pb.SetTableFreezeResponse:
         """Refuse, ignore or allow pushes to a table; kept over restarts from the next checkpoint on."""

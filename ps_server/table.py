@@ -24,6 +24,7 @@ from ps_server.config import TableConfig
 from ps_server.kernel import index, record
 from ps_server.kernel.gradient import clip
 from ps_server.kernel.rounding import round_rows, widen_rows
+from ps_server.score import ShowClick
 from ps_server.tier import Tier, TierParts
 
 DEFAULT_ROW_ID: Final = np.zeros(1, np.uint64)
@@ -39,6 +40,33 @@ class TableCounters:
     pushed_ids: int = 0
     evicted_rows: int = 0
     refused_ids: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TablePush:
+    """One table's part of a push.
+
+    Attributes
+    ----------
+    ids
+        (n,) uint64, distinct.
+    gradients
+        (n, dim) float32, finite, one per id.
+    learning_rate
+        Replaces the optimizer's for this push, or None.
+    events
+        (n, 2) float32 shows and clicks, where the table has a show/click policy.
+    """
+
+    ids: Ids
+    gradients: NDArray[np.float32]
+    learning_rate: float | None = None
+    events: NDArray[np.float32] | None = None
+
+    def only(self, keep: NDArray[np.bool_]) -> "TablePush":
+        """The part's rows where `keep` ((n,) bool) is true."""
+        events = None if self.events is None else self.events[keep]
+        return TablePush(self.ids[keep], self.gradients[keep], self.learning_rate, events)
 
 
 class Table:
@@ -145,22 +173,19 @@ class Table:
                 f"holds {self.tier.rows_min} rows: raise the budget or push fewer ids at once"
             )
 
-    def push(
-        self, ids: Ids, gradients: NDArray[np.float32], learning_rate: float | None, lsn: int, time_s: int
-    ) -> None:
-        """Apply the gradients of distinct ids; cannot fail but by the store.
+    def push(self, part: TablePush, lsn: int, time_s: int) -> None:
+        """Apply one push's gradients; cannot fail but by the store.
 
         Parameters
         ----------
-        ids, gradients
-            (n,) uint64 distinct, and (n, dim) float32, finite; gradients may be overwritten.
-        learning_rate
-            Replaces the optimizer's for this push, or None.
+        part
+            Distinct ids, their summed gradients, and what else the push says.
         lsn
             The push's log sequence number; seeds stochastic rounding.
         time_s
             The shard's clock when the push was logged, seconds.
         """
+        ids = part.ids
         with self.tier.lock:
             admitted = self.admission.admit(ids, lsn) if self.admission else None
             slots, missing = self.tier.arena.find(ids, index.REFERENCED | index.DIRTY)
@@ -170,10 +195,7 @@ class Table:
             keep = slots >= 0
             if self.tier.arena.row_lsn is not None:
                 keep &= self.tier.arena.row_lsn[slots] < lsn  # -1 wraps to the last one and is masked anyway
-            if not keep.all():
-                self._apply(ids[keep], slots[keep], gradients[keep], learning_rate, lsn, time_s)
-            else:
-                self._apply(ids, slots, gradients, learning_rate, lsn, time_s)
+            self._apply(part if keep.all() else part.only(keep), slots[keep], lsn, time_s)
             if pinned:
                 self.tier.arena.clear_flags(ids, index.PINNED)
             self.tier.applied_lsn = lsn
@@ -213,23 +235,16 @@ class Table:
         values[:, at : at + state.shape[0]] = state
         return values
 
-    def _apply(
-        self,
-        ids: Ids,
-        slots: Slots,
-        gradients: NDArray[np.float32],
-        learning_rate: float | None,
-        lsn: int,
-        time_s: int,
-    ) -> None:
+    def _apply(self, part: TablePush, slots: Slots, lsn: int, time_s: int) -> None:
         """Run the optimizer on hot rows; the caller holds the lock."""
+        ids, gradients = part.ids, part.gradients
         if not ids.shape[0]:
             return
         layout, optimizer, arena = self.layout, self.config.optimizer, self.tier.arena
         if optimizer.clip_value is not None or optimizer.clip_norm is not None:
             gradients = gradients.copy()
             clip(gradients, optimizer.clip_value or 0.0, optimizer.clip_norm or 0.0)
-        hyper = optimizer.hyper(learning_rate)
+        hyper = optimizer.hyper(part.learning_rate)
         state_at = slots * (layout.stride // 4) + layout.state_at // 4
         if layout.dtype == dtype.FLOAT32:
             weights_at = slots * (layout.stride // 4) + layout.weights_at // 4
@@ -241,10 +256,21 @@ class Table:
             tile_at = np.arange(ids.shape[0], dtype=np.int64) * layout.dim
             optimizer.kernel(tile.reshape(-1), tile_at, arena.records32, state_at, gradients, hyper)
             round_rows(tile, ids, lsn, layout.dim, layout.dtype, arena.records16, row_at)
+        self._note_push(part.events, slots, time_s)
+
+    def _note_push(self, events: NDArray[np.float32] | None, slots: Slots, time_s: int) -> None:
+        """Bring the rows' metadata up to date, as far as the table's policies need it."""
+        layout, words = self.layout, self.tier.arena.records32
+        stride, time_word = layout.stride // 4, layout.push_time_at // 4
+        score = next((p for p in self.config.eviction if isinstance(p, ShowClick)), None)
+        if score is not None and events is not None:
+            show_word = layout.show_click_at // 4
+            rate, period = score.decay_rate, score.decay_period_s
+            record.add_events(words, stride, time_word, show_word, slots, events, rate, period, time_s)
         if layout.push_time:
-            record.touch(arena.records32, layout.stride // 4, layout.push_time_at // 4, slots, time_s)
+            record.touch(words, stride, time_word, slots, time_s)
         if layout.push_count:
-            record.count_up(arena.records32, layout.stride // 4, layout.push_count_at // 4, slots)
+            record.count_up(words, stride, layout.push_count_at // 4, slots)
 
     # ------------------------------------------------------------ stats
     def stats(self) -> pb.TableStats:

@@ -45,7 +45,9 @@ Fields = dict[int, list[Value]]
 # Wire type of each field of the nested messages, by field number.
 _TABLE_IDS = {1: _BYTES, 2: _VARINT, 3: _VARINT, 4: _BYTES}
 _TABLE_ROWS = {1: _BYTES, 2: _VARINT, 3: _VARINT, 4: _VARINT, 5: _BYTES}
-_TABLE_GRADIENTS = {1: _BYTES, 2: _VARINT, 3: _VARINT, 4: _VARINT, 5: _BYTES, 6: _BYTES, 7: _FIXED32}
+_TABLE_GRADIENTS = {
+    1: _BYTES, 2: _VARINT, 3: _VARINT, 4: _VARINT, 5: _BYTES, 6: _BYTES, 7: _FIXED32, 8: _BYTES, 9: _BYTES,
+}  # fmt: skip
 
 
 # ------------------------------------------------------------------ writing
@@ -113,6 +115,9 @@ def encode_push_request(message: PushRequest) -> bytes:
         inner += _array(6, t.gradients, STORAGE[t.dtype])
         if t.learning_rate is not None:
             inner.append(_varint(7 << 3 | _FIXED32) + struct.pack("<f", t.learning_rate))
+        for number, events in ((8, t.shows), (9, t.clicks)):
+            if events is not None:
+                inner += _array(number, events, np.dtype("<f4"))
         parts += _nested(4, inner)
     return b"".join(parts)
 
@@ -253,6 +258,13 @@ def _table_rows(fields: Fields) -> TableRows:
     return TableRows(table, code, rows)
 
 
+def _events(fields: Fields, number: int, count: int, table: str) -> NDArray[np.float32] | None:
+    """shows (8) or clicks (9) of a push, or None where it has none."""
+    if number not in fields:
+        return None
+    return _view(_last_bytes(fields, number), np.dtype("<f4"), (count,), f"table {table!r}: field {number}")
+
+
 def _table_gradients(fields: Fields) -> TableGradients:
     table, count, code = _table_name(fields), _last_int(fields, 3), _last_int(fields, 4)
     what = f"table {table!r}: gradients"
@@ -260,7 +272,8 @@ def _table_gradients(fields: Fields) -> TableGradients:
     gradients = _view(_last_bytes(fields, 6), _storage(code, what), (count, _dim(fields, table)), what)
     rate = fields[7][-1] if 7 in fields else None
     assert rate is None or isinstance(rate, float)
-    return TableGradients(table, code, ids, gradients, rate)
+    shows, clicks = (_events(fields, number, count, table) for number in (8, 9))
+    return TableGradients(table, code, ids, gradients, rate, shows, clicks)
 
 
 def decode_pull_request(data: bytes) -> PullRequest:

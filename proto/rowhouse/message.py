@@ -50,13 +50,16 @@ class PullResponse:
 
 @dataclass(frozen=True, slots=True)
 class TableGradients:
-    """Gradients of one table: `ids` (count,) uint64, `gradients` (count, dim) of dtype.STORAGE[dtype]."""
+    """Gradients of one table: `ids` (count,) uint64, `gradients` (count, dim) of dtype.STORAGE[dtype];
+    `shows` and `clicks` (count,) float32 or None, for tables with a show/click policy."""
 
     table: str
     dtype: int
     ids: NDArray[np.uint64]
     gradients: NDArray[Any]
     learning_rate: float | None = None
+    shows: NDArray[np.float32] | None = None
+    clicks: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -102,3 +102,32 @@ def count_up(records32: Array, stride32: int, word: int, slots: Array) -> None:
         at = slots[i] * stride32 + word
         if bits[at] != np.uint32(0xFFFFFFFF):
             bits[at] += np.uint32(1)
+
+
+@njit(nogil=True, cache=True)
+def add_events(
+    records32: Array,
+    stride32: int,
+    time_word: int,
+    show_word: int,
+    slots: Array,
+    events: Array,
+    decay_rate: float,
+    period_s: int,
+    time_s: int,
+) -> None:
+    """Decay each record's shows and clicks (two words from `show_word`) by the whole periods since its
+    last push, then add events[i] = (shows, clicks), float32. Runs before `touch` moves the time on."""
+    bits = records32.view(np.uint32)
+    for i in range(slots.shape[0]):
+        at = slots[i] * stride32
+        periods = time_s // period_s - np.int64(bits[at + time_word]) // period_s
+        factor = np.float64(1.0)
+        base = np.float64(decay_rate)
+        while periods > 0:  # by squaring: the C library's pow differs between machines
+            if periods & 1:
+                factor *= base
+            base *= base
+            periods >>= 1
+        for j in range(2):
+            records32[at + show_word + j] = np.float32(records32[at + show_word + j] * factor + events[i, j])

@@ -57,6 +57,16 @@ def test_responses_equal_the_stubs() -> None:
     assert codec.decode_push_response(data) == message.PushResponse(2**40, True)
 
 
+def test_shows_and_clicks_travel_with_the_gradients() -> None:
+    events = np.array([1, 2, 0, 0.5], np.float32)
+    table = message.TableGradients("t", dtype.FLOAT32, IDS, np.ones((4, 1), np.float32), None, None, events)
+    data = codec.encode_push_request(message.PushRequest(1, 2, 3, (table,)))
+    assert pb.PushRequest.FromString(data).SerializeToString(deterministic=True) == data
+    back = codec.decode_push_request(data).tables[0]
+    assert back.shows is None and back.clicks is not None
+    np.testing.assert_array_equal(back.clicks, events)
+
+
 def test_unknown_fields_are_skipped() -> None:
     extra = b"\xf8\x07\x05" + b"\xfa\x07\x02hi"  # field 127 as varint and as bytes
     data = codec.encode_push_response(message.PushResponse(3, False)) + extra

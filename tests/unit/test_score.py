@@ -25,7 +25,9 @@ def test_sums_decay_and_rows_fall_below_the_minimum() -> None:
     config = ShowClick(decay_rate=0.5, min_score=1.0)
     shows, clicks = _column(20, 2, 10), _column(0, 1, 0)
     assert config.evictable(shows, clicks).tolist() == [False, False, False]  # scores 2, 1.1 and 1
-    shows, clicks = config.decayed(shows), config.decayed(clicks)
+    periods = config.periods(np.array([86_399, 86_399, 86_399], np.uint32), 86_400)
+    assert periods.tolist() == [1, 1, 1]  # whole periods since the epoch, not since the push
+    shows, clicks = config.decayed(shows, periods), config.decayed(clicks, periods)
     assert shows.tolist() == [10, 1, 5] and clicks.tolist() == [0, 0.5, 0]
     assert config.evictable(shows, clicks).tolist() == [False, True, True]
 

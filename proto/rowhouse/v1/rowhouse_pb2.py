@@ -24,17 +24,17 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1arowhouse/v1/rowhouse.proto\x12\x0browhouse.v1\"^\n\tTableInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03\x64im\x18\x02 \x01(\r\x12!\n\x05\x64type\x18\x03 \x01(\x0e\x32\x12.rowhouse.v1.Dtype\x12\x13\n\x0b\x63onfig_json\x18\x04 \x01(\t\"\x13\n\x11GetClusterRequest\"\x8d\x01\n\x12GetClusterResponse\x12\x13\n\x0bmap_version\x18\x01 \x01(\x04\x12\r\n\x05shard\x18\x02 \x01(\r\x12\x11\n\tendpoints\x18\x03 \x03(\t\x12\x18\n\x10partition_shards\x18\x04 \x01(\x0c\x12&\n\x06tables\x18\x05 \x03(\x0b\x32\x16.rowhouse.v1.TableInfo\"B\n\x08TableIds\x12\r\n\x05table\x18\x01 \x01(\t\x12\x0b\n\x03\x64im\x18\x02 \x01(\r\x12\r\n\x05\x63ount\x18\x03 \x01(\x04\x12\x0b\n\x03ids\x18\x04 \x01(\x0c\"\x7f\n\x0bPullRequest\x12\x13\n\x0bmap_version\x18\x01 \x01(\x04\x12!\n\x05\x64type\x18\x02 \x01(\x0e\x32\x12.rowhouse.v1.Dtype\x12\x11\n\tread_only\x18\x03 \x01(\x08\x12%\n\x06tables\x18\x04 \x03(\x0b\x32\x15.rowhouse.v1.TableIds\"g\n\tTableRows\x12\r\n\x05table\x18\x01 \x01(\t\x12\x0b\n\x03\x64im\x18\x02 \x01(\r\x12\r\n\x05\x63ount\x18\x03 \x01(\x04\x12!\n\x05\x64type\x18\x04 \x01(\x0e\x32\x12.rowhouse.v1.Dtype\x12\x0c\n\x04rows\x18\x05 \x01(\x0c\"C\n\x0cPullResponse\x12\x0b\n\x03lsn\x18\x01 \x01(\x04\x12&\n\x06tables\x18\x02 \x03(\x0b\x32\x16.rowhouse.v1.TableRows\"\xac\x01\n\x0eTableGradients\x12\r\n\x05table\x18\x01 \x01(\t\x12\x0b\n\x03\x64im\x18\x02 \x01(\r\x12\r\n\x05\x63ount\x18\x03 \x01(\x04\x12!\n\x05\x64type\x18\x04 \x01(\x0e\x32\x12.rowhouse.v1.Dtype\x12\x0b\n\x03ids\x18\x05 \x01(\x0c\x12\x11\n\tgradients\x18\x06 \x01(\x0c\x12\x1a\n\rlearning_rate\x18\x07 \x01(\x02H\x00\x88\x01\x01\x42\x10\n\x0e_learning_rate\"t\n\x0bPushRequest\x12\x13\n\x0bmap_version\x18\x01 \x01(\x04\x12\x11\n\tclient_id\x18\x02 \x01(\x04\x12\x10\n\x08sequence\x18\x03 \x01(\x04\x12+\n\x06tables\x18\x04 \x03(\x0b\x32\x1b.rowhouse.v1.TableGradients\".\n\x0cPushResponse\x12\x0b\n\x03lsn\x18\x01 \x01(\x04\x12\x11\n\tduplicate\x18\x02 \x01(\x08\"\x19\n\x17\x43reateCheckpointRequest\"=\n\x18\x43reateCheckpointResponse\x12\x0b\n\x03lsn\x18\x01 \x01(\x04\x12\x14\n\x0crows_written\x18\x02 \x01(\x04\"\x11\n\x0fGetStatsRequest\"\xac\x02\n\nTableStats\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04rows\x18\x02 \x01(\x04\x12\x12\n\nrows_exact\x18\x03 \x01(\x08\x12\x10\n\x08hot_rows\x18\x04 \x01(\x04\x12\x12\n\ndirty_rows\x18\x05 \x01(\x04\x12\x14\n\x0crecord_bytes\x18\x06 \x01(\x04\x12\x13\n\x0bindex_bytes\x18\x07 \x01(\x04\x12\x12\n\npulled_ids\x18\x08 \x01(\x04\x12\x10\n\x08hot_hits\x18\t \x01(\x04\x12\x12\n\npushed_ids\x18\n \x01(\x04\x12\x14\n\x0cspilled_rows\x18\x0b \x01(\x04\x12\x14\n\x0c\x65victed_rows\x18\x0c \x01(\x04\x12\x13\n\x0brefused_ids\x18\r \x01(\x04\x12\x12\n\ndisk_bytes\x18\x0e \x01(\x04\x12\x0e\n\x06\x66rozen\x18\x0f \x01(\x08\"\xfc\x01\n\x10GetStatsResponse\x12\r\n\x05shard\x18\x01 \x01(\r\x12\x13\n\x0b\x61pplied_lsn\x18\x02 \x01(\x04\x12\x13\n\x0b\x64urable_lsn\x18\x03 \x01(\x04\x12\x16\n\x0e\x63heckpoint_lsn\x18\x04 \x01(\x04\x12\x11\n\tlog_bytes\x18\x05 \x01(\x04\x12\x13\n\x0blog_records\x18\x06 \x01(\x04\x12\x1b\n\x13memory_budget_bytes\x18\x07 \x01(\x04\x12\x19\n\x11memory_used_bytes\x18\x08 \x01(\x04\x12\x0e\n\x06poison\x18\t \x01(\t\x12\'\n\x06tables\x18\n \x03(\x0b\x32\x17.rowhouse.v1.TableStats\"M\n\x15SetTableFreezeRequest\x12\r\n\x05table\x18\x01 \x01(\t\x12%\n\x04mode\x18\x02 \x01(\x0e\x32\x17.rowhouse.v1.FreezeMode\"\x18\n\x16SetTableFreezeResponse\"!\n\x10\x45victRowsRequest\x12\r\n\x05table\x18\x01 \x01(\t\")\n\x11\x45victRowsResponse\x12\x14\n\x0crows_evicted\x18\x01 \x01(\x04*X\n\x05\x44type\x12\x15\n\x11\x44TYPE_UNSPECIFIED\x10\x00\x12\x11\n\rDTYPE_FLOAT32\x10\x01\x12\x11\n\rDTYPE_FLOAT16\x10\x02\x12\x12\n\x0e\x44TYPE_BFLOAT16\x10\x03*n\n\nFreezeMode\x12\x1b\n\x17\x46REEZE_MODE_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x46REEZE_MODE_OFF\x10\x01\x12\x16\n\x12\x46REEZE_MODE_REFUSE\x10\x02\x12\x16\n\x12\x46REEZE_MODE_IGNORE\x10\x03\x32\xac\x04\n\x10ParameterService\x12M\n\nGetCluster\x12\x1e.rowhouse.v1.GetClusterRequest\x1a\x1f.rowhouse.v1.GetClusterResponse\x12;\n\x04Pull\x12\x18.rowhouse.v1.PullRequest\x1a\x19.rowhouse.v1.PullResponse\x12;\n\x04Push\x12\x18.rowhouse.v1.PushRequest\x1a\x19.rowhouse.v1.PushResponse\x12_\n\x10\x43reateCheckpoint\x12$.rowhouse.v1.CreateCheckpointRequest\x1a%.rowhouse.v1.CreateCheckpointResponse\x12G\n\x08GetStats\x12\x1c.rowhouse.v1.GetStatsRequest\x1a\x1d.rowhouse.v1.GetStatsResponse\x12Y\n\x0eSetTableFreeze\x12\".rowhouse.v1.SetTableFreezeRequest\x1a#.rowhouse.v1.SetTableFreezeResponse\x12J\n\tEvictRows\x12\x1d.rowhouse.v1.EvictRowsRequest\x1a\x1e.rowhouse.v1.EvictRowsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1arowhouse/v1/rowhouse.proto\x12\x0browhouse.v1\"^\n\tTableInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03\x64im\x18\x02 \x01(\r\x12!\n\x05\x64type\x18\x03 \x01(\x0e\x32\x12.rowhouse.v1.Dtype\x12\x13\n\x0b\x63onfig_json\x18\x04 \x01(\t\"\x13\n\x11GetClusterRequest\"\x8d\x01\n\x12GetClusterResponse\x12\x13\n\x0bmap_version\x18\x01 \x01(\x04\x12\r\n\x05shard\x18\x02 \x01(\r\x12\x11\n\tendpoints\x18\x03 \x03(\t\x12\x18\n\x10partition_shards\x18\x04 \x01(\x0c\x12&\n\x06tables\x18\x05 \x03(\x0b\x32\x16.rowhouse.v1.TableInfo\"B\n\x08TableIds\x12\r\n\x05table\x18\x01 \x01(\t\x12\x0b\n\x03\x64im\x18\x02 \x01(\r\x12\r\n\x05\x63ount\x18\x03 \x01(\x04\x12\x0b\n\x03ids\x18\x04 \x01(\x0c\"\x7f\n\x0bPullRequest\x12\x13\n\x0bmap_version\x18\x01 \x01(\x04\x12!\n\x05\x64type\x18\x02 \x01(\x0e\x32\x12.rowhouse.v1.Dtype\x12\x11\n\tread_only\x18\x03 \x01(\x08\x12%\n\x06tables\x18\x04 \x03(\x0b\x32\x15.rowhouse.v1.TableIds\"g\n\tTableRows\x12\r\n\x05table\x18\x01 \x01(\t\x12\x0b\n\x03\x64im\x18\x02 \x01(\r\x12\r\n\x05\x63ount\x18\x03 \x01(\x04\x12!\n\x05\x64type\x18\x04 \x01(\x0e\x32\x12.rowhouse.v1.Dtype\x12\x0c\n\x04rows\x18\x05 \x01(\x0c\"C\n\x0cPullResponse\x12\x0b\n\x03lsn\x18\x01 \x01(\x04\x12&\n\x06tables\x18\x02 \x03(\x0b\x32\x16.rowhouse.v1.TableRows\"\xcb\x01\n\x0eTableGradients\x12\r\n\x05table\x18\x01 \x01(\t\x12\x0b\n\x03\x64im\x18\x02 \x01(\r\x12\r\n\x05\x63ount\x18\x03 \x01(\x04\x12!\n\x05\x64type\x18\x04 \x01(\x0e\x32\x12.rowhouse.v1.Dtype\x12\x0b\n\x03ids\x18\x05 \x01(\x0c\x12\x11\n\tgradients\x18\x06 \x01(\x0c\x12\x1a\n\rlearning_rate\x18\x07 \x01(\x02H\x00\x88\x01\x01\x12\r\n\x05shows\x18\x08 \x01(\x0c\x12\x0e\n\x06\x63licks\x18\t \x01(\x0c\x42\x10\n\x0e_learning_rate\"t\n\x0bPushRequest\x12\x13\n\x0bmap_version\x18\x01 \x01(\x04\x12\x11\n\tclient_id\x18\x02 \x01(\x04\x12\x10\n\x08sequence\x18\x03 \x01(\x04\x12+\n\x06tables\x18\x04 \x03(\x0b\x32\x1b.rowhouse.v1.TableGradients\".\n\x0cPushResponse\x12\x0b\n\x03lsn\x18\x01 \x01(\x04\x12\x11\n\tduplicate\x18\x02 \x01(\x08\"\x19\n\x17\x43reateCheckpointRequest\"=\n\x18\x43reateCheckpointResponse\x12\x0b\n\x03lsn\x18\x01 \x01(\x04\x12\x14\n\x0crows_written\x18\x02 \x01(\x04\"\x11\n\x0fGetStatsRequest\"\xac\x02\n\nTableStats\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04rows\x18\x02 \x01(\x04\x12\x12\n\nrows_exact\x18\x03 \x01(\x08\x12\x10\n\x08hot_rows\x18\x04 \x01(\x04\x12\x12\n\ndirty_rows\x18\x05 \x01(\x04\x12\x14\n\x0crecord_bytes\x18\x06 \x01(\x04\x12\x13\n\x0bindex_bytes\x18\x07 \x01(\x04\x12\x12\n\npulled_ids\x18\x08 \x01(\x04\x12\x10\n\x08hot_hits\x18\t \x01(\x04\x12\x12\n\npushed_ids\x18\n \x01(\x04\x12\x14\n\x0cspilled_rows\x18\x0b \x01(\x04\x12\x14\n\x0c\x65victed_rows\x18\x0c \x01(\x04\x12\x13\n\x0brefused_ids\x18\r \x01(\x04\x12\x12\n\ndisk_bytes\x18\x0e \x01(\x04\x12\x0e\n\x06\x66rozen\x18\x0f \x01(\x08\"\xfc\x01\n\x10GetStatsResponse\x12\r\n\x05shard\x18\x01 \x01(\r\x12\x13\n\x0b\x61pplied_lsn\x18\x02 \x01(\x04\x12\x13\n\x0b\x64urable_lsn\x18\x03 \x01(\x04\x12\x16\n\x0e\x63heckpoint_lsn\x18\x04 \x01(\x04\x12\x11\n\tlog_bytes\x18\x05 \x01(\x04\x12\x13\n\x0blog_records\x18\x06 \x01(\x04\x12\x1b\n\x13memory_budget_bytes\x18\x07 \x01(\x04\x12\x19\n\x11memory_used_bytes\x18\x08 \x01(\x04\x12\x0e\n\x06poison\x18\t \x01(\t\x12\'\n\x06tables\x18\n \x03(\x0b\x32\x17.rowhouse.v1.TableStats\"M\n\x15SetTableFreezeRequest\x12\r\n\x05table\x18\x01 \x01(\t\x12%\n\x04mode\x18\x02 \x01(\x0e\x32\x17.rowhouse.v1.FreezeMode\"\x18\n\x16SetTableFreezeResponse\"!\n\x10\x45victRowsRequest\x12\r\n\x05table\x18\x01 \x01(\t\")\n\x11\x45victRowsResponse\x12\x14\n\x0crows_evicted\x18\x01 \x01(\x04*X\n\x05\x44type\x12\x15\n\x11\x44TYPE_UNSPECIFIED\x10\x00\x12\x11\n\rDTYPE_FLOAT32\x10\x01\x12\x11\n\rDTYPE_FLOAT16\x10\x02\x12\x12\n\x0e\x44TYPE_BFLOAT16\x10\x03*n\n\nFreezeMode\x12\x1b\n\x17\x46REEZE_MODE_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x46REEZE_MODE_OFF\x10\x01\x12\x16\n\x12\x46REEZE_MODE_REFUSE\x10\x02\x12\x16\n\x12\x46REEZE_MODE_IGNORE\x10\x03\x32\xac\x04\n\x10ParameterService\x12M\n\nGetCluster\x12\x1e.rowhouse.v1.GetClusterRequest\x1a\x1f.rowhouse.v1.GetClusterResponse\x12;\n\x04Pull\x12\x18.rowhouse.v1.PullRequest\x1a\x19.rowhouse.v1.PullResponse\x12;\n\x04Push\x12\x18.rowhouse.v1.PushRequest\x1a\x19.rowhouse.v1.PushResponse\x12_\n\x10\x43reateCheckpoint\x12$.rowhouse.v1.CreateCheckpointRequest\x1a%.rowhouse.v1.CreateCheckpointResponse\x12G\n\x08GetStats\x12\x1c.rowhouse.v1.GetStatsRequest\x1a\x1d.rowhouse.v1.GetStatsResponse\x12Y\n\x0eSetTableFreeze\x12\".rowhouse.v1.SetTableFreezeRequest\x1a#.rowhouse.v1.SetTableFreezeResponse\x12J\n\tEvictRows\x12\x1d.rowhouse.v1.EvictRowsRequest\x1a\x1e.rowhouse.v1.EvictRowsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'rowhouse.v1.rowhouse_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DTYPE']._serialized_start=1866
-  _globals['_DTYPE']._serialized_end=1954
-  _globals['_FREEZEMODE']._serialized_start=1956
-  _globals['_FREEZEMODE']._serialized_end=2066
+  _globals['_DTYPE']._serialized_start=1897
+  _globals['_DTYPE']._serialized_end=1985
+  _globals['_FREEZEMODE']._serialized_start=1987
+  _globals['_FREEZEMODE']._serialized_end=2097
   _globals['_TABLEINFO']._serialized_start=43
   _globals['_TABLEINFO']._serialized_end=137
   _globals['_GETCLUSTERREQUEST']._serialized_start=139
@@ -50,29 +50,29 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PULLRESPONSE']._serialized_start=606
   _globals['_PULLRESPONSE']._serialized_end=673
   _globals['_TABLEGRADIENTS']._serialized_start=676
-  _globals['_TABLEGRADIENTS']._serialized_end=848
-  _globals['_PUSHREQUEST']._serialized_start=850
-  _globals['_PUSHREQUEST']._serialized_end=966
-  _globals['_PUSHRESPONSE']._serialized_start=968
-  _globals['_PUSHRESPONSE']._serialized_end=1014
-  _globals['_CREATECHECKPOINTREQUEST']._serialized_start=1016
-  _globals['_CREATECHECKPOINTREQUEST']._serialized_end=1041
-  _globals['_CREATECHECKPOINTRESPONSE']._serialized_start=1043
-  _globals['_CREATECHECKPOINTRESPONSE']._serialized_end=1104
-  _globals['_GETSTATSREQUEST']._serialized_start=1106
-  _globals['_GETSTATSREQUEST']._serialized_end=1123
-  _globals['_TABLESTATS']._serialized_start=1126
-  _globals['_TABLESTATS']._serialized_end=1426
-  _globals['_GETSTATSRESPONSE']._serialized_start=1429
-  _globals['_GETSTATSRESPONSE']._serialized_end=1681
-  _globals['_SETTABLEFREEZEREQUEST']._serialized_start=1683
-  _globals['_SETTABLEFREEZEREQUEST']._serialized_end=1760
-  _globals['_SETTABLEFREEZERESPONSE']._serialized_start=1762
-  _globals['_SETTABLEFREEZERESPONSE']._serialized_end=1786
-  _globals['_EVICTROWSREQUEST']._serialized_start=1788
-  _globals['_EVICTROWSREQUEST']._serialized_end=1821
-  _globals['_EVICTROWSRESPONSE']._serialized_start=1823
-  _globals['_EVICTROWSRESPONSE']._serialized_end=1864
-  _globals['_PARAMETERSERVICE']._serialized_start=2069
-  _globals['_PARAMETERSERVICE']._serialized_end=2625
+  _globals['_TABLEGRADIENTS']._serialized_end=879
+  _globals['_PUSHREQUEST']._serialized_start=881
+  _globals['_PUSHREQUEST']._serialized_end=997
+  _globals['_PUSHRESPONSE']._serialized_start=999
+  _globals['_PUSHRESPONSE']._serialized_end=1045
+  _globals['_CREATECHECKPOINTREQUEST']._serialized_start=1047
+  _globals['_CREATECHECKPOINTREQUEST']._serialized_end=1072
+  _globals['_CREATECHECKPOINTRESPONSE']._serialized_start=1074
+  _globals['_CREATECHECKPOINTRESPONSE']._serialized_end=1135
+  _globals['_GETSTATSREQUEST']._serialized_start=1137
+  _globals['_GETSTATSREQUEST']._serialized_end=1154
+  _globals['_TABLESTATS']._serialized_start=1157
+  _globals['_TABLESTATS']._serialized_end=1457
+  _globals['_GETSTATSRESPONSE']._serialized_start=1460
+  _globals['_GETSTATSRESPONSE']._serialized_end=1712
+  _globals['_SETTABLEFREEZEREQUEST']._serialized_start=1714
+  _globals['_SETTABLEFREEZEREQUEST']._serialized_end=1791
+  _globals['_SETTABLEFREEZERESPONSE']._serialized_start=1793
+  _globals['_SETTABLEFREEZERESPONSE']._serialized_end=1817
+  _globals['_EVICTROWSREQUEST']._serialized_start=1819
+  _globals['_EVICTROWSREQUEST']._serialized_end=1852
+  _globals['_EVICTROWSRESPONSE']._serialized_start=1854
+  _globals['_EVICTROWSRESPONSE']._serialized_end=1895
+  _globals['_PARAMETERSERVICE']._serialized_start=2100
+  _globals['_PARAMETERSERVICE']._serialized_end=2656
 # @@protoc_insertion_point(module_scope)

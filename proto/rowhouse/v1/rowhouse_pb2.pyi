@@ -106,7 +106,7 @@ class PullResponse(_message.Message):
     def __init__(self, lsn: _Optional[int] = ..., tables: _Optional[_Iterable[_Union[TableRows, _Mapping]]] = ...) -> None: ...
 
 class TableGradients(_message.Message):
-    __slots__ = ("table", "dim", "count", "dtype", "ids", "gradients", "learning_rate")
+    __slots__ = ("table", "dim", "count", "dtype", "ids", "gradients", "learning_rate", "shows", "clicks")
     TABLE_FIELD_NUMBER: _ClassVar[int]
     DIM_FIELD_NUMBER: _ClassVar[int]
     COUNT_FIELD_NUMBER: _ClassVar[int]
@@ -114,6 +114,8 @@ class TableGradients(_message.Message):
     IDS_FIELD_NUMBER: _ClassVar[int]
     GRADIENTS_FIELD_NUMBER: _ClassVar[int]
     LEARNING_RATE_FIELD_NUMBER: _ClassVar[int]
+    SHOWS_FIELD_NUMBER: _ClassVar[int]
+    CLICKS_FIELD_NUMBER: _ClassVar[int]
     table: str
     dim: int
     count: int
@@ -121,7 +123,9 @@ class TableGradients(_message.Message):
     ids: bytes
     gradients: bytes
     learning_rate: float
-    def __init__(self, table: _Optional[str] = ..., dim: _Optional[int] = ..., count: _Optional[int] = ..., dtype: _Optional[_Union[Dtype, str]] = ..., ids: _Optional[bytes] = ..., gradients: _Optional[bytes] = ..., learning_rate: _Optional[float] = ...) -> None: ...
+    shows: bytes
+    clicks: bytes
+    def __init__(self, table: _Optional[str] = ..., dim: _Optional[int] = ..., count: _Optional[int] = ..., dtype: _Optional[_Union[Dtype, str]] = ..., ids: _Optional[bytes] = ..., gradients: _Optional[bytes] = ..., learning_rate: _Optional[float] = ..., shows: _Optional[bytes] = ..., clicks: _Optional[bytes] = ...) -> None: ...
 
 class PushRequest(_message.Message):
     __slots__ = ("map_version", "client_id", "sequence", "tables")
