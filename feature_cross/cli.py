@@ -106,3 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("feature-cross: interrupted; nothing was written", file=sys.stderr)
         return 130
     return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
