@@ -88,7 +88,7 @@ def _sync_directory(directory: Path) -> None:
         os.close(handle)
 
 
-def _read_header(file: BinaryIO, path: Path) -> tuple[int, int] | None:
+def read_header(file: BinaryIO, path: Path) -> tuple[int, int] | None:
     """(first LSN, last LSN before it) of a segment, or None when its header is cut short."""
     head = file.read(SEGMENT_HEADER.size)
     if len(head) < SEGMENT_HEADER.size:
@@ -134,7 +134,7 @@ def read_segment(path: Path, last: bool) -> Iterator[tuple[int, Record]]:
     """
     size = path.stat().st_size
     with path.open("rb") as file:
-        header = _read_header(file, path)
+        header = read_header(file, path)
         expected = header[0] if header else None
         offset = SEGMENT_HEADER.size
         while expected is not None and offset < size:
@@ -157,7 +157,7 @@ def read_records(directory: Path, after_lsn: int) -> Iterator[Record]:
     newest: int | None = None  # last LSN read so far
     for i, path in enumerate(segments):
         with path.open("rb") as file:
-            header = _read_header(file, path)
+            header = read_header(file, path)
         known = after_lsn if newest is None else newest
         if header and (header[1] > known if newest is None else header[1] != known):
             raise CorruptionError(f"{path}: follows LSN {header[1]}; the records after {known} are missing")
@@ -168,24 +168,29 @@ def read_records(directory: Path, after_lsn: int) -> Iterator[Record]:
                 yield record
 
 
+def find_end(path: Path) -> tuple[int, int]:
+    """(end of the last whole record, bytes of a torn record after it) of the last segment; an end of 0:
+    not even the segment's header was written. CorruptionError as `read_segment`."""
+    end = 0
+    for end, _ in read_segment(path, last=True):  # noqa: B007 (the last value is what is wanted)
+        pass
+    if end == 0 and path.stat().st_size >= SEGMENT_HEADER.size:
+        end = SEGMENT_HEADER.size
+    with path.open("rb") as file:
+        file.seek(end)
+        return end, len(file.read().rstrip(b"\0"))  # the zeros were allocated ahead
+
+
 def cut_torn_end(directory: Path) -> int:
     """Cut a torn end off the last segment (a record that was never acknowledged); returns its bytes."""
     segments = list_segments(directory)
     if not segments:
         return 0
     path = segments[-1]
-    end = 0
-    for end, _ in read_segment(path, last=True):  # noqa: B007 (the last value is what is wanted)
-        pass
-    if end == 0 and path.stat().st_size >= SEGMENT_HEADER.size:
-        end = SEGMENT_HEADER.size
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        file.seek(end)
-        torn = len(file.read().rstrip(b"\0"))  # the rest was allocated ahead
+    end, torn = find_end(path)
     if end == 0:
         path.unlink()
-    elif size > end:
+    elif path.stat().st_size > end:
         os.truncate(path, end)
     if torn:
         _logger.warning("%s: cut %d bytes of a torn record at its end", path, torn)

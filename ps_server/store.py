@@ -10,10 +10,9 @@ mix64(id), big-endian, so scans go by partition; 3. a value of another length th
 CorruptionError, never served. Thread safety: every method may be called from any thread.
 """
 
-import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -37,6 +36,7 @@ from rocksdict import (
 from rowhouse.error import CorruptionError, DirectoryInUseError, RowhouseError, StoreError
 
 META: Final = "meta"
+KEY_BYTES: Final = 8
 BLOCK_BYTES: Final = 8 * 1024
 """8 KiB: about a hundred rows of 72 bytes; larger blocks squeeze better and read more per cold row."""
 
@@ -177,10 +177,7 @@ class RowFamily:
         data = b"".join(values)
         if len(data) != len(values) * self.value_bytes or any(len(v) != self.value_bytes for v in values):
             wrong = next(i for i, v in enumerate(values) if len(v) != self.value_bytes)
-            raise CorruptionError(
-                f"{self.name}: the value of key {int(keys[wrong]):#018x} has {len(values[wrong])} bytes; "
-                f"it must have {self.value_bytes}"
-            )
+            raise self._wrong_length(int(keys[wrong]), len(values[wrong]))
         return np.frombuffer(data, np.uint8).reshape(len(values), self.value_bytes)
 
     def put(self, keys: Keys, values: Values) -> None:
@@ -212,22 +209,50 @@ class RowFamily:
         start, end
             First mixed key, and the first one past the range (None: to the end).
         with_values
-            False: keys only; the values array then has no rows.
+            False: keys only; the values array then has no columns.
+
+        Raises
+        ------
+        CorruptionError
+            Damage, after every row before it was yielded.
         """
         options = ReadOptions()
         options.set_readahead_size(2 << 20)
         first = start.to_bytes(8, "big")  # rocksdict's iterate bounds do not know raw keys: from_key does
         source = self._family.items if with_values else self._family.keys
-        what = f"scanning {self.name}"
+        what, width = f"scanning {self.name}", self.value_bytes if with_values else 0
         rows: Iterator[Any] = _guarded(what, lambda: iter(source(from_key=first, read_opt=options)))
         while chunk := _guarded(what, lambda: list(islice(rows, chunk_rows))):
-            names = [row[0] for row in chunk] if with_values else chunk
-            keys = np.frombuffer(b"".join(names), ">u8").astype(np.uint64)
-            inside = keys.shape[0] if end is None else int(np.searchsorted(keys, np.uint64(end)))
-            values = [row[1] for row in chunk[:inside]] if with_values else []
-            yield keys[:inside], self._stack(values, keys[:inside])
-            if inside < keys.shape[0]:
+            chunk = chunk if with_values else [(key, b"") for key in chunk]
+            first = chunk[-1][0] + b"\0"
+            good = len(chunk)
+            if {len(value) for _, value in chunk} != {width}:
+                good = next(i for i, (_, value) in enumerate(chunk) if len(value) != width)
+            data = np.frombuffer(b"".join(chain.from_iterable(chunk[:good])), np.uint8)
+            table = data.reshape(good, KEY_BYTES + width)
+            keys = np.ascontiguousarray(table[:, :KEY_BYTES]).view(">u8").reshape(-1).astype(np.uint64)
+            inside = good if end is None else int(np.searchsorted(keys, np.uint64(end)))
+            yield keys[:inside], table[:inside, KEY_BYTES:]
+            if inside < good:
                 return
+            if good < len(chunk):
+                key = int.from_bytes(chunk[good][0], "big")
+                if end is None or key < end:
+                    raise self._wrong_length(key, len(chunk[good][1]))
+                return
+        self._check_end(first, what)
+
+    def _check_end(self, after: bytes, what: str) -> None:
+        """Raise what made an iterator end, if it was not the end: rocksdict's items and keys stop at a
+        damaged block as if there were nothing more."""
+        rows = self._family.iter()
+        _guarded(what, lambda: rows.seek(after))
+        _guarded(what, rows.status)
+
+    def _wrong_length(self, key: int, length: int) -> CorruptionError:
+        return CorruptionError(
+            f"{self.name}: the value of key {key:#018x} has {length} bytes; it must have {self.value_bytes}"
+        )
 
     def is_empty(self) -> bool:
         """Whether no row is here."""
@@ -370,8 +395,3 @@ class Store:
             family.close()
         self._meta.close()
         _guarded("closing the store", self._database.close)
-
-    @staticmethod
-    def destroy(directory: Path) -> None:
-        """Delete a store's folder."""
-        shutil.rmtree(directory)
