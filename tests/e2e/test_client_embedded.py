@@ -21,6 +21,8 @@ from ps_client.torch import (
     KeyedJaggedTensor,
 )
 
+torch.set_num_threads(1)  # on a busy machine OpenMP threads spend the time waiting for one another
+
 VOCABULARY, DIM, STEPS = 40, 8, 100
 
 OPTIMIZERS: dict[str, tuple[dict[str, Any], Callable[[Any], torch.optim.Optimizer]]] = {

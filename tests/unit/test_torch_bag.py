@@ -15,6 +15,8 @@ from ps_client.torch.lookup import id_bits
 
 from .fake_shard import FakeShard, first_row, local_client, make_shards
 
+torch.set_num_threads(1)  # on a busy machine OpenMP threads spend the time waiting for one another
+
 VOCABULARY, DIM, RATE = 30, 4, 0.5
 STEPS = 20
 

@@ -21,6 +21,8 @@ from ps_client.torch import (
 
 from .fake_shard import first_row, local_client, make_shards
 
+torch.set_num_threads(1)  # on a busy machine OpenMP threads spend the time waiting for one another
+
 VOCABULARY, RATE = 20, 0.5
 TABLES = {"user": 4, "item": 3}
 USER = EmbeddingBagConfig(name="user", embedding_dim=4, feature_names=["u", "shared"])
