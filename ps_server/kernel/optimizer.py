@@ -31,7 +31,6 @@ from numpy.typing import NDArray
 from ps_server.kernel.intrinsic import PREFETCH_ROWS, prefetch_row
 
 _F32, _U64 = np.float32, np.uint64
-_STEPS_MAX = np.float32(2.0**24)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -188,7 +187,7 @@ def adam(
             prefetch_row(state, state_at[i + PREFETCH_ROWS], 2 * dim + 1)
         w, m = _U64(weight_at[i]), _U64(state_at[i])
         v = m + _U64(dim)
-        t = min(state[v + _U64(dim)] + _F32(1.0), _STEPS_MAX)
+        t = state[v + _U64(dim)] + _F32(1.0)
         state[v + _U64(dim)] = t
         if t != last:  # neighbours in a batch are often as old as each other
             step_size = _F32(rate / (1.0 - _power(beta1, t)))
