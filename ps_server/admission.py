@@ -62,6 +62,11 @@ class MinCount(BaseModel):
     halve_after_ids: Annotated[int, Field(strict=True, ge=1, lt=1 << 63)] | None = None
     width_bits: Annotated[int, Field(strict=True, ge=SKETCH_BITS_MIN, le=SKETCH_BITS_MAX)] = 24
 
+    @property
+    def sketch_bytes(self) -> int:
+        """Bytes of the counters; they count against the shard's memory budget."""
+        return (2 if self.min_count > 255 else 1) << self.width_bits
+
 
 class Probability(BaseModel):
     """Admit an id with `probability` at each push, decided by (seed, id, LSN); nothing is remembered."""
@@ -70,6 +75,11 @@ class Probability(BaseModel):
 
     kind: Literal["probability"] = "probability"
     probability: Annotated[float, Field(strict=True, gt=0, lt=1)]
+
+    @property
+    def sketch_bytes(self) -> int:
+        """Nothing is counted."""
+        return 0
 
 
 AdmissionConfig = Annotated[MinCount | Probability, Field(discriminator="kind")]
@@ -111,8 +121,8 @@ class AdmissionFilter:
         self._seed = np.uint64(seed)
         self._counted = 0  # ids since the last halving
         wide = isinstance(config, MinCount) and config.min_count > 255
-        bits = config.width_bits if isinstance(config, MinCount) else None
-        self._counters = _aligned_zeros(0 if bits is None else 1 << bits, np.dtype("<u2" if wide else "u1"))
+        counter = np.dtype("<u2" if wide else "u1")
+        self._counters = _aligned_zeros(config.sketch_bytes // counter.itemsize, counter)
 
     @property
     def memory_bytes(self) -> int:

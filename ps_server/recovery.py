@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rowhouse import dtype
 from rowhouse.codec import decode_push_request
-from rowhouse.error import CorruptionError, StoreError
+from rowhouse.error import ConfigError, CorruptionError, StoreError
 from rowhouse.placement import PartitionMap
 
 from ps_server import checkpoint
@@ -77,7 +77,13 @@ class LogGate:
 
 def _open_store(config: ClusterConfig, directory: Path, read_only: bool) -> tuple[Store, int]:
     """The store and the bytes of budget left for hot rows."""
+    sketches = sum(table.admission.sketch_bytes for table in config.tables if table.admission)
     share = min(int(config.memory_budget * STORE_SHARE), STORE_BYTES_MAX)
+    if share + sketches >= config.memory_budget:
+        raise ConfigError(
+            f"memory_budget is {config.memory_budget}; the admission sketches take {sketches} and the store "
+            f"{share}, which leaves nothing for rows: raise it, or lower width_bits"
+        )
     widths: dict[str, int] = {}
     for table in config.tables:
         widths[f"row.{table.name}"] = RowLayout.of(table).value_bytes
@@ -92,7 +98,7 @@ def _open_store(config: ClusterConfig, directory: Path, read_only: bool) -> tupl
     store = Store(
         directory / "store", widths, cache_bytes=cache, memtable_bytes=memtable, read_only=read_only
     )
-    return store, config.memory_budget - share
+    return store, config.memory_budget - share - sketches
 
 
 def _identity(config: ClusterConfig, index: int, partition_map: PartitionMap) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Admission: the sketch against its oracle and its promises, replay, and the state in a checkpoint."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,9 @@ from pydantic import TypeAdapter, ValidationError
 from rowhouse.error import ConfigError, CorruptionError
 
 from ps_server.admission import AdmissionConfig, AdmissionFilter, MinCount, Probability
+from ps_server.config import load_config
 from ps_server.kernel.sketch import sketch_add, sketch_halve
+from ps_server.shard import Shard
 from tests import naive
 
 ADAPTER: TypeAdapter[Any] = TypeAdapter(AdmissionConfig)
@@ -224,3 +227,10 @@ def test_kinds() -> None:
     assert ADAPTER.validate_python({"kind": "probability", "probability": 0.5}) == Probability(
         probability=0.5
     )
+
+
+def test_a_sketch_counts_against_the_memory_budget(tmp_path: Path) -> None:
+    table = {"name": "a", "dim": 2, "admission": {"kind": "min_count", "min_count": 2, "width_bits": 24}}
+    config = load_config({"data_dir": str(tmp_path), "memory_budget": "16MiB", "tables": [table]})
+    with pytest.raises(ConfigError, match="admission sketches take 16777216"):
+        Shard.open(config, 0, tmp_path)
