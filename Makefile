@@ -8,7 +8,8 @@ DATA ?=
 BIN := .venv/bin
 STAMP := .venv/.installed
 SOURCES := proto/rowhouse ps_server ps_client feature_cross tools $(wildcard examples benchmarks) tests
-PIP_FLAGS := -qq --disable-pip-version-check --no-input --root-user-action=ignore
+# --no-compile: most modules of these packages are never imported, so compiling them all doubles the install.
+PIP_FLAGS := -qq --disable-pip-version-check --no-input --root-user-action=ignore --no-compile
 
 .PHONY: help test demo lint clean venv
 .DEFAULT_GOAL := help
