@@ -2,10 +2,10 @@
 """From an Arrow column to value hashes.
 
 It owns the types: which Arrow types an attribute takes, and each value's canonical bytes. A dictionary's
-values are hashed once and gathered; other columns are hashed straight from their buffers, which is faster
-than to look for duplicates first (a hash costs 3 to 10 ns, a dictionary probe 20 and more), unless the
-values have to be normalised. Invariant: a value's hash depends on its attribute's declaration and itself
-only, never on the batch. Thread safety: pure functions.
+values are normalised and hashed once and gathered; other columns straight from their buffers: a hash costs
+3 to 10 ns and a normalisation of ASCII 6 to 9, while to look for duplicates first costs 18 to 50.
+Invariant: a value's hash depends on its attribute's declaration and itself only, never on the batch.
+Thread safety: pure functions.
 """
 
 import bisect
@@ -32,9 +32,18 @@ from feature_cross.id_format import (
     int_bytes,
     value_hash,
 )
+from feature_cross.kernel.jagged import gather, hash_buckets
 from feature_cross.kernel.xxh64 import hash_integers, hash_strings
 
-__all__ = ["Hashed", "RawColumn", "canonical_values", "hash_column", "normalise_strings"]
+__all__ = [
+    "ColumnSpec",
+    "Hashed",
+    "RawColumn",
+    "canonical_values",
+    "column_spec",
+    "hash_column",
+    "normalise_strings",
+]
 
 Hashes = NDArray[np.uint64]
 _LISTS = (pa.ListArray, pa.LargeListArray, pa.FixedSizeListArray, pa.ListViewArray, pa.LargeListViewArray)
@@ -50,6 +59,20 @@ class Hashed:
 
 
 @dataclass(frozen=True, slots=True)
+class ColumnSpec:
+    """An attribute as its column is read: what is worked out once and not per batch.
+
+    `label` is what messages call it: `column 'price' (item.price)`. `edges` and `table` are the lower edges
+    of its buckets and their hashes, (buckets,) float64 and uint64; empty without buckets.
+    """
+
+    attribute: Attribute
+    label: str
+    edges: NDArray[np.float64]
+    table: Hashes
+
+
+@dataclass(frozen=True, slots=True)
 class RawColumn:
     """A column's hashes before any missing policy. `offsets` None: one value per row."""
 
@@ -58,31 +81,37 @@ class RawColumn:
     null_rows: Mask | None
 
 
-def hash_column(array: pa.Array, attribute: Attribute, label: str) -> RawColumn:
+def column_spec(attribute: Attribute, label: str) -> ColumnSpec:
+    """What `hash_column` needs to know of an attribute; `label` is for messages."""
+    lower = attribute.buckets.lower_edges if attribute.buckets is not None else ()
+    edges = np.array(lower, np.float64)
+    hashes = [value_hash(bytes([TAG_BUCKET]) + struct.pack("<d", edge)) for edge in lower]
+    return ColumnSpec(attribute, label, edges, np.array(hashes, np.uint64))
+
+
+def hash_column(array: pa.Array, spec: ColumnSpec) -> RawColumn:
     """Hash a column.
 
     Parameters
     ----------
     array
         The column, of any Arrow type that the attribute takes.
-    attribute
-        Its declaration.
-    label
-        What to call it in messages: `column 'price' (item.price)`.
+    spec
+        From `column_spec`.
 
     Raises
     ------
     DataError
         Another type, or a value that is invalid; names the column.
     """
-    if not attribute.list:
-        return RawColumn(_hash_flat(array, attribute, label), None, None)
+    if not spec.attribute.list:
+        return RawColumn(_hash_flat(array, spec), None, None)
     kind = array.type
     if pa.types.is_null(kind):
         nothing = Hashed(np.empty(0, np.uint64), None)
         return RawColumn(nothing, np.zeros(len(array) + 1, np.int64), np.ones(len(array), np.bool_))
     if not isinstance(array, _LISTS):
-        raise DataError(f"{label} has Arrow type {array.type}; it is declared as a list")
+        raise DataError(f"{spec.label} has Arrow type {array.type}; it is declared as a list")
     # Lengths and flattened values fit every kind of list. A cast would not: Arrow 26 loses the last row of
     # a list view when it is cast to a list.
     lengths = pc.list_value_length(array)
@@ -90,7 +119,7 @@ def hash_column(array: pa.Array, attribute: Attribute, label: str) -> RawColumn:
     lengths = pc.fill_null(lengths, 0) if null_rows is not None else lengths
     offsets = np.zeros(len(array) + 1, np.int64)
     np.cumsum(lengths.to_numpy(zero_copy_only=False), out=offsets[1:])
-    return RawColumn(_hash_flat(array.flatten(), attribute, label), offsets, null_rows)
+    return RawColumn(_hash_flat(array.flatten(), spec), offsets, null_rows)
 
 
 def _null_mask(array: pa.Array) -> Mask | None:
@@ -106,37 +135,39 @@ def _either(left: Mask | None, right: Mask | None) -> Mask | None:
     return left | right
 
 
-def _hash_flat(array: pa.Array, attribute: Attribute, label: str) -> Hashed:
+def _hash_flat(array: pa.Array, spec: ColumnSpec) -> Hashed:
     if isinstance(array, pa.ExtensionArray):
         array = array.storage
     kind = array.type
     if pa.types.is_null(kind):
         return Hashed(np.zeros(len(array), np.uint64), np.ones(len(array), np.bool_))
     if pa.types.is_dictionary(kind):
-        return _hash_dictionary(array, attribute, label)
-    if attribute.cast:
-        array = _cast(array, attribute, label)
-    if attribute.normalise:
-        return _hash_dictionary(array.dictionary_encode(), attribute, label)
-    return _HASHERS["bucket" if attribute.buckets else attribute.type](array, attribute, label)
+        return _hash_dictionary(array, spec)
+    if spec.attribute.cast:
+        array = _cast(array, spec)
+    if spec.attribute.normalise:
+        array = normalise_strings(array, spec)
+    return _HASHERS["bucket" if spec.attribute.buckets else spec.attribute.type](array, spec)
 
 
-def _hash_dictionary(array: pa.DictionaryArray, attribute: Attribute, label: str) -> Hashed:
+def _hash_dictionary(array: pa.DictionaryArray, spec: ColumnSpec) -> Hashed:
     values = array.dictionary
-    if attribute.cast:
-        values = _cast(values, attribute, label)
-    if attribute.normalise:
-        values = normalise_strings(values, attribute, label)
-    hasher = _HASHERS["bucket" if attribute.buckets else attribute.type]
-    unique = hasher(values, attribute, label)
+    if spec.attribute.cast:
+        values = _cast(values, spec)
+    if spec.attribute.normalise:
+        values = normalise_strings(values, spec)
+    hasher = _HASHERS["bucket" if spec.attribute.buckets else spec.attribute.type]
+    unique = hasher(values, spec)
+    if len(values) == 0:
+        return Hashed(np.zeros(len(array), np.uint64), np.ones(len(array), np.bool_))
     nulls = _null_mask(array.indices)
     indices = pc.fill_null(array.indices, 0) if nulls is not None else array.indices
     positions = indices.to_numpy(zero_copy_only=False)
-    if len(values) == 0:
-        return Hashed(np.zeros(len(array), np.uint64), np.ones(len(array), np.bool_))
+    gathered = np.empty(len(positions), np.uint64)
+    gather(unique.hashes, positions, gathered)
     if unique.nulls is not None:
         nulls = _either(nulls, unique.nulls[positions])
-    return Hashed(unique.hashes[positions], nulls)
+    return Hashed(gathered, nulls)
 
 
 _CASTS: Final[dict[str, pa.DataType]] = {
@@ -144,18 +175,20 @@ _CASTS: Final[dict[str, pa.DataType]] = {
 }  # fmt: skip
 
 
-def _cast(array: pa.Array, attribute: Attribute, label: str) -> pa.Array:
+def _cast(array: pa.Array, spec: ColumnSpec) -> pa.Array:
     """Text to the declared type, or integers to decimal text; other columns are left to the type check."""
     text = pa.types.is_string(array.type) or pa.types.is_large_string(array.type)
-    target = _CASTS.get(attribute.type) if text else None
-    if attribute.type == "string" and pa.types.is_integer(array.type):
+    target = _CASTS.get(spec.attribute.type) if text else None
+    if spec.attribute.type == "string" and pa.types.is_integer(array.type):
         target = pa.string()
     if target is None:
         return array
     try:
         return array.cast(target)
     except pa.ArrowInvalid as error:
-        raise DataError(f"{label} cannot be converted to {attribute.type}: {_reason(error)}") from error
+        raise DataError(
+            f"{spec.label} cannot be converted to {spec.attribute.type}: {_reason(error)}"
+        ) from error
 
 
 def _reason(error: Exception) -> str:
@@ -163,29 +196,35 @@ def _reason(error: Exception) -> str:
     return text if len(text) <= 200 else text[:197] + "..."
 
 
-def _mistyped(array: pa.Array, attribute: Attribute, label: str, takes: str, hint: str = "") -> DataError:
-    return DataError(f"{label} has Arrow type {array.type}; type {attribute.type} takes {takes}{hint}")
+def _mistyped(array: pa.Array, spec: ColumnSpec, takes: str, hint: str = "") -> DataError:
+    return DataError(
+        f"{spec.label} has Arrow type {array.type}; type {spec.attribute.type} takes {takes}{hint}"
+    )
 
 
 def _plain(array: pa.Array) -> NDArray[Any]:
-    """Values as NumPy, whatever stands where a null is."""
-    if array.null_count:
-        array = array.fill_null(False if pa.types.is_boolean(array.type) else 0)
-    values: NDArray[Any] = array.to_numpy(zero_copy_only=False)
+    """Values as NumPy, whatever stands where a null is: its hash is masked, so nothing needs filling in."""
+    values: NDArray[Any]
+    if array.null_count == 0 or pa.types.is_boolean(array.type):
+        array = array.fill_null(False) if array.null_count else array
+        values = array.to_numpy(zero_copy_only=False)
+        return values
+    dtype = np.dtype(array.type.to_pandas_dtype())
+    values = np.frombuffer(array.buffers()[1], dtype, len(array), array.offset * dtype.itemsize)
     return values
 
 
-def _check_strings(array: pa.Array, attribute: Attribute, label: str) -> pa.Array:
+def _check_strings(array: pa.Array, spec: ColumnSpec) -> pa.Array:
     kind = array.type
     if pa.types.is_string_view(kind):
         array = array.cast(pa.large_string())
     elif not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
         hint = "; set cast: true for their decimal text" if pa.types.is_integer(kind) else ""
-        raise _mistyped(array, attribute, label, "text", hint)
+        raise _mistyped(array, spec, "text", hint)
     try:
         array.validate(full=True)
     except pa.ArrowInvalid as error:
-        raise DataError(f"{label} is not valid text: {_reason(error)}") from error
+        raise DataError(f"{spec.label} is not valid text: {_reason(error)}") from error
     return array
 
 
@@ -198,16 +237,16 @@ _NORMALISERS: Final[dict[str, Callable[[pa.Array], pa.Array]]] = {
 }
 
 
-def normalise_strings(array: pa.Array, attribute: Attribute, label: str) -> pa.Array:
+def normalise_strings(array: pa.Array, spec: ColumnSpec) -> pa.Array:
     """The attribute's normalisation of each string; DataError where the column is not valid text."""
-    array = _check_strings(array, attribute, label)
-    for step in attribute.normalise:
+    array = _check_strings(array, spec)
+    for step in spec.attribute.normalise:
         array = _NORMALISERS[step](array)
     return array
 
 
-def _hash_strings(array: pa.Array, attribute: Attribute, label: str) -> Hashed:
-    array = _check_strings(array, attribute, label)
+def _hash_strings(array: pa.Array, spec: ColumnSpec) -> Hashed:
+    array = _check_strings(array, spec)
     out = np.empty(len(array), np.uint64)
     nulls = _null_mask(array)
     if len(array) == 0:
@@ -217,7 +256,7 @@ def _hash_strings(array: pa.Array, attribute: Attribute, label: str) -> Hashed:
     offsets = np.frombuffer(offset_buffer, width, len(array) + 1, array.offset * np.dtype(width).itemsize)
     data = np.frombuffer(data_buffer, np.uint8) if data_buffer is not None else np.empty(0, np.uint8)
     hash_strings(data, offsets, TAG_STRING, out)
-    if attribute.empty_is_missing:
+    if spec.attribute.empty_is_missing:
         empty = offsets[1:] == offsets[:-1]
         nulls = _either(nulls, empty) if empty.any() else nulls
     return Hashed(out, nulls)
@@ -230,10 +269,10 @@ def _hash_integers(values: NDArray[Any], prefix: int, prefix_bytes: int) -> Hash
     return out
 
 
-def _hash_ints(array: pa.Array, attribute: Attribute, label: str) -> Hashed:
+def _hash_ints(array: pa.Array, spec: ColumnSpec) -> Hashed:
     if not pa.types.is_integer(array.type):
         hint = "; set cast: true to read numbers from text" if pa.types.is_string(array.type) else ""
-        raise _mistyped(array, attribute, label, "integers", hint)
+        raise _mistyped(array, spec, "integers", hint)
     values = _plain(array)
     hashes = _hash_integers(values, TAG_INT, 1)
     if values.dtype == np.uint64:
@@ -243,28 +282,22 @@ def _hash_ints(array: pa.Array, attribute: Attribute, label: str) -> Hashed:
     return Hashed(hashes, _null_mask(array))
 
 
-def _hash_bools(array: pa.Array, attribute: Attribute, label: str) -> Hashed:
+def _hash_bools(array: pa.Array, spec: ColumnSpec) -> Hashed:
     if not pa.types.is_boolean(array.type):
-        raise _mistyped(array, attribute, label, "bools")
+        raise _mistyped(array, spec, "bools")
     table = np.array([value_hash(bytes([TAG_BOOL, bit])) for bit in (0, 1)], np.uint64)
     return Hashed(table[_plain(array).astype(np.intp)], _null_mask(array))
 
 
-def _hash_buckets(array: pa.Array, attribute: Attribute, label: str) -> Hashed:
+def _hash_buckets(array: pa.Array, spec: ColumnSpec) -> Hashed:
     if not (pa.types.is_integer(array.type) or pa.types.is_floating(array.type)):
-        raise _mistyped(array, attribute, label, "numbers")
-    if attribute.type == "int" and not pa.types.is_integer(array.type):
-        raise _mistyped(array, attribute, label, "integers")
-    assert attribute.buckets is not None, "only bucketed attributes come here"
-    edges = np.array(attribute.buckets.lower_edges, np.float64)
-    table = np.array(
-        [value_hash(bytes([TAG_BUCKET]) + edge.tobytes()) for edge in edges.astype("<f8")], np.uint64
-    )
-    values = _plain(array).astype(np.float64)
-    unknown = np.isnan(values)
-    nulls = _either(_null_mask(array), unknown if unknown.any() else None)
-    # NaN sorts past the last edge, and its row is a null; minus infinity is in the first interval.
-    return Hashed(table[np.searchsorted(edges, values, side="right") - 1], nulls)
+        raise _mistyped(array, spec, "numbers")
+    if spec.attribute.type == "int" and not pa.types.is_integer(array.type):
+        raise _mistyped(array, spec, "integers")
+    values = np.ascontiguousarray(_plain(array), np.float64)
+    out, unknown = np.empty(len(values), np.uint64), np.zeros(len(values), np.bool_)
+    any_unknown = hash_buckets(values, spec.edges, spec.table, out, unknown)
+    return Hashed(out, _either(_null_mask(array), unknown if any_unknown else None))
 
 
 _DATE_FUNCTIONS: Final[dict[str, Callable[[pa.Array], pa.Array]]] = {
@@ -279,51 +312,52 @@ _DATE_FUNCTIONS: Final[dict[str, Callable[[pa.Array], pa.Array]]] = {
 }
 
 
-def _date_part(array: pa.Array, attribute: Attribute, label: str) -> pa.Array:
-    kind, part = array.type, attribute.part
+def _date_part(array: pa.Array, spec: ColumnSpec) -> pa.Array:
+    kind, part = array.type, spec.attribute.part
     assert part is not None, "a date attribute has a part"
     if pa.types.is_timestamp(kind):
         if kind.tz is not None:
             array = array.cast(pa.timestamp(kind.unit))  # the same instant on UTC's clock
     elif pa.types.is_date(kind):
         if part in ("hour", "minute", "hour_of_week"):
-            raise DataError(f"{label} has Arrow type {kind}, which has no time of day; part {part} needs one")
+            raise DataError(
+                f"{spec.label} has Arrow type {kind}, which has no time of day; part {part} needs one"
+            )
     else:
         hint = "; set cast: true to read dates from text" if pa.types.is_string(kind) else ""
-        raise _mistyped(array, attribute, label, "timestamps or dates", hint)
+        raise _mistyped(array, spec, "timestamps or dates", hint)
     return _DATE_FUNCTIONS[part](array)
 
 
-def _hash_dates(array: pa.Array, attribute: Attribute, label: str) -> Hashed:
-    values = _plain(_date_part(array, attribute, label))
-    prefix = TAG_DATE | DATE_PARTS[attribute.part or ""] << 8
+def _hash_dates(array: pa.Array, spec: ColumnSpec) -> Hashed:
+    values = _plain(_date_part(array, spec))
+    prefix = TAG_DATE | DATE_PARTS[spec.attribute.part or ""] << 8
     return Hashed(_hash_integers(values, prefix, 2), _null_mask(array))
 
 
-def canonical_values(array: pa.Array, attribute: Attribute, label: str) -> list[tuple[Any, bytes | None]]:
+def canonical_values(array: pa.Array, spec: ColumnSpec) -> list[tuple[Any, bytes | None]]:
     """Each flat value as it is meant, and its canonical bytes, in plain Python: None for a null.
 
     It serves explanations, where a person reads the steps; `hash_column` takes the same steps for hashes.
     """
     if pa.types.is_dictionary(array.type):
         array = array.dictionary_decode()
-    array = _cast(array, attribute, label) if attribute.cast else array
-    if attribute.type == "date" and not pa.types.is_null(array.type):
-        array = _date_part(array, attribute, label)
-    if attribute.type == "string" and not pa.types.is_null(array.type):
-        array = normalise_strings(array, attribute, label)
-    edges = attribute.buckets.lower_edges if attribute.buckets is not None else None
+    array = _cast(array, spec) if spec.attribute.cast else array
+    if spec.attribute.type == "date" and not pa.types.is_null(array.type):
+        array = _date_part(array, spec)
+    if spec.attribute.type == "string" and not pa.types.is_null(array.type):
+        array = normalise_strings(array, spec)
+    edges = [*spec.edges.tolist(), np.inf]
     found: list[tuple[Any, bytes | None]] = []
     for value in array.to_pylist():
-        if value is None or value != value or (attribute.empty_is_missing and value == ""):  # noqa: PLR0124  # NaN
+        if value is None or value != value or (spec.attribute.empty_is_missing and value == ""):  # noqa: PLR0124  # NaN
             found.append((None, None))
-        elif edges is not None:
-            position = bisect.bisect_right(edges, value) - 1
-            upper = edges[position + 1] if position + 1 < len(edges) else np.inf
-            shown = f"[{edges[position]:g}, {upper:g})"
+        elif spec.attribute.buckets is not None:
+            position = bisect.bisect_right(edges, value, hi=len(spec.edges)) - 1
+            shown = f"[{edges[position]:g}, {edges[position + 1]:g})"
             found.append((shown, bytes([TAG_BUCKET]) + struct.pack("<d", edges[position])))
         else:
-            found.append((value, _canonical(value, attribute)))
+            found.append((value, _canonical(value, spec.attribute)))
     return found
 
 
@@ -337,7 +371,7 @@ def _canonical(value: Any, attribute: Attribute) -> bytes:
     return int_bytes(value)
 
 
-_HASHERS: Final[dict[str, Callable[[pa.Array, Attribute, str], Hashed]]] = {
+_HASHERS: Final[dict[str, Callable[[pa.Array, ColumnSpec], Hashed]]] = {
     "int": _hash_ints,
     "string": _hash_strings,
     "bool": _hash_bools,

@@ -7,52 +7,27 @@ kernels release the GIL.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from feature_cross.batch import CrossBatch
-from feature_cross.column import RawColumn, hash_column
 from feature_cross.config import CrossConfig
-from feature_cross.error import DataError, LimitError
+from feature_cross.error import DataError
+from feature_cross.execution import BatchTooLargeError, Run, compile_plan
 from feature_cross.id_format import (
     FORMAT_VERSION,
     METADATA_FORMAT,
     METADATA_SEED,
     METADATA_SLOT,
     METADATA_SLOT_BITS,
-    OPERATION_TUPLE,
-    TAG_NULL,
-    mix,
-    start,
-    value_hash,
 )
-from feature_cross.kernel.fold import fold_first, fold_next, fold_pair, fold_product, lay_out, product_offsets
-from feature_cross.kernel.jagged import compact
-from feature_cross.kernel.subset import count_subsets, fold_rows, fold_subsets, sort_rows
-from feature_cross.limit import BATCH_ROWS_DEFAULT, IDS_PER_BATCH_MAX
-from feature_cross.plan import AttributeUse, Node, Plan, build_plan
+from feature_cross.limit import BATCH_ROWS_DEFAULT
+from feature_cross.plan import Plan, build_plan
 from feature_cross.row import row_to_batch
 
-__all__ = ["BatchTooLargeError", "Engine"]
-
-_NULL_HASH = value_hash(bytes([TAG_NULL]))
-_NO_MASK: NDArray[np.uint8] = np.empty(0, np.uint8)
-
-
-class BatchTooLargeError(LimitError):
-    """One feature gives more ids for this batch than IDS_PER_BATCH_MAX; fewer rows at once will do."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Bag:
-    """Hashes per row: (total,) uint64 with (rows + 1,) int64 offsets; offsets None: one per row."""
-
-    hashes: NDArray[np.uint64]
-    offsets: NDArray[np.int64] | None
+__all__ = ["Engine"]
 
 
 class Engine:
@@ -75,6 +50,7 @@ class Engine:
     def __init__(self, config: CrossConfig) -> None:
         self._config = config
         self._plan = build_plan(config)
+        self._program = compile_plan(self._plan)
         self._schema = _schema(self._plan)
 
     @property
@@ -176,163 +152,8 @@ class Engine:
             raise DataError(f"column {use.column!r} ({use.label}) is not in the data, which has {names[:50]}")
 
     def _run(self, batch: pa.RecordBatch, row_base: int) -> CrossBatch:
-        return _Run(self._plan, batch, row_base, self._require).outputs(self._schema)
-
-
-class _Run:
-    """One batch on its way: hashes by column, bags by attribute and policy, bags by feature."""
-
-    def __init__(self, plan: Plan, batch: pa.RecordBatch, row_base: int, require: Any) -> None:
-        self.plan = plan
-        self.batch = batch
-        self.rows = len(batch)
-        self.row_base = row_base
-        require(batch.schema.names)
-        self.raw: dict[str, RawColumn] = {}
-        self.bags: dict[tuple[str, str], _Bag] = {}
-        self.nodes: dict[str, _Bag] = {}
-        self.arange = np.arange(self.rows + 1, dtype=np.int64)
-
-    def outputs(self, schema: pa.Schema) -> CrossBatch:
-        emitted: dict[str, tuple[NDArray[np.uint64], NDArray[np.int64]]] = {}
-        for node in self.plan.nodes:
-            bag = self._node(node)
-            self.nodes[node.name] = bag
-            if node.emit:
-                emitted[node.name] = (self._ids(node, bag.hashes), self._offsets(bag))
-        for ids, offsets in emitted.values():
-            ids.flags.writeable = False
-            offsets.flags.writeable = False
-        return CrossBatch(schema, {name: emitted[name] for name in self.plan.outputs}, self.rows)
-
-    def _ids(self, node: Node, hashes: NDArray[np.uint64]) -> NDArray[np.uint64]:
-        bits = self.plan.slot_bits
-        if bits is None or node.slot is None:
-            return hashes.view()
-        out = np.empty_like(hashes)
-        lay_out(hashes, (1 << (64 - bits)) - 1, np.uint64(node.slot << (64 - bits)), out)
-        return out
-
-    def _offsets(self, bag: _Bag) -> NDArray[np.int64]:
-        return self.arange if bag.offsets is None else bag.offsets
-
-    def _where(self, row: int) -> str:
-        return f"row {self.row_base + row}"
-
-    def _operand(self, operand: Any) -> _Bag:
-        if not isinstance(operand, AttributeUse):
-            return self.nodes[operand.name]
-        key = (operand.label, operand.missing)
-        if key not in self.bags:
-            self.bags[key] = self._attribute(operand)
-        return self.bags[key]
-
-    def _attribute(self, use: AttributeUse) -> _Bag:
-        label = f"column {use.column!r} ({use.label})"
-        if use.label not in self.raw:
-            array = self.batch.column(use.column)
-            self.raw[use.label] = hash_column(array, use.attribute, label)
-        raw = self.raw[use.label]
-        if use.missing == "error":
-            self._refuse_nulls(raw, label)
-        hashes, nulls = raw.values.hashes, raw.values.nulls
-        if raw.offsets is not None:
-            return self._list(use, raw)
-        if nulls is None:
-            return _Bag(hashes, None)
-        if use.missing == "own_id":
-            return _Bag(np.where(nulls, np.uint64(_NULL_HASH), hashes), None)
-        offsets = np.zeros(self.rows + 1, np.int64)
-        np.cumsum(~nulls, out=offsets[1:])
-        return _Bag(hashes[~nulls], offsets)
-
-    def _list(self, use: AttributeUse, raw: RawColumn) -> _Bag:
-        nulls, null_rows = raw.values.nulls, raw.null_rows
-        length_max = use.attribute.max_length
-        assert raw.offsets is not None, "only list columns come here"
-        if nulls is None and length_max is None and (null_rows is None or use.missing == "drop"):
-            return _Bag(raw.values.hashes, raw.offsets)
-        hashes, offsets = compact(
-            raw.values.hashes,
-            raw.offsets,
-            _NO_MASK if nulls is None else nulls.view(np.uint8),
-            _NO_MASK if null_rows is None else null_rows.view(np.uint8),
-            np.uint64(_NULL_HASH),
-            use.missing == "own_id",
-            -1 if length_max is None else length_max,
-            use.attribute.keep != "first",
-        )
-        return _Bag(hashes, offsets)
-
-    def _refuse_nulls(self, raw: RawColumn, label: str) -> None:
-        for mask in (raw.values.nulls, raw.null_rows):
-            if mask is None or not mask.any():
-                continue
-            at = int(np.flatnonzero(mask)[0])
-            if mask is raw.values.nulls and raw.offsets is not None:
-                at = int(np.searchsorted(raw.offsets, at, side="right")) - 1
-            raise DataError(f"{label} has no value in {self._where(at)}; its missing policy is error")
-
-    def _node(self, node: Node) -> _Bag:
-        bags = [self._operand(operand) for operand in node.operands]
-        if node.kind in ("permutation", "sorted"):
-            return self._combination(node, bags[0])
-        first = start(node.seed, OPERATION_TUPLE, len(bags))
-        if all(bag.offsets is None for bag in bags):
-            return _Bag(self._dense(first, [bag.hashes for bag in bags]), None)
-        return self._product(node, first, bags)
-
-    def _dense(self, first: int, columns: list[NDArray[np.uint64]]) -> NDArray[np.uint64]:
-        out = np.empty(self.rows, np.uint64)
-        if len(columns) == 1:
-            fold_first(np.uint64(first), columns[0], out)
-        else:
-            fold_pair(np.uint64(first), columns[0], columns[1], out)
-        for column in columns[2:]:
-            fold_next(out, column)
-        return out
-
-    def _product(self, node: Node, first: int, bags: list[_Bag]) -> _Bag:
-        alive = np.ones(self.rows, np.bool_)
-        for bag in bags:
-            if bag.offsets is not None:
-                alive &= bag.offsets[1:] > bag.offsets[:-1]
-        states, offsets = np.full(self.rows, first, np.uint64), self.arange
-        for bag in bags:
-            operand_offsets = self._offsets(bag)
-            out_offsets, past = product_offsets(
-                offsets, operand_offsets, alive.view(np.uint8), node.limit, node.cut
-            )
-            self._check_limits(node, past, out_offsets)
-            out = np.empty(out_offsets[-1], np.uint64)
-            fold_product(states, offsets, bag.hashes, operand_offsets, out, out_offsets)
-            states, offsets = out, out_offsets
-        return _Bag(states, offsets)
-
-    def _combination(self, node: Node, bag: _Bag) -> _Bag:
-        hashes, offsets = bag.hashes, self._offsets(bag)
-        if node.kind == "sorted":
-            hashes, offsets = sort_rows(hashes, offsets, node.multiset)
-        if not node.sizes:
-            return _Bag(*fold_rows(hashes, offsets, np.uint64(mix(node.seed)), node.operation))
-        sizes = np.array(node.sizes, np.int64)
-        out_offsets, past = count_subsets(hashes, offsets, sizes, node.limit, node.cut)
-        self._check_limits(node, past, out_offsets)
-        starts = np.array([start(node.seed, node.operation, size) for size in node.sizes], np.uint64)
-        out = np.empty(out_offsets[-1], np.uint64)
-        fold_subsets(hashes, offsets, sizes, starts, out, out_offsets)
-        return _Bag(out, out_offsets)
-
-    def _check_limits(self, node: Node, past: int, offsets: NDArray[np.int64]) -> None:
-        if past >= 0:
-            raise LimitError(
-                f"{node.name} gives more than {node.limit} ids for {self._where(past)}; bound its lists"
-                " (max_length), or give it a limit with past_limit: cut"
-            )
-        if offsets[-1] > IDS_PER_BATCH_MAX:
-            raise BatchTooLargeError(
-                f"{node.name} gives {offsets[-1]} ids for {self.rows} rows; a batch holds {IDS_PER_BATCH_MAX}"
-            )
+        self._require(batch.schema.names)
+        return CrossBatch(self._schema, Run(self._program, batch, row_base).outputs(), len(batch))
 
 
 def _schema(plan: Plan) -> pa.Schema:
@@ -351,13 +172,17 @@ def _schema(plan: Plan) -> pa.Schema:
 
 
 def _concatenate(parts: list[CrossBatch]) -> CrossBatch:
+    rows = sum(len(part) for part in parts)
     columns = {}
     for name in parts[0].features:
         ids = np.concatenate([part[name][0] for part in parts])
-        bases = np.cumsum([0, *(len(part[name][0]) for part in parts)])
-        pieces = [part[name][1][1:] + base for part, base in zip(parts, bases[:-1], strict=True)]
-        offsets = np.concatenate([np.zeros(1, np.int64), *pieces])
+        offsets = np.empty(rows + 1, np.int64)
+        offsets[0] = row = base = 0
+        for part in parts:
+            here = part[name][1]
+            np.add(here[1:], base, out=offsets[row + 1 : row + len(here)])
+            row, base = row + len(here) - 1, base + int(here[-1])
         ids.flags.writeable = False
         offsets.flags.writeable = False
         columns[name] = (ids, offsets)
-    return CrossBatch(parts[0].schema, columns, sum(len(part) for part in parts))
+    return CrossBatch(parts[0].schema, columns, rows)

@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from feature_cross.column import canonical_values
+from feature_cross.column import canonical_values, column_spec
 from feature_cross.engine import Engine
 from feature_cross.error import InternalError
 from feature_cross.id_format import OPERATION_SUBSET, TAG_NULL, mix, start, to_id, value_hash
@@ -130,7 +130,7 @@ class _Steps:
         null_list = attribute.list and not array[0].is_valid
         if attribute.list:
             array = pc.list_flatten(array) if not null_list else pa.nulls(1)
-        values = canonical_values(array, attribute, label)
+        values = canonical_values(array, column_spec(attribute, label))
         null = bytes([TAG_NULL])
         kept = [
             Operand(use.label, value, canonical or null, value_hash(canonical or null))

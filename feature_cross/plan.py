@@ -31,22 +31,14 @@ _OPERATIONS = {"permutation": OPERATION_ARRANGEMENT, "single": OPERATION_TUPLE, 
 
 @dataclass(frozen=True, slots=True)
 class AttributeUse:
-    """An attribute as one feature reads it."""
+    """An attribute as one feature reads it; `label` is entity.attribute, `column` the column of the data."""
 
     entity: str
     name: str
+    label: str
+    column: str
     attribute: Attribute
     missing: str
-
-    @property
-    def label(self) -> str:
-        """entity.attribute"""
-        return f"{self.entity}.{self.name}"
-
-    @property
-    def column(self) -> str:
-        """Column of the data."""
-        return self.attribute.column or self.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,7 +232,8 @@ class _Resolver:
         reference = draft.references[position]
         if reference in self.attributes:
             entity, name, attribute = self.attributes[reference]
-            return AttributeUse(entity, name, attribute, draft.feature.missing or attribute.missing)
+            missing = draft.feature.missing or attribute.missing
+            return AttributeUse(entity, name, reference, attribute.column or name, attribute, missing)
         if reference in self.drafts:
             return NodeUse(reference) if reference in nodes else None
         path: Path = (*draft.path, "of", position) if len(draft.references) > 1 else (*draft.path, "of")

@@ -57,11 +57,10 @@ def fold_next(states: NDArray[np.uint64], hashes: NDArray[np.uint64]) -> None:
 
 
 @njit(nogil=True, cache=True)
-def lay_out(hashes: NDArray[np.uint64], keep: int, top: np.uint64, out: NDArray[np.uint64]) -> None:
+def lay_out(hashes: NDArray[np.uint64], keep: np.uint64, top: np.uint64, out: NDArray[np.uint64]) -> None:
     """out[i] = hashes[i] & keep | top; (n,) uint64."""
-    mask, slot = np.uint64(keep), np.uint64(top)
     for i in range(hashes.shape[0]):
-        out[i] = (hashes[i] & mask) | slot
+        out[i] = (hashes[i] & keep) | top
 
 
 @njit(nogil=True, cache=True)

@@ -1,14 +1,80 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Applies the missing policy and the length bound to a jagged column in one pass.
+"""Columns in and out: gathers, buckets, missing values, and the bound of a list's length.
 
-Invariant: rows stay in order, and elements within a row. Thread safety: a free function, GIL released.
+Invariant: rows stay in order, and elements within a row. Thread safety: free functions, GIL released.
 """
+
+from typing import Any
 
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-__all__ = ["compact"]
+__all__ = ["compact", "compress", "gather", "hash_buckets"]
+
+
+@njit(nogil=True, cache=True)
+def gather(table: NDArray[np.uint64], indices: NDArray[Any], out: NDArray[np.uint64]) -> None:
+    """out[i] = table[indices[i]]; `indices` is (n,) of any integer type, within `table`."""
+    for i in range(indices.shape[0]):
+        out[i] = table[np.int64(indices[i])]
+
+
+@njit(nogil=True, cache=True)
+def hash_buckets(
+    values: NDArray[np.float64],
+    edges: NDArray[np.float64],
+    table: NDArray[np.uint64],
+    out: NDArray[np.uint64],
+    unknown: NDArray[np.bool_],
+) -> bool:
+    """The hash of each value's bucket.
+
+    Parameters
+    ----------
+    values
+        (n,) float64.
+    edges, table
+        (buckets,) lower edges, rising from minus infinity, and their hashes.
+    out
+        (n,) uint64, written.
+    unknown
+        (n,) bool, false; set where a value is NaN.
+
+    Returns
+    -------
+    Whether any value is NaN.
+    """
+    any_unknown = False
+    for i in range(values.shape[0]):
+        value = values[i]
+        low, count = 0, edges.shape[0]
+        while count > 1:  # the last edge at or below value, without a branch to mispredict
+            half = count // 2
+            low += half * (edges[low + half] <= value)
+            count -= half
+        out[i] = table[low]
+        if np.isnan(value):
+            unknown[i] = True
+            any_unknown = True
+    return any_unknown
+
+
+@njit(nogil=True, cache=True)
+def compress(
+    hashes: NDArray[np.uint64], nulls: NDArray[np.bool_]
+) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+    """Drop the rows that are null: new (rows left,) uint64, and (rows + 1,) int64 offsets."""
+    rows = hashes.shape[0]
+    out = np.empty(rows, np.uint64)
+    offsets = np.empty(rows + 1, np.int64)
+    offsets[0] = 0
+    k = 0
+    for r in range(rows):
+        out[k] = hashes[r]
+        k += not nulls[r]
+        offsets[r + 1] = k
+    return out[:k].copy(), offsets
 
 
 @njit(nogil=True, cache=True)

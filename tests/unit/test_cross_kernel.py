@@ -81,7 +81,7 @@ def test_lay_out_equals_the_definition() -> None:
     hashes = np.random.default_rng(6).integers(0, 2**64, 50, np.uint64)
     for bits, slot in ((1, 1), (12, 4095), (32, 7)):
         out = np.empty(50, np.uint64)
-        lay_out(hashes, (1 << (64 - bits)) - 1, np.uint64(slot << (64 - bits)), out)
+        lay_out(hashes, np.uint64((1 << (64 - bits)) - 1), np.uint64(slot << (64 - bits)), out)
         assert out.tolist() == [f.to_id(int(h), slot, bits) for h in hashes]
 
 

@@ -1,0 +1,249 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One batch on its way through a plan: columns to hashes, hashes to bags, bags to ids.
+
+A bag is what an attribute or a feature gives for each row. Three shapes, from cheap to general: one hash
+per row; the same with some rows null; any number per row. Crosses of the first two never look at offsets.
+Invariants: 1. each column is hashed once, whatever number of features use it; 2. `Program` never changes,
+a `Run` serves one batch. Thread safety: a Program may be shared, a Run may not.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from feature_cross.column import ColumnSpec, RawColumn, column_spec, hash_column
+from feature_cross.error import DataError, LimitError
+from feature_cross.id_format import MASK64, OPERATION_TUPLE, TAG_NULL, mix, start, value_hash
+from feature_cross.kernel.fold import fold_first, fold_next, fold_pair, fold_product, lay_out, product_offsets
+from feature_cross.kernel.jagged import compact, compress
+from feature_cross.kernel.subset import count_subsets, fold_rows, fold_subsets, sort_rows
+from feature_cross.limit import IDS_PER_BATCH_MAX
+from feature_cross.plan import AttributeUse, Node, Plan
+
+__all__ = ["BatchTooLargeError", "Program", "Run", "compile_plan"]
+
+_NULL_HASH = np.uint64(value_hash(bytes([TAG_NULL])))
+_NO_MASK: NDArray[np.uint8] = np.empty(0, np.uint8)
+
+
+class BatchTooLargeError(LimitError):
+    """One feature gives more ids for this batch than IDS_PER_BATCH_MAX; fewer rows at once will do."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Bag:
+    """(rows,) hashes, or (total,) with (rows + 1,) offsets. Only without offsets may rows be null."""
+
+    hashes: NDArray[np.uint64]
+    offsets: NDArray[np.int64] | None
+    nulls: NDArray[np.bool_] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Code:
+    """A node's numbers, worked out once; `starts` has the mixer's first state, one per subset size."""
+
+    node: Node
+    starts: NDArray[np.uint64]
+    sizes: NDArray[np.int64]
+    mixed_seed: np.uint64
+    keep: np.uint64
+    top: np.uint64
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """A plan, ready to run over batches."""
+
+    plan: Plan
+    codes: tuple[_Code, ...]
+    specs: Mapping[str, ColumnSpec]
+
+
+def compile_plan(plan: Plan) -> Program:
+    """Work out what does not depend on data."""
+    specs = {
+        use.label: column_spec(use.attribute, f"column {use.column!r} ({use.label})")
+        for use in plan.attributes
+    }
+    return Program(plan, tuple(_code(node, plan.slot_bits) for node in plan.nodes), specs)
+
+
+def _code(node: Node, slot_bits: int | None) -> _Code:
+    sizes = node.sizes or (len(node.operands),)
+    starts = np.array([start(node.seed, node.operation, size) for size in sizes], np.uint64)
+    laid_out = slot_bits is not None and node.slot is not None
+    hash_bits = 64 - (slot_bits or 0) if laid_out else 64
+    top = (node.slot or 0) << hash_bits if laid_out else 0
+    keep = MASK64 >> (64 - hash_bits)
+    seed = np.uint64(mix(node.seed))
+    return _Code(node, starts, np.array(sizes, np.int64), seed, np.uint64(keep), np.uint64(top))
+
+
+class Run:
+    """One batch.
+
+    Parameters
+    ----------
+    program
+        From `compile_plan`.
+    batch
+        Has every column of the plan.
+    row_base
+        Number of the batch's first row, for messages.
+    """
+
+    def __init__(self, program: Program, batch: pa.RecordBatch, row_base: int) -> None:
+        self._program = program
+        self._batch = batch
+        self._rows = len(batch)
+        self._row_base = row_base
+        self._raw: dict[str, RawColumn] = {}
+        self._bags: dict[tuple[str, str], _Bag] = {}
+        self._nodes: dict[str, _Bag] = {}
+        self._each: NDArray[np.int64] = np.arange(self._rows + 1, dtype=np.int64)
+        self._each.flags.writeable = False
+
+    def outputs(self) -> dict[str, tuple[NDArray[np.uint64], NDArray[np.int64]]]:
+        """Ids and offsets of every emitted feature, in the order of declaration; the arrays are read-only."""
+        emitted: dict[str, tuple[NDArray[np.uint64], NDArray[np.int64]]] = {}
+        for code in self._program.codes:
+            bag = self._node(code)
+            self._nodes[code.node.name] = bag
+            if code.node.emit:
+                hashes, offsets = self._jagged(bag)
+                ids = hashes.view()
+                if code.top or int(code.keep) != MASK64:
+                    ids = np.empty_like(hashes)
+                    lay_out(hashes, code.keep, code.top, ids)
+                ids.flags.writeable = False
+                offsets.flags.writeable = False
+                emitted[code.node.name] = (ids, offsets)
+        return {name: emitted[name] for name in self._program.plan.outputs}
+
+    def _jagged(self, bag: _Bag) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+        if bag.offsets is not None:
+            return bag.hashes, bag.offsets
+        if bag.nulls is None:
+            return bag.hashes, self._each
+        hashes, offsets = compress(bag.hashes, bag.nulls)
+        return hashes, offsets
+
+    def _where(self, row: int) -> str:
+        return f"row {self._row_base + row}"
+
+    def _operand(self, operand: Any) -> _Bag:
+        if not isinstance(operand, AttributeUse):
+            return self._nodes[operand.name]
+        key = (operand.label, operand.missing)
+        if key not in self._bags:
+            self._bags[key] = self._attribute(operand)
+        return self._bags[key]
+
+    def _attribute(self, use: AttributeUse) -> _Bag:
+        spec = self._program.specs[use.label]
+        if use.label not in self._raw:
+            self._raw[use.label] = hash_column(self._batch.column(use.column), spec)
+        raw = self._raw[use.label]
+        if use.missing == "error":
+            self._refuse_nulls(raw, spec.label)
+        if raw.offsets is not None:
+            return self._list(use, raw)
+        hashes, nulls = raw.values.hashes, raw.values.nulls
+        if nulls is not None and use.missing == "own_id":
+            return _Bag(np.where(nulls, _NULL_HASH, hashes), None)
+        return _Bag(hashes, None, nulls)
+
+    def _list(self, use: AttributeUse, raw: RawColumn) -> _Bag:
+        nulls, null_rows = raw.values.nulls, raw.null_rows
+        length_max = use.attribute.max_length
+        assert raw.offsets is not None, "only list columns come here"
+        if nulls is None and length_max is None and (null_rows is None or use.missing == "drop"):
+            return _Bag(raw.values.hashes, raw.offsets)
+        hashes, offsets = compact(
+            raw.values.hashes,
+            raw.offsets,
+            _NO_MASK if nulls is None else nulls.view(np.uint8),
+            _NO_MASK if null_rows is None else null_rows.view(np.uint8),
+            _NULL_HASH,
+            use.missing == "own_id",
+            -1 if length_max is None else length_max,
+            use.attribute.keep != "first",
+        )
+        return _Bag(hashes, offsets)
+
+    def _refuse_nulls(self, raw: RawColumn, label: str) -> None:
+        for mask in (raw.values.nulls, raw.null_rows):
+            if mask is None or not mask.any():
+                continue
+            at = int(np.flatnonzero(mask)[0])
+            if mask is raw.values.nulls and raw.offsets is not None:
+                at = int(np.searchsorted(raw.offsets, at, side="right")) - 1
+            raise DataError(f"{label} has no value in {self._where(at)}; its missing policy is error")
+
+    def _node(self, code: _Code) -> _Bag:
+        bags = [self._operand(operand) for operand in code.node.operands]
+        if code.node.operation != OPERATION_TUPLE:
+            return self._combination(code, bags[0])
+        if all(bag.offsets is None for bag in bags):
+            return self._dense(code, bags)
+        return self._product(code, bags)
+
+    def _dense(self, code: _Code, bags: list[_Bag]) -> _Bag:
+        out = np.empty(self._rows, np.uint64)
+        if len(bags) == 1:
+            fold_first(code.starts[0], bags[0].hashes, out)
+        else:
+            fold_pair(code.starts[0], bags[0].hashes, bags[1].hashes, out)
+        for bag in bags[2:]:
+            fold_next(out, bag.hashes)
+        masks = [bag.nulls for bag in bags if bag.nulls is not None]
+        if len(masks) < 2:
+            return _Bag(out, None, masks[0] if masks else None)
+        return _Bag(out, None, np.logical_or.reduce(masks))
+
+    def _product(self, code: _Code, bags: list[_Bag]) -> _Bag:
+        node = code.node
+        alive = np.ones(self._rows, np.bool_)
+        columns = [self._jagged(bag) for bag in bags]
+        for _, offsets in columns:
+            if offsets is not self._each:
+                alive &= offsets[1:] > offsets[:-1]
+        states, offsets = np.full(self._rows, code.starts[0], np.uint64), self._each
+        for hashes, hash_offsets in columns:
+            out_offsets, past = product_offsets(
+                offsets, hash_offsets, alive.view(np.uint8), node.limit, node.cut
+            )
+            self._check_limits(node, past, out_offsets)
+            out = np.empty(out_offsets[-1], np.uint64)
+            fold_product(states, offsets, hashes, hash_offsets, out, out_offsets)
+            states, offsets = out, out_offsets
+        return _Bag(states, offsets)
+
+    def _combination(self, code: _Code, bag: _Bag) -> _Bag:
+        node = code.node
+        hashes, offsets = self._jagged(bag)
+        if node.kind == "sorted":
+            hashes, offsets = sort_rows(hashes, offsets, node.multiset)
+        if not node.sizes:
+            return _Bag(*fold_rows(hashes, offsets, code.mixed_seed, node.operation))
+        out_offsets, past = count_subsets(hashes, offsets, code.sizes, node.limit, node.cut)
+        self._check_limits(node, past, out_offsets)
+        out = np.empty(out_offsets[-1], np.uint64)
+        fold_subsets(hashes, offsets, code.sizes, code.starts, out, out_offsets)
+        return _Bag(out, out_offsets)
+
+    def _check_limits(self, node: Node, past: int, offsets: NDArray[np.int64]) -> None:
+        if past >= 0:
+            raise LimitError(
+                f"{node.name} gives more than {node.limit} ids for {self._where(past)}; bound its lists"
+                " (max_length), or give it a limit with past_limit: cut"
+            )
+        if offsets[-1] > IDS_PER_BATCH_MAX:
+            raise BatchTooLargeError(
+                f"{node.name} gives {offsets[-1]} ids for {self._rows} rows; at most {IDS_PER_BATCH_MAX}"
+            )
