@@ -83,6 +83,8 @@ def parse_document(text: str, source: str) -> Document:
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         raise ConfigError(f"{source}:{line}: not valid YAML: {error.reason}") from None
+    except RecursionError:
+        raise ConfigError(f"{source}: not a config: it is nested hundreds of levels deep") from None
     lines: dict[Path, int] = {}
     value = _build(root, (), source, lines, ()) if root is not None else None
     return Document(value, source, lines)

@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The house rules hold in this repository, and each check can fail."""
 
+import re
+import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from tests import architecture as rules
 
@@ -26,6 +29,19 @@ def test_the_repository_keeps_the_rule(check: Check) -> None:
 def test_the_walk_sees_every_package() -> None:
     seen = {s.package for s in rules.sources(ROOT)}
     assert {*rules.PACKAGES, "tests", "tools"} <= seen
+
+
+def test_constraints_pin_every_dependency() -> None:
+    """And name no path, host or hash, so that they install anywhere."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = [r for group in project["optional-dependencies"].values() for r in group]
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins = dict(line.lower().replace("_", "-").split("==") for line in lines if not line.startswith("#"))
+    for requirement in map(Requirement, [*project["dependencies"], *extras]):
+        name = requirement.name.lower().replace("_", "-")
+        assert name in pins, f"constraints.txt does not pin {name}"
+        assert requirement.specifier.contains(pins[name]), f"{requirement} is pinned to {pins[name]}"
+    assert all(re.fullmatch(r"[0-9][0-9a-z.]*", version) for version in pins.values())
 
 
 def violations_of(check: Check, root: Path, path: str, text: str) -> list[str]:
