@@ -11,12 +11,13 @@ SOURCES := proto/rowhouse ps_server ps_client feature_cross tools $(wildcard exa
 # --no-compile: most modules of these packages are never imported, so compiling them all doubles the install.
 PIP_FLAGS := -qq --disable-pip-version-check --no-input --root-user-action=ignore --no-compile
 
-.PHONY: help test demo lint clean venv
+.PHONY: help test demo lint clean venv bench
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo [EXAMPLE=click|retail|dota2] [DATA=file.parquet]   train, kill -9, recover, report"
 	@echo "make test    stubs, format, lint, types, every tier of tests, coverage"
+	@echo "make bench   ours beside its peers, about 10 minutes; page in build/bench/report"
 	@echo "make lint    stubs, format, lint, types"
 	@echo "make venv    the environment in .venv (the targets above make it themselves)"
 	@echo "make clean   remove .venv, build/ and caches"
@@ -44,6 +45,10 @@ test: lint
 
 demo: $(STAMP)
 	$(BIN)/python -m examples.demo --example $(EXAMPLE) $(if $(DATA),--data "$(DATA)")
+
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks run table --quick --output build/bench/latest.json
+	$(BIN)/python -m benchmarks report build/bench/latest.json --output build/bench/report
 
 clean:
 	rm -rf .venv build .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every workload by name, with its goal; nothing heavy is imported until one is run.
+
+Goals are those of the issues that ask for the work. A workload runs in a process of its own, so that no
+workload finds another one's memory, threads or compiled kernels.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from importlib import import_module
+from typing import Any, Final
+
+from benchmarks.bar import Bar, Goal, Settings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workload:
+    """One named workload.
+
+    Attributes
+    ----------
+    name
+        What `run` takes.
+    summary, peer
+        What is done, and what stands beside it.
+    function
+        "module:function" that measures it.
+    goal
+        None: reported only.
+    arguments
+        Further arguments of the function.
+    """
+
+    name: str
+    summary: str
+    peer: str
+    function: str
+    goal: Goal | None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    def measure(self, settings: Settings) -> list[Bar]:
+        """Run it in this process."""
+        module, _, name = self.function.partition(":")
+        measure: Callable[..., list[Bar]] = getattr(import_module(module), name)
+        return measure(settings, self.name, goal=self.goal, **self.arguments)
+
+
+def _at_least(bound: float, of: Any = "ratio") -> Goal:
+    return Goal(of, "at least", bound)
+
+
+def _at_most(bound: float, of: Any = "ratio") -> Goal:
+    return Goal(of, "at most", bound)
+
+
+def _pair(
+    name: str, summary: str, peer: str, function: str, goals: tuple[Goal, Goal]
+) -> tuple[Workload, ...]:
+    """A workload for each distribution."""
+    return tuple(
+        Workload(
+            name=f"{name}.{distribution}", summary=f"{summary}, {distribution}", peer=peer,
+            function=function, goal=goal, arguments={"distribution": distribution},
+        )
+        for distribution, goal in zip(("zipf", "uniform"), goals, strict=True)
+    )  # fmt: skip
+
+
+WORKLOADS: Final[tuple[Workload, ...]] = (
+    *_pair(
+        "table.adagrad", "Adagrad step, embedded", "torch EmbeddingBag(sparse) + Adagrad in process",
+        "benchmarks.table_step:measure_adagrad", (_at_least(2.0), _at_least(3.0)),
+    ),
+    *_pair(
+        "table.pull", "pull into the caller's array, embedded", "rocksdict multi_get, all cached",
+        "benchmarks.table_pull:measure", (_at_least(15.0), _at_least(15.0)),
+    ),
+    *_pair(
+        "table.log", "Adagrad step with the push log (os)", "the same with durability none",
+        "benchmarks.table_step:measure_log", (_at_most(1.25), _at_most(1.25)),
+    ),
+)  # fmt: skip
+
+
+def select(patterns: list[str]) -> list[Workload]:
+    """Workloads of the given names, prefixes ("table") or patterns ("*.zipf"), in catalog order.
+
+    Raises
+    ------
+    KeyError
+        A pattern that matches nothing.
+    """
+    chosen = set()
+    for pattern in patterns:
+        found = {
+            w.name
+            for w in WORKLOADS
+            if w.name == pattern or w.name.startswith(f"{pattern}.") or fnmatchcase(w.name, pattern)
+        }
+        if not found:
+            raise KeyError(pattern)
+        chosen |= found
+    return [w for w in WORKLOADS if w.name in chosen]

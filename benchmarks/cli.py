@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`python -m benchmarks list | run | compare | report`.
+
+Exit codes: 0 done; 1 a workload failed, or `compare` found a bar that got worse; 2 a wrong argument.
+A goal that is missed is no failure: the report says so.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks import batch, report, result
+from benchmarks.bar import Bar, Settings
+from benchmarks.catalog import WORKLOADS, Workload, select
+from benchmarks.result import Result
+from benchmarks.worker import ROOT, run_workload, settings_json
+
+BUILD: Final = ROOT / "build" / "bench"
+
+QUICK: Final = {"runs": 3, "seconds": 0.5, "warmup_batches": 16, "rows": 1_000_000, "log_bytes": 64 << 20}
+FULL: Final = {"runs": 5, "seconds": 3.0, "warmup_batches": 32, "rows": 5_000_000, "log_bytes": 1 << 30}
+"""Settings with and without --quick; each has a flag of its own."""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description="Named workloads, ours beside its peer in the same run.",
+        epilog="example: python -m benchmarks run table --quick --json",
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    listing = commands.add_parser("list", help="every workload, its peer and its goal")
+    listing.add_argument("--json", action="store_true", help="as JSON")
+    run = commands.add_parser("run", help="run workloads: names, prefixes or patterns")
+    run.add_argument("names", metavar="NAME", nargs="+", help="table, table.pull.zipf, 'wire.*', …")
+    run.add_argument("--quick", action="store_true", help="short runs, for development")
+    run.add_argument("--runs", type=_positive, metavar="COUNT", help="interleaved runs of each side")
+    run.add_argument("--seconds", type=float, metavar="S", help="seconds of one side in one run")
+    run.add_argument("--warmup-batches", type=_positive, metavar="COUNT")
+    run.add_argument("--ids", type=_positive, metavar="COUNT", help="ids of the workloads in memory")
+    run.add_argument("--rows", type=_positive, metavar="COUNT", help="rows on disk of the cold workloads")
+    run.add_argument("--log-bytes", type=_positive, metavar="BYTES", help="push log of table.reopen")
+    run.add_argument("--scratch", type=Path, metavar="DIR", default=BUILD / "scratch", help="for data")
+    run.add_argument("--output", type=Path, metavar="FILE", help="result file; default under build/bench")
+    run.add_argument("--json", action="store_true", help="print bars as JSON instead of a table")
+    comparing = commands.add_parser("compare", help="what changed beyond the noise")
+    comparing.add_argument("old", type=Path)
+    comparing.add_argument("new", type=Path)
+    comparing.add_argument("--json", action="store_true", help="as JSON")
+    reporting = commands.add_parser("report", help="Markdown of a result; with --output also plots, HTML")
+    reporting.add_argument("result", type=Path)
+    reporting.add_argument("--output", type=Path, metavar="DIR", help="folder to write into")
+    reporting.add_argument("--json", action="store_true", help="print the bars as JSON")
+    return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"it is {value}; it must be 1 or more")
+    return value
+
+
+def _settings(arguments: argparse.Namespace) -> Settings:
+    defaults: dict[str, Any] = {**(QUICK if arguments.quick else FULL), "ids": batch.IDS}
+    given = {key: getattr(arguments, key) for key in defaults}
+    chosen = {key: defaults[key] if value is None else value for key, value in given.items()}
+    return Settings(cache=BUILD / "batches", scratch=arguments.scratch.absolute(), **chosen)
+
+
+def _list(as_json: bool) -> int:
+    if as_json:
+        rows = [
+            {"name": w.name, "summary": w.summary, "peer": w.peer, "goal": str(w.goal) if w.goal else ""}
+            for w in WORKLOADS
+        ]
+        print(json.dumps(rows, indent=1))
+        return 0
+    table = Table("workload", "what", "beside it", "goal")
+    for w in WORKLOADS:
+        table.add_row(w.name, w.summary, w.peer, str(w.goal) if w.goal else "–")
+    Console().print(table)
+    return 0
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    try:
+        chosen = select(arguments.names)
+    except KeyError as unknown:
+        print(f"no workload matches {unknown.args[0]!r}; see `list`", file=sys.stderr)
+        return 2
+    settings = _settings(arguments)
+    head = result.describe_run(settings_json(settings), ROOT)
+    console = Console(stderr=True)
+    console.print(f"settings: {json.dumps(settings_json(settings))}")
+    bars: list[Bar] = []
+    for workload in chosen:
+        began_s = time.monotonic()
+        measured = _measure(workload, settings)
+        bars += measured
+        for bar in measured:
+            line = " · ".join(report.cells(bar)[1:7])
+            console.print(f"{bar.id} [{time.monotonic() - began_s:.0f} s] {line} {bar.skipped}", markup=False)
+    found = Result(head, tuple(bars))
+    stamp = head["time"].replace(":", "").replace("-", "")
+    path = arguments.output or BUILD / "results" / f"{stamp}-{head['commit'].strip('+')}.json"
+    found.save(path)
+    if arguments.json:
+        print(json.dumps([bar.to_json() for bar in bars], indent=1))
+    else:
+        Console().print(report.terminal(bars, f"commit {head['commit']}"))
+    console.print(f"result: {path}")
+    return 1 if any(bar.skipped.startswith("failed") for bar in bars) else 0
+
+
+def _measure(workload: Workload, settings: Settings) -> list[Bar]:
+    folder = settings.scratch / workload.name
+    shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
+    try:
+        return run_workload(workload, replace(settings, scratch=folder))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    changes = result.compare(result.load(arguments.old).bars, result.load(arguments.new).bars)
+    if arguments.json:
+        keys = ("id", "old", "new", "change", "noise", "verdict")
+        print(json.dumps([{key: getattr(c, key) for key in keys} for c in changes], indent=1))
+    else:
+        Console().print(report.changes_table(changes))
+    return 1 if any(c.verdict == "worse" for c in changes) else 0
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    found = result.load(arguments.result)
+    written = report.page(found, arguments.output) if arguments.output else []
+    if arguments.json:
+        print(json.dumps([bar.to_json() for bar in found.bars], indent=1))
+    elif written:
+        print("\n".join(str(path) for path in written))
+    else:
+        print(report.markdown(found), end="")
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point.
+
+    Parameters
+    ----------
+    argv
+        Arguments without the program's name; None takes those of the process.
+
+    Returns
+    -------
+    int
+        The exit code.
+    """
+    arguments = _parser().parse_args(argv)
+    if arguments.command == "list":
+        return _list(arguments.json)
+    if arguments.command == "run":
+        return _run(arguments)
+    try:
+        return _compare(arguments) if arguments.command == "compare" else _report(arguments)
+    except (OSError, ValueError) as error:
+        print(f"benchmarks: {error}", file=sys.stderr)
+        return 2

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Peer: torch.nn.EmbeddingBag(sparse=True) and torch.optim.Adagrad inside this process.
+
+An upper bound of what a trainer gets without a parameter server: dense ranks instead of 64-bit ids, no
+map, no log, no network. Gradients come one per distinct id, as ours do.
+"""
+
+import os
+import time
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from benchmarks.batch import DIM, Batch
+
+LEARNING_RATE: Final = 0.01
+INITIAL_ACCUMULATOR: Final = 0.1
+TRIALS: Final = 6
+"""Batches by which the number of threads is chosen."""
+
+
+class TorchTable:
+    """An EmbeddingBag with Adagrad over dense ranks.
+
+    Parameters
+    ----------
+    rows
+        (ids, DIM) float32 to start from.
+    """
+
+    def __init__(self, rows: NDArray[np.float32]) -> None:
+        self.bag = torch.nn.EmbeddingBag(rows.shape[0], DIM, mode="sum", sparse=True)
+        with torch.no_grad():
+            self.bag.weight.copy_(torch.from_numpy(rows))
+        self.optimizer = torch.optim.Adagrad(
+            self.bag.parameters(), lr=LEARNING_RATE, initial_accumulator_value=INITIAL_ACCUMULATOR, eps=1e-10
+        )
+        self._tensors: dict[int, tuple[Any, Any, Any]] = {}
+
+    @property
+    def name(self) -> str:
+        """For the report."""
+        return (
+            f"torch {torch.__version__} EmbeddingBag(sparse) + Adagrad, in process, dense ids, "
+            f"{torch.get_num_threads()} threads, not durable"
+        )
+
+    def prepare(self, batches: list[Batch]) -> None:
+        """Make the tensors of the batches, outside the clock."""
+        for batch in batches:
+            ranks = torch.from_numpy(batch.distinct_rank)
+            offsets = torch.arange(batch.distinct_rank.shape[0])
+            self._tensors[id(batch)] = (ranks, offsets, torch.from_numpy(batch.gradients))
+
+    def pull(self, batch: Batch) -> NDArray[np.float32]:
+        """Rows of the distinct ids, (u, DIM) float32."""
+        ranks, offsets, _ = self._tensors[id(batch)]
+        with torch.no_grad():
+            rows: NDArray[np.float32] = self.bag(ranks, offsets).numpy()
+        return rows
+
+    def step(self, batch: Batch) -> None:
+        """Forward over the distinct ids, backward with their gradients, one optimizer step."""
+        ranks, offsets, gradients = self._tensors[id(batch)]
+        self.optimizer.zero_grad(set_to_none=True)
+        self.bag(ranks, offsets).backward(gradients)
+        self.optimizer.step()
+
+    def choose_threads(self, batches: list[Batch]) -> None:
+        """Keep one thread or one per core, whichever steps faster here; the rows are changed by it.
+
+        On a machine that others use too, threads that wait for one another lose more than they win.
+        """
+        spent_s = {}
+        for threads in (1, os.cpu_count() or 1):
+            torch.set_num_threads(threads)
+            self.step(batches[0])
+            began_s = time.perf_counter()
+            for batch in batches[:TRIALS]:
+                self.step(batch)
+            spent_s[threads] = time.perf_counter() - began_s
+        torch.set_num_threads(min(spent_s, key=lambda threads: spent_s[threads]))
