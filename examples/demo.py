@@ -21,6 +21,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Final
@@ -91,14 +92,18 @@ class Demo:
             self._train(cluster, task)
         with self._phase("evaluating", len(self.result.runs)) as task:
             self._evaluate(cluster, self.result.auc, task)
+        in_memory = cluster.sizes()  # before the kill: what recovers comes back to memory as it is asked for
         with self._phase("kill -9 both shards, recovering"):
             killed = cluster.kill()
             self.result.recovery_s = cluster.recover(killed)
         with self._phase("evaluating what recovered", len(self.result.runs)) as task:
             self._evaluate(cluster, self.result.auc_recovered, task)
-        with self._phase("measuring"):
+        with self._phase("checkpoint"):
             cluster.checkpoint()
-            self.result.sizes = cluster.sizes()
+            self.result.sizes = {
+                name: replace(in_memory[name], disk_bytes=size.disk_bytes)
+                for name, size in cluster.sizes().items()
+            }
 
     def _make_room(self) -> None:
         self.out.mkdir(parents=True, exist_ok=True)
@@ -217,8 +222,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; `argv` without the program's name, None takes the process's. The exit code."""
     arguments = _parser().parse_args(argv)
     console = Console()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _interrupt)
     out = arguments.out.absolute()
     try:
         demo = Demo(Example(arguments.example), arguments.data, out, arguments.rows, arguments.seeds, console)
@@ -238,4 +241,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    for one in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(one, _interrupt)
     sys.exit(main())

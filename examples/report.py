@@ -44,7 +44,7 @@ class Result:
     recovery_s
         From SIGKILL until all shards serve again.
     sizes
-        By table of the cluster, after recovery and a checkpoint.
+        By table of the cluster: in memory before the kill, on disk after recovery and a checkpoint.
     distinct
         Distinct ids of each feature in the training part.
     phases_s
