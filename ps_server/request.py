@@ -61,6 +61,14 @@ def _check_events(part: message.TableGradients) -> None:
             )
 
 
+def _check_rate(table: Table, rate: float | None) -> None:
+    """What the optimizer would refuse must be refused before it is logged: a replay could not pass it."""
+    try:
+        table.config.optimizer.hyper(rate)
+    except InvalidRequestError as error:
+        raise InvalidRequestError(f"table {table.name!r}: {error}") from None
+
+
 def checked_parts(request: message.PushRequest, tables: Mapping[str, Table]) -> list[tuple[Table, TablePush]]:
     """Check a push whole and sum its duplicates; nothing is changed, so no lock is needed.
 
@@ -78,11 +86,7 @@ def checked_parts(request: message.PushRequest, tables: Mapping[str, Table]) -> 
         if table.frozen == "refuse":
             raise TableFrozenError(f"table {table.name!r} is frozen: pushes are refused")
         check_dim(table, part.gradients.shape[1])
-        rate = part.learning_rate
-        if rate is not None and not (np.isfinite(rate) and rate > 0):
-            raise InvalidRequestError(
-                f"table {table.name!r}: learning rate is {rate}; it must be finite and above 0"
-            )
+        _check_rate(table, part.learning_rate)
         gradients = dtype.widen(part.gradients, part.dtype)
         bad = int(first_non_finite(gradients))
         if bad >= 0:
