@@ -15,7 +15,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Final, Literal, Self
+from typing import Final, Literal, NoReturn, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -324,6 +324,13 @@ class Client:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Self:
+        # A copy of a model (an average of its weights, say) goes on with the same connections.
+        return self
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a Client cannot be pickled: call connect() in the process that needs one")
 
     def _check_usable(self) -> None:
         if self._process != os.getpid():

@@ -7,6 +7,7 @@ Thread safety: a PartitionMap is immutable.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final
 
 import numpy as np
@@ -61,7 +62,7 @@ class PartitionMap:
         shards = (np.arange(PARTITIONS) * shard_count // PARTITIONS).astype("<u2")
         return PartitionMap.from_bytes(shards.tobytes())
 
-    @property
+    @cached_property
     def shard_count(self) -> int:
         """Number of shards that the map names."""
         return int(self.shards.max()) + 1

@@ -162,6 +162,8 @@ class EmbeddingBagCollection(_Collection):
         KeyedTensor
             (B, sum of dims) float32, one block per output name.
         """
+        if self.is_weighted and features.weights_or_none() is None:
+            raise ValueError("is_weighted is True, and the batch has no weights")
         names, blocks = [], []
         for name, config, jagged, found in self._look_up(features):
             weights = jagged.weights() if self.is_weighted else None

@@ -36,10 +36,11 @@ def first_row(row_id: int, dim: int) -> Row:
 
 
 class FakeShard:
-    """One shard; `before` and `after` hold the faults of the next calls, by "pull" or "push".
+    """One shard; `before`, `refuse` and `after` hold the faults of the next calls, by "pull" or "push".
 
-    A fault raises (an error of rowhouse.error, or os._exit); one in `before` strikes before the call
-    changes anything, one in `after` when it has taken effect and only the answer is lost.
+    A fault raises an error of rowhouse.error; one in `before` strikes before the shard looks at the call,
+    one in `refuse` when it is known to be no repeat, one in `after` when it has taken effect and only the
+    answer is lost.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class FakeShard:
         self.sequences: dict[int, int] = {}
         self.frozen: dict[str, int] = {}
         self.before: dict[str, list[Fault | None]] = {"pull": [], "push": []}
+        self.refuse: dict[str, list[Fault | None]] = {"pull": [], "push": []}
         self.after: dict[str, list[Fault | None]] = {"pull": [], "push": []}
         self.pulls: list[message.PullRequest] = []
         self.pushes: list[message.PushRequest] = []
@@ -81,6 +83,7 @@ class FakeShard:
         with self.lock:
             self.pulls.append(request)
             self._strike(self.before, "pull")
+            self._strike(self.refuse, "pull")
             self._check(request)
             answers = []
             for part in request.tables:
@@ -102,6 +105,7 @@ class FakeShard:
                 return message.PushResponse(self.applied, True)
             if request.sequence != last + 1:
                 raise error.SequenceGapError(f"sequence is {request.sequence}; expected {last + 1}")
+            self._strike(self.refuse, "push")
             self._check(request)
             for part in request.tables:
                 if self.frozen.get(part.table) == pb.FREEZE_MODE_REFUSE:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Client.pull and push over one and several shards against a dict of rows (client.py, exchange.py)."""
 
+import copy
+import pickle
 import threading
 
 import numpy as np
@@ -214,3 +216,10 @@ def test_a_step_past_a_limit_is_refused_before_anything_is_sent() -> None:
             client.pull_many({"t0": half, "t1": half})
     assert not shards[0].pulls
     assert TABLE_HEAD_BYTES_MAX >= limit.TABLE_NAME_BYTES_MAX + 7 * 6
+
+
+def test_a_copy_of_a_model_shares_its_client_and_a_pickle_is_refused() -> None:
+    with local_client(make_shards(1)) as client:
+        assert copy.deepcopy({"client": client})["client"] is client
+        with pytest.raises(TypeError, match=r"cannot be pickled: call connect\(\)"):
+            pickle.dumps(client)

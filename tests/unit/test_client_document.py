@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The code of docs/client.md runs, and its tables name what there is."""
+
+import inspect
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import ps_client
+import ps_client.torch as modules
+
+TEXT = (Path(__file__).resolve().parents[2] / "docs" / "client.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+
+
+def test_the_programs_run_one_after_the_other(tmp_path: Path) -> None:
+    first, second = BLOCKS
+    # The second continues the first one's client, so it goes into its `with`.
+    program = first + "".join(f"    {line}\n" for line in second.splitlines())
+    program = program.replace("/tmp/rowhouse-first", str(tmp_path / "model"))
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].startswith("8 ")
+
+
+@pytest.mark.parametrize("name", [n for n in vars(ps_client.Client) if not n.startswith("_")])
+def test_every_call_of_a_client_is_in_the_document(name: str) -> None:
+    assert re.search(rf"`{name}[(`]", TEXT), f"docs/client.md does not name Client.{name}"
+
+
+@pytest.mark.parametrize("name", modules.__all__)
+def test_every_torch_name_and_its_arguments_are_in_the_document(name: str) -> None:
+    assert f"`{name}`" in TEXT or f"{name}." in TEXT, name
+    if name.startswith("Embedding"):
+        row = next(line for line in TEXT.splitlines() if line.startswith(f"| `{name}` |"))
+        for argument in list(inspect.signature(getattr(modules, name)).parameters):
+            assert argument in row, f"docs/client.md, {name}: {argument} is missing"
+
+
+def test_every_argument_of_connect_is_in_the_document() -> None:
+    for argument in inspect.signature(ps_client.connect).parameters:
+        assert f"| `{argument}` |" in TEXT
