@@ -176,6 +176,8 @@ class Entity(_Model):
 class _Feature(_Model):
     seed: Seed | None = None
     """Seed of the ids: a number, or a text to derive it from. The feature's own name if absent."""
+    share: Reference | None = None
+    """Another feature whose slot and seed this one takes: equal values then have equal ids in both."""
     missing: Missing | None = None
     """Overrides the policy of the attributes, in this feature only."""
     emit: Annotated[bool, Field(strict=True)] = True
@@ -184,6 +186,18 @@ class _Feature(_Model):
     """Most ids for one row."""
     past_limit: Literal["error", "cut"] | None = None
     """A row past `limit` is an error (if absent), or keeps its first ids."""
+
+    @model_validator(mode="after")
+    def _share_is_alone(self) -> "_Feature":
+        if self.share is not None:
+            given = [key for key in ("slot", "slots", "seed") if getattr(self, key, None) is not None]
+            if given:
+                raise ValueError(f"share takes slot and seed from {self.share}, so {given[0]} does nothing")
+            if getattr(self, "form", None) == "all":
+                raise ValueError(
+                    "share takes one feature's ids; declare one form: permutation, single or sorted"
+                )
+        return self
 
     @model_validator(mode="after")
     def _limit_is_given(self) -> "_Feature":

@@ -26,6 +26,8 @@ from feature_cross.id_format import (
 from feature_cross.limit import BATCH_ROWS_DEFAULT
 from feature_cross.plan import Plan, build_plan
 from feature_cross.row import row_to_batch
+from feature_cross.source import read_batches
+from feature_cross.stream import transform_batches
 
 __all__ = ["Engine"]
 
@@ -71,7 +73,7 @@ class Engine:
     @property
     def columns(self) -> tuple[str, ...]:
         """Columns that the data must have."""
-        return tuple(dict.fromkeys(use.column for use in self._plan.attributes))
+        return tuple(dict.fromkeys(use.column for use in self._program.uses))
 
     def transform(self, data: Any) -> CrossBatch:
         """Ids of every row of `data`.
@@ -97,8 +99,7 @@ class Engine:
             return self._run(row_to_batch(data, self._plan), 0)
         if isinstance(data, pa.RecordBatch) and len(data) <= BATCH_ROWS_DEFAULT:
             return self._run(data, 0)
-        table = pa.Table.from_batches([data]) if isinstance(data, pa.RecordBatch) else data
-        table = table if isinstance(table, pa.Table) else pa.table(table)
+        table = _to_table(data)
         self._require(table.schema.names)
         parts, row_base = [], 0
         for batch in table.select(self.columns).to_batches(max_chunksize=BATCH_ROWS_DEFAULT):
@@ -109,7 +110,9 @@ class Engine:
             return self._run(empty, 0)
         return parts[0] if len(parts) == 1 else _concatenate(parts)
 
-    def transform_stream(self, source: Any, batch_rows: int = BATCH_ROWS_DEFAULT) -> Iterator[CrossBatch]:
+    def transform_stream(
+        self, source: Any, batch_rows: int = BATCH_ROWS_DEFAULT, threads: int = 1
+    ) -> Iterator[CrossBatch]:
         """Ids of a source of any size, batch by batch, in constant memory.
 
         Parameters
@@ -119,18 +122,17 @@ class Engine:
             RecordBatchReader, or an iterable of RecordBatch.
         batch_rows
             Most rows of one batch. A batch whose ids would not fit is halved.
+        threads
+            Batches worked on at once; they come out in order all the same.
 
         Raises
         ------
         DataError, LimitError
             As `transform`; rows are counted from the source's first.
         """
-        from feature_cross.source import read_batches  # noqa: PLC0415  # reads files; one row needs none
-
-        row_base = 0
-        for batch in read_batches(source, self._plan, batch_rows):
-            yield from self.transform_batch(batch, row_base)
-            row_base += len(batch)
+        batches = read_batches(source, self._plan, batch_rows)
+        for _, done in transform_batches(self, batches, threads):
+            yield done
 
     def transform_batch(self, batch: pa.RecordBatch, row_base: int = 0) -> Iterator[CrossBatch]:
         """As one batch if it can be, else in halves; `row_base` is its first row's number in messages."""
@@ -146,14 +148,31 @@ class Engine:
             yield done
 
     def _require(self, names: list[str]) -> None:
-        missing = [use for use in self._plan.attributes if use.column not in names]
-        if missing:
-            use = missing[0]
-            raise DataError(f"column {use.column!r} ({use.label}) is not in the data, which has {names[:50]}")
+        for use in self._program.uses:
+            count = names.count(use.column)
+            if count != 1:
+                found = (
+                    f"is {count} times in the data"
+                    if count
+                    else f"is not in the data, which has {names[:50]}"
+                )
+                raise DataError(f"column {use.column!r} ({use.label}) {found}")
 
     def _run(self, batch: pa.RecordBatch, row_base: int) -> CrossBatch:
         self._require(batch.schema.names)
         return CrossBatch(self._schema, Run(self._program, batch, row_base).outputs(), len(batch))
+
+
+def _to_table(data: Any) -> pa.Table:
+    if isinstance(data, pa.Table):
+        return data
+    if isinstance(data, pa.RecordBatch):
+        return pa.Table.from_batches([data])
+    try:
+        return pa.table(data)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, TypeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(f"a {type(data).__name__} cannot be read as an Arrow table: {reason}") from error
 
 
 def _schema(plan: Plan) -> pa.Schema:

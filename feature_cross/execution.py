@@ -61,6 +61,7 @@ class Program:
 
     plan: Plan
     codes: tuple[_Code, ...]
+    uses: tuple[AttributeUse, ...]
     specs: Mapping[str, ColumnSpec]
 
 
@@ -70,7 +71,8 @@ def compile_plan(plan: Plan) -> Program:
         use.label: column_spec(use.attribute, f"column {use.column!r} ({use.label})")
         for use in plan.attributes
     }
-    return Program(plan, tuple(_code(node, plan.slot_bits) for node in plan.nodes), specs)
+    codes = tuple(_code(node, plan.slot_bits) for node in plan.nodes)
+    return Program(plan, codes, plan.attributes, specs)
 
 
 def _code(node: Node, slot_bits: int | None) -> _Code:

@@ -133,6 +133,8 @@ def _shared_seeds(config: CrossConfig, plan: Plan) -> list[Problem]:
     owners: dict[tuple[int, int], str] = {}
     found = []
     for node in plan.nodes:
+        if node.shares:
+            continue
         owner = owners.setdefault((node.seed, node.operation), node.name)
         if owner != node.name:
             message = f"{node.name} has the seed of {owner}, so equal values have equal ids in both"

@@ -2,7 +2,8 @@
 """What a config means: references resolved, features in an order that derived ones follow their parts.
 
 Invariants: 1. a node comes after every node that it uses; 2. seeds and slots come from names and explicit
-numbers, never from order; 3. no two emitted nodes share a slot; 4. `outputs` is the order of declaration.
+numbers, never from order; 3. no two nodes have one slot unless one says `share`; 4. `outputs` is the order
+of declaration.
 Thread safety: a plan is immutable.
 """
 
@@ -57,7 +58,8 @@ class NodeUse:
 class Node:
     """One feature, ready to run.
 
-    `sizes` is empty when a sorted list is one id; `limited` is true when the config itself sets `limit`.
+    `sizes` is empty when a sorted list is one id; `limited` is true when the config itself sets `limit`,
+    and `shares` when slot and seed are another feature's.
     """
 
     name: str
@@ -66,6 +68,7 @@ class Node:
     operation: int
     seed: int
     slot: int | None
+    shares: bool
     emit: bool
     operands: tuple[AttributeUse | NodeUse, ...]
     sizes: tuple[int, ...]
@@ -155,6 +158,7 @@ class _Resolver:
             node = self._node(draft, nodes)
             if node is not None:
                 nodes[draft.name] = node
+        self._check_shares(nodes)
         if self.problems:
             raise ConfigError(sorted(self.problems, key=lambda p: p.line or 0), self.config.source)
         outputs = tuple(name for name, draft in self.drafts.items() if draft.feature.emit)
@@ -181,6 +185,8 @@ class _Resolver:
         for draft in self.drafts.values():
             key = "slots" if draft.all_forms else "slot"
             path = (*draft.path, key)
+            if draft.feature.share is not None:
+                continue
             if draft.slot is None:
                 if bits is not None and draft.feature.emit:
                     wanted = "slots: {permutation:, single:, sorted:}" if key == "slots" else "a slot"
@@ -252,7 +258,9 @@ class _Resolver:
         entities = frozenset().union(*(_entities(operand, nodes) for operand in operands))
         self._check_family(draft, operands, any(lists), entities)
         feature = draft.feature
-        seed = feature.seed if isinstance(feature.seed, int) else name_seed(feature.seed or draft.name)
+        origin = self.drafts.get(feature.share or "", draft)
+        given = origin.feature.seed
+        seed = given if isinstance(given, int) else name_seed(given or origin.name)
         sizes: tuple[int, ...] = ()
         multiset = False
         if isinstance(feature, CombinationFeature) and draft.form == "sorted":
@@ -263,7 +271,8 @@ class _Resolver:
             self._add("useless-limit", message, (*draft.path, "limit"))
         return Node(
             name=draft.name, path=draft.path, kind=draft.form or feature.kind,
-            operation=_OPERATIONS.get(draft.form, OPERATION_TUPLE), seed=seed, slot=draft.slot,
+            operation=_OPERATIONS.get(draft.form, OPERATION_TUPLE), seed=seed, slot=origin.slot,
+            shares=origin is not draft,
             emit=feature.emit, operands=operands, sizes=sizes, multiset=multiset,
             limit=feature.limit or IDS_PER_ROW_MAX,
             limited=feature.limit is not None, cut=feature.past_limit == "cut",
@@ -303,6 +312,39 @@ class _Resolver:
             only = next(iter(entities))
             message = f"interaction takes attributes of different entities; all are {only}'s; use categorical"
             self._add("family", message, path)
+
+    def _check_shares(self, nodes: dict[str, Node]) -> None:
+        for draft in self.drafts.values():
+            share, path = draft.feature.share, (*draft.path, "share")
+            if share is None:
+                continue
+            target = self.drafts.get(share)
+            if target is None:
+                self._add("unknown-reference", f"{share!r} is not a feature{_hint(share, self.drafts)}", path)
+            elif target.feature.share is not None:
+                message = f"{share} itself shares the ids of {target.feature.share}; name that one"
+                self._add("share", message, path)
+            elif not target.feature.emit:
+                self._add("share", f"{share} has emit: false and so no ids to share", path)
+            elif draft.name in nodes and share in nodes:
+                mine, other = _meaning(nodes[draft.name]), _meaning(nodes[share])
+                if mine != other:
+                    message = f"{draft.name} and {share} have no ids in common: {mine} against {other}"
+                    self._add("share", message, path)
+
+
+def _meaning(node: Node) -> str:
+    """What must be equal for two features' ids to mean the same: the operation, and each operand's values."""
+    kinds = []
+    for operand in node.operands:
+        if isinstance(operand, NodeUse):
+            kinds.append(operand.name)
+        else:
+            attribute = operand.attribute
+            cut = "" if attribute.buckets is None else f" in buckets {list(attribute.buckets.lower_edges)}"
+            kinds.append(f"{attribute.part or attribute.type}{cut}")
+    name = {OPERATION_ARRANGEMENT: "permutation", OPERATION_SUBSET: "sorted"}.get(node.operation, "values")
+    return f"{name} of ({', '.join(kinds)})"
 
 
 def _is_list(operand: AttributeUse | NodeUse, nodes: dict[str, Node]) -> bool:

@@ -125,8 +125,12 @@ def count_rows(path: str, plan: Plan) -> int | None:
 
 
 def _require(wanted: list[str], names: list[str], plan: Plan) -> None:
-    missing = [name for name in wanted if name not in names]
-    if missing:
-        labels = {use.column: use.label for use in plan.attributes}
-        label = f" ({labels[missing[0]]})" if missing[0] in labels else ""
-        raise DataError(f"column {missing[0]!r}{label} is not in the data, which has {names[:50]}")
+    for name in wanted:
+        count = names.count(name)
+        if count != 1:
+            labels = {use.column: use.label for use in plan.attributes}
+            label = f" ({labels[name]})" if name in labels else ""
+            found = (
+                f"is {count} times in the data" if count else f"is not in the data, which has {names[:50]}"
+            )
+            raise DataError(f"column {name!r}{label} {found}")

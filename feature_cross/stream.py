@@ -9,18 +9,24 @@ Thread safety: an iterator belongs to one thread.
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
 from feature_cross.batch import CrossBatch
-from feature_cross.engine import Engine
+from feature_cross.error import DataError
+
+if TYPE_CHECKING:
+    from feature_cross.engine import Engine
 
 __all__ = ["transform_batches"]
 
 _Done = tuple[pa.RecordBatch, CrossBatch]
 
 
-def transform_batches(engine: Engine, batches: Iterable[pa.RecordBatch], threads: int = 1) -> Iterator[_Done]:
+def transform_batches(
+    engine: "Engine", batches: Iterable[pa.RecordBatch], threads: int = 1
+) -> Iterator[_Done]:
     """Pairs of rows and their ids.
 
     Parameters
@@ -45,6 +51,8 @@ def transform_batches(engine: Engine, batches: Iterable[pa.RecordBatch], threads
             first += len(done)
         return pairs
 
+    if threads < 1:
+        raise DataError(f"threads is {threads}; it must be at least 1")
     if threads == 1:
         row_base = 0
         for batch in batches:

@@ -95,6 +95,29 @@ CASES = [
         "f -> g -> f",
     ),
     ("  f: {kind: weak, slot: 1, of: [f, user.id]}", "cycle", 13, "f -> f"),
+    ("  f: {kind: attribute, of: user.id, share: g}", "unknown-reference", 13, "'g' is not a feature"),
+    ("  f: {kind: attribute, of: user.id, share: g, slot: 2}", "value", 13, "so slot does nothing"),
+    ("  f: {kind: combination, of: user.seen, share: g}", "value", 13, "declare one form"),
+    (
+        GOOD + "  g: {kind: attribute, of: user.city, share: f}",
+        "share",
+        14,
+        "values of (string) against values of (int)",
+    ),
+    (GOOD + "  g: {kind: attribute, of: item.id, share: g}", "share", 14, "itself shares the ids of g"),
+    (
+        GOOD
+        + "  g: {kind: attribute, of: user.id, emit: false}\n  h: {kind: attribute, of: item.id, share: g}",
+        "share",
+        15,
+        "g has emit: false",
+    ),
+    (
+        GOOD + "  g: {kind: combination, form: sorted, of: user.seen, share: f}",
+        "share",
+        14,
+        "sorted of (int) against values of (int)",
+    ),
     ("  on: {kind: attribute, slot: 1, of: user.id}", "key-type", 13, "'on' is not text"),
     (
         "  f: {kind: attribute, slot: 1, of: !!python/name:os.system user.id}",

@@ -3,6 +3,8 @@
 
 import datetime
 import itertools
+import weakref
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -340,3 +342,64 @@ def test_hidden_features_have_no_output() -> None:
     )
     batch = Engine(config).transform({"a": 1, "b": 2, "c": 3})
     assert batch.features == ("abc",)
+
+
+def test_a_column_given_twice_is_refused() -> None:
+    table = pa.Table.from_arrays([pa.array([1]), pa.array([2])], names=["a", "a"])
+    engine = single({"type": "int"})
+    for data in (table, table.to_batches()[0]):
+        runs: list[Callable[[Any], Any]] = [engine.transform, lambda d: list(engine.transform_stream(d))]
+        for run in runs:
+            with pytest.raises(DataError, match=r"column 'a' \(e.a\) is 2 times in the data"):
+                run(data)
+
+
+@pytest.mark.parametrize("data", [5, "text", object(), [1, 2], None])
+def test_what_is_no_table_is_refused(data: Any) -> None:
+    with pytest.raises(DataError, match="cannot be read as an Arrow table"):
+        single({"type": "int"}).transform(data)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_stream_holds_few_batches_however_long_it_is(threads: int) -> None:
+    alive: list[weakref.ref[pa.RecordBatch]] = []
+    most = 0
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        nonlocal most
+        for number in range(100):
+            batch = pa.RecordBatch.from_pydict({"a": np.arange(10) + number * 10})
+            alive.append(weakref.ref(batch))
+            most = max(most, sum(reference() is not None for reference in alive))
+            yield batch
+
+    engine = single({"type": "int"})
+    ids = [done["f"][0].copy() for done in engine.transform_stream(batches(), threads=threads)]
+    assert (np.concatenate(ids) == engine.transform(pa.table({"a": np.arange(1000)}))["f"][0]).all()
+    assert most <= threads + 3
+
+
+def test_threads_give_the_first_error_in_order() -> None:
+    values = [1] * 500 + [None] + [1] * 500 + [None]
+    engine = single({"type": "int", "missing": "error"})
+    table = pa.table({"a": pa.array(values, pa.int64())})
+    with pytest.raises(DataError, match="no value in row 500"):
+        list(engine.transform_stream(table, batch_rows=7, threads=3))
+    with pytest.raises(DataError, match="threads is 0"):
+        list(engine.transform_stream(table, threads=0))
+
+
+def test_features_may_share_ids_on_purpose() -> None:
+    features = {
+        "seen": {"kind": "combination", "form": "single", "of": "e.l", "share": "item"},
+        "item": {"kind": "attribute", "of": "e.a", "slot": 3},
+    }
+    config = {
+        "ids": {"slot_bits": 4},
+        "entities": {"e": {"attributes": {"a": {"type": "int"}, "l": INT_LIST}}},
+        "features": features,
+    }
+    batch = Engine(load(config)).transform({"a": 7, "l": [8, 7]})
+    assert batch["seen"][0][1] == batch["item"][0][0] != batch["seen"][0][0]
+    fields = batch.to_arrow().schema
+    assert fields.field("seen").metadata == fields.field("item").metadata
