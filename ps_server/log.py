@@ -101,6 +101,12 @@ def read_header(file: BinaryIO, path: Path) -> tuple[int, int] | None:
     return int(first), int(before)
 
 
+def _is_beginning(found: bytes, checksum: int) -> bool:
+    """Whether `found` is the checksum as a write that broke off leaves it: its first bytes, then zeros."""
+    written = found.rstrip(b"\0")
+    return checksum.to_bytes(8, "little").startswith(written)
+
+
 def _read_record(file: BinaryIO, where: str) -> Record | None:
     """The next record, or None at a torn end: bytes missing, or never written (zeros to the end of the
     file, which is allocated ahead). Anything else wrong is CorruptionError."""
@@ -109,17 +115,20 @@ def _read_record(file: BinaryIO, where: str) -> Record | None:
         return None
     length, kind, version, _, lsn, time_ms, payload_sum, head_sum = RECORD_HEADER.unpack(head)
     if head_sum != xxhash.xxh3_64_intdigest(head[:-8]):
-        if not any(head[-8:]) and not any(file.read()):
+        if _is_beginning(head[-8:], xxhash.xxh3_64_intdigest(head[:-8])) and not any(file.read()):
             return None
         raise CorruptionError(f"{where}: the record's header fails its checksum")
     payload, trailer = file.read(length), file.read(TRAILER_BYTES)
     if len(trailer) < TRAILER_BYTES:
         return None
-    if trailer != head[-8:]:
-        if trailer.rstrip(b"\0") == head[-8:][: len(trailer.rstrip(b"\0"))] and not any(file.read()):
-            return None
+    whole = payload_sum == xxhash.xxh3_64_intdigest(payload)
+    if not whole and trailer == head[-8:]:
+        raise CorruptionError(f"{where} (LSN {lsn}): the record fails its checksum")
+    if not _is_beginning(trailer, head_sum):
         raise CorruptionError(f"{where} (LSN {lsn}): the record's trailer is wrong")
-    if payload_sum != xxhash.xxh3_64_intdigest(payload):
+    if not whole:
+        if not any(file.read()):
+            return None
         raise CorruptionError(f"{where} (LSN {lsn}): the record fails its checksum")
     if version != RECORD_VERSION:
         raise CorruptionError(f"{where}: record version {version}; this version reads {RECORD_VERSION}")
@@ -182,7 +191,11 @@ def find_end(path: Path) -> tuple[int, int]:
 
 
 def cut_torn_end(directory: Path) -> int:
-    """Cut a torn end off the last segment (a record that was never acknowledged); returns its bytes."""
+    """Cut a torn end off the last segment (a record that was never acknowledged); returns its bytes.
+
+    What is left is synced: a kill may have left it in the page cache only, and from here on rows that reach
+    the store, and the next segment's header, rely on it.
+    """
     segments = list_segments(directory)
     if not segments:
         return 0
@@ -190,8 +203,11 @@ def cut_torn_end(directory: Path) -> int:
     end, torn = find_end(path)
     if end == 0:
         path.unlink()
-    elif path.stat().st_size > end:
-        os.truncate(path, end)
+        _sync_directory(directory)
+    else:
+        with path.open("r+b") as file:
+            file.truncate(end)
+            os.fsync(file.fileno())
     if torn:
         _logger.warning("%s: cut %d bytes of a torn record at its end", path, torn)
     return torn

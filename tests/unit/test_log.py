@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The push log: torn ends are cut, everything else that is wrong is named."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,39 @@ def test_zeros_after_the_last_record_are_a_torn_end(tmp_path: Path) -> None:
     path.write_bytes(cut_off + bytes(5000))
     assert list(read_records(tmp_path, 0)) == records[:1]
     assert cut_torn_end(tmp_path) > 0
+
+
+@pytest.mark.parametrize("written", range(1, RECORD_HEADER.size + 14 + TRAILER_BYTES))
+def test_a_write_that_broke_off_anywhere_in_allocated_space_is_a_torn_end(
+    tmp_path: Path, written: int
+) -> None:
+    records = _write(tmp_path, 1, 2)
+    path = list_segments(tmp_path)[-1]
+    good = path.read_bytes()
+    before = len(good) - (RECORD_HEADER.size + 14 + TRAILER_BYTES)
+    path.write_bytes(good[: before + written] + bytes(5000))
+    # once its payload is there the record is proven by its checksums, whatever its trailer lacks
+    found = 2 if written >= RECORD_HEADER.size + 14 else 1
+    assert list(read_records(tmp_path, 0)) == records[:found]
+    cut_torn_end(tmp_path)
+    log = PushLog(tmp_path, found, found + 1)
+    log.append(Record(found + 1, KIND_PUSH, 0, b"next"))
+    log.close()
+    assert [r.lsn for r in read_records(tmp_path, 0)] == list(range(1, found + 2))
+
+
+def test_what_is_left_of_a_torn_segment_is_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _write(tmp_path, 1, 2)
+    path = list_segments(tmp_path)[-1]
+    synced: list[tuple[str, int]] = []
+    monkeypatch.setattr(
+        os, "fsync", lambda fd: synced.append((os.readlink(f"/proc/self/fd/{fd}"), path.stat().st_size))
+    )
+    whole = path.stat().st_size
+    cut_torn_end(tmp_path)
+    path.write_bytes(path.read_bytes()[:-30])
+    cut_torn_end(tmp_path)
+    assert synced == [(str(path), whole), (str(path), whole - (RECORD_HEADER.size + 14 + TRAILER_BYTES))]
 
 
 def test_every_flipped_byte_is_found_and_named(tmp_path: Path) -> None:
