@@ -10,7 +10,6 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -28,48 +27,20 @@ from numpy.typing import NDArray
 
 from tests.driver import Driver, Gradients, assert_equal_dumps, dump, shard_config, snapshot
 from tests.naive import mix64, sum_duplicates
-
-TTL_S, MAX_ROWS, MIN_NORM, RATE = 100, 400, 0.33, 0.25
-POLICY_DIM = 128
-POLICIES: list[dict[str, Any]] = [
-    {"kind": "ttl", "ttl_s": TTL_S},
-    {"kind": "least_frequent", "max_rows": MAX_ROWS},
-    {"kind": "l2_norm", "min_l2_norm": MIN_NORM},
-]
-# Every record is about 540 bytes, so the tiny budget holds some 1,400 rows, and 64 of each table at least.
-TABLES: list[dict[str, Any]] = [
-    {"name": "adagrad", "dim": 64, "optimizer": {"kind": "adagrad", "learning_rate": 0.1}},
-    {
-        "name": "half", "dim": 249, "dtype": "fp16", "seed": 5,
-        "optimizer": {"kind": "sgd", "learning_rate": 0.01},
-    },
-    {
-        "name": "admitted", "dim": 64, "optimizer": {"kind": "adagrad", "learning_rate": 0.1},
-        "admission": {"kind": "min_count", "min_count": 2, "width_bits": 10, "halve_after_ids": 3_000},
-        "eviction": [{"kind": "ttl", "ttl_s": TTL_S}],
-    },
-    {
-        "name": "sampled", "dim": 96, "dtype": "bf16", "optimizer": {"kind": "adagrad", "learning_rate": 0.1},
-        "admission": {"kind": "probability", "probability": 0.5},
-    },
-    {
-        "name": "policy", "dim": POLICY_DIM, "optimizer": {"kind": "sgd", "learning_rate": RATE},
-        "eviction": POLICIES,
-    },
-]  # fmt: skip
-DIMS: dict[str, int] = {t["name"]: t["dim"] for t in TABLES}
-EVICTING = ["admitted", "policy"]
-POINTS = ["before log", "after log", "mid write-back", "mid checkpoint"]
-POOL = np.concatenate(
-    [
-        np.array([0, 1, 2**63, 2**64 - 1], np.uint64),
-        np.random.default_rng(8).integers(0, 2**64, 996, np.uint64),
-    ]
+from tests.workload import (
+    BUDGET,
+    DIMS,
+    EVICTING,
+    MAX_ROWS,
+    MEMORY,
+    MIN_NORM,
+    POINTS,
+    POOL,
+    RATE,
+    TABLES,
+    TTL_S,
+    make_gradients,
 )
-ROWS_MAX = 60
-
-MEMORY = Path("/dev/shm")
-"""These kills are snapshots, so syncs need not reach a disk, and checkpoints cost a tenth."""
 
 Seeds = st.integers(0, 2**32 - 1)
 Names = st.lists(st.sampled_from(sorted(DIMS)), min_size=1, max_size=5, unique=True)
@@ -116,7 +87,7 @@ class ShardMachine(RuleBasedStateMachine):
     @initialize()
     def start(self) -> None:
         self.real = Driver(
-            shard_config(self.folder, TABLES, memory_budget="1MiB", durability=self.durability),
+            shard_config(self.folder, TABLES, memory_budget=BUDGET, durability=self.durability),
             self.folder / "real",
         )
         self.model = Driver(
@@ -138,18 +109,6 @@ class ShardMachine(RuleBasedStateMachine):
             shutil.rmtree(self.folder)
 
     # ------------------------------------------------------------ requests
-    def _gradients(self, names: list[str], seed: int, spread: int) -> Gradients:
-        """Up to ROWS_MAX ids per table from the first `spread` of the pool, some of them twice."""
-        rng = np.random.default_rng(seed)
-        made = {}
-        for name in names:
-            ids = rng.choice(POOL[:spread], int(rng.integers(1, ROWS_MAX + 1)))
-            made[name] = (
-                ids,
-                rng.standard_normal((ids.shape[0], DIMS[name])).astype(np.float32) * np.float32(0.02),
-            )
-        return made
-
     def _apply(self, gradients: Gradients, rate: float | None) -> None:
         """Push to the real shard and to both models."""
         answer = self.real.push(gradients, rate=rate)
@@ -170,12 +129,13 @@ class ShardMachine(RuleBasedStateMachine):
         names=Names, seed=Seeds, spread=st.sampled_from([40, 300, 1_000]), rate=st.sampled_from([None, 0.5])
     )
     def push(self, names: list[str], seed: int, spread: int, rate: float | None) -> None:
-        self._apply(self._gradients(names, seed, spread), rate)
+        self._apply(make_gradients(names, np.random.default_rng(seed), spread), rate)
 
     @rule(seed=Seeds)
     def push_everything(self, seed: int) -> None:
-        for i in range(4):
-            self._apply(self._gradients(sorted(DIMS), seed + i, POOL.shape[0]), None)
+        rng = np.random.default_rng(seed)
+        for _ in range(4):
+            self._apply(make_gradients(sorted(DIMS), rng, POOL.shape[0]), None)
 
     @precondition(lambda self: self.last is not None)
     @rule(back=st.integers(0, 3))
@@ -260,7 +220,7 @@ class ShardMachine(RuleBasedStateMachine):
 
     @rule(names=Names, seed=Seeds, point=st.sampled_from(POINTS[:3]), hit=st.integers(1, 3))
     def crash_in_push(self, names: list[str], seed: int, point: str, hit: int) -> None:
-        gradients = self._gradients(names, seed, POOL.shape[0])
+        gradients = make_gradients(names, np.random.default_rng(seed), POOL.shape[0])
         request = self.real.request(gradients)
         crashed = self._run_into(point, hit, lambda: self.real.send(request))
         answer = self.real.send(request)
