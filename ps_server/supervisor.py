@@ -35,6 +35,7 @@ from ps_server.config import ClusterConfig, split_endpoint
 from ps_server.server import StopFlag
 
 _POLL_S: Final = 0.1
+_STDERR: Final = 2
 _HEALTH_TIMEOUT_S: Final = 1.0
 _CHANNEL_OPTIONS: Final = (("grpc.enable_http_proxy", 0),)  # a shard is never behind a web proxy
 _STOP_NOTICE_S: Final = 10.0
@@ -92,7 +93,8 @@ def start_shard_process(index: int, config_path: Path) -> subprocess.Popen[bytes
     """Start `ps-server serve` for shard `index` of `config_path`; it ends when this process does."""
     command = [sys.executable, "-m", "ps_server.cli", "serve", "--config", str(config_path)]
     command += ["--shard", str(index), "--parent-pid", str(os.getpid()), "--quiet"]
-    return subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
+    # Its stdout joins stderr: the supervisor's own stdout is for the endpoints, which scripts read.
+    return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=_STDERR, start_new_session=True)
 
 
 def check_health(endpoint: str) -> bool:

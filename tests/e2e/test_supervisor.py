@@ -3,10 +3,14 @@
 
 import json
 import signal
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 from ps_client import connect
 from tests.conftest import MakeConfig
@@ -62,11 +66,22 @@ def test_shards_die_with_a_killed_supervisor_and_lose_nothing(config: dict[str, 
         pids = cluster.facts()["pids"]
         kill(cluster.process.pid)
         wait_until_gone(pids)
-    with ServerProcess("up", config, "--json") as again:
-        again.wait_for('"endpoints"')
-        (line,) = [x for x in again.text().splitlines() if x.startswith("{")]
-        with connect(",".join(json.loads(line)["endpoints"])) as client:
-            np.testing.assert_array_equal(client.pull("user", IDS), before)
+    with ServerProcess("up", config) as again, connect(again.endpoints()) as client:
+        np.testing.assert_array_equal(client.pull("user", IDS), before)
+
+
+def test_a_script_reads_the_endpoints_as_one_line_of_json(config: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "cluster.yaml"
+    path.write_text(yaml.safe_dump(config), encoding="utf-8")
+    command = [sys.executable, "-m", "ps_server.cli", "up", "--config", str(path), "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        facts = json.loads(process.stdout.readline())
+        with connect(",".join(facts["endpoints"])) as client:
+            assert client.pull("user", IDS).shape == (IDS.size, 4)
+        process.terminate()
+        assert process.stdout.read() == ""
+    assert process.returncode == 0
 
 
 def test_a_second_supervisor_on_the_directory(config: dict[str, Any]) -> None:
