@@ -140,14 +140,20 @@ def write(store: Store, state: CheckpointState, sketches: dict[str, bytes]) -> N
     store.put_meta(entries)
 
 
+def read_shard(store: Store) -> dict[str, Any] | None:
+    """What the store says about the shard that made it (see `check_shard`), or None when it is fresh;
+    CorruptionError when damaged."""
+    data = store.get_meta(SHARD_KEY)
+    return _unsealed(data, "the shard's descriptor") if data else None
+
+
 def check_shard(store: Store, identity: dict[str, Any], *, read_only: bool) -> None:
     """Compare what must not change between two openings with what the store says; record it when new.
 
     `identity` has the shard's index and count, the partition map's version and each table's layout.
     Tables may be added, and their policies changed; ConfigError names anything else that differs.
     """
-    data = store.get_meta(SHARD_KEY)
-    known = _unsealed(data, "the shard's descriptor") if data else {}
+    known = read_shard(store) or {}
     for key in ("shard", "shard_count", "map_version"):
         if known and known[key] != identity[key]:
             raise ConfigError(f"{key} is {identity[key]}; this data directory was made with {known[key]}")

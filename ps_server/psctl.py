@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`psctl`: look at running shards and steer them.
+"""`psctl`: look at running shards and steer them, and work on the directories of stopped ones (offline.py).
 
 It speaks the generated stubs to each endpoint in turn. Exit codes are those of the error tree
 (rowhouse/error.py): 0 done, 2 a wrong request or table, 69 a shard did not answer, 74 its store failed.
@@ -20,6 +20,7 @@ from rowhouse.error import ERROR_METADATA_KEY, RowhouseError, from_status
 from rowhouse.v1 import rowhouse_pb2 as pb
 from rowhouse.v1 import rowhouse_pb2_grpc
 
+from ps_server import offline
 from ps_server.config import split_endpoint
 
 _EXAMPLES: Final = """\
@@ -49,8 +50,8 @@ Facts = dict[str, Any]
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="psctl",
-        description="Look at running shards and steer them.",
-        epilog=_EXAMPLES,
+        description="Look at running shards and steer them; check, load and export stopped ones.",
+        epilog=_EXAMPLES + offline.EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True)
@@ -71,6 +72,11 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--table", required=True)
         if name == "freeze":
             command.add_argument("--mode", required=True, choices=sorted(_MODES))
+    for name, text in offline.COMMANDS.items():
+        command = commands.add_parser(
+            name, help=text, epilog=offline.EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        offline.add_command(command, name)
     return parser
 
 
@@ -185,6 +191,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code; of the worst shard, after all of them were asked.
     """
     arguments = _parser().parse_args(argv)
+    console = Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH)
+    if arguments.command in offline.COMMANDS:
+        return offline.run(arguments, console)
     method, request = _request(arguments)
     answers: list[Facts] = []
     exit_code = 0
@@ -199,7 +208,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     elif answers:
         show: Callable[[list[Facts], Console], None]
         show = _show_stats if arguments.command == "stats" else _show_answers
-        show(answers, Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH))
+        show(answers, console)
     return exit_code
 
 

@@ -53,7 +53,8 @@ Answer = TypeVar("Answer")
 def _translated(error: Exception, what: str) -> RowhouseError:
     """The error of ours that a rocksdict error stands for."""
     text = str(error)
-    if "Corruption" in text or "checksum" in text.lower():
+    missing = "No such file" in text and ".sst" in text
+    if missing or "Corruption" in text or "checksum" in text.lower():
         return CorruptionError(f"{what}: {text}")
     if "lock" in text.lower() and ("LOCK" in text or "No locks available" in text):
         return DirectoryInUseError(f"{what}: another process holds it ({text})")
@@ -100,11 +101,11 @@ def _row_options(cache: Cache, memtable_bytes: int) -> Options:
     return options
 
 
-def _database_options(memtable_bytes: int) -> Options:
+def _database_options(memtable_bytes: int, paranoid: bool) -> Options:
     options = Options(raw_mode=True)
     options.create_if_missing(True)
     options.create_missing_column_families(True)
-    options.set_paranoid_checks(True)
+    options.set_paranoid_checks(paranoid)
     options.increase_parallelism(2)
     options.set_max_open_files(512)
     options.set_keep_log_file_num(4)
@@ -232,7 +233,8 @@ class RowFamily:
             table = data.reshape(good, KEY_BYTES + width)
             keys = np.ascontiguousarray(table[:, :KEY_BYTES]).view(">u8").reshape(-1).astype(np.uint64)
             inside = good if end is None else int(np.searchsorted(keys, np.uint64(end)))
-            yield keys[:inside], table[:inside, KEY_BYTES:]
+            if inside:
+                yield keys[:inside], table[:inside, KEY_BYTES:]
             if inside < good:
                 return
             if good < len(chunk):
@@ -268,13 +270,11 @@ class RowFamily:
 
     def disk_bytes(self) -> int:
         """Bytes of live SST files."""
-        value = self._family.property_int_value("rocksdb.live-sst-files-size")
-        return int(value or 0)
+        return int(self._family.property_int_value("rocksdb.live-sst-files-size") or 0)
 
     def memory_bytes(self) -> int:
         """Bytes of memtables."""
-        value = self._family.property_int_value("rocksdb.cur-size-all-mem-tables")
-        return int(value or 0)
+        return int(self._family.property_int_value("rocksdb.cur-size-all-mem-tables") or 0)
 
     def close(self) -> None:
         """Let go of the family: RocksDB gives up the directory when the last handle is gone."""
@@ -328,6 +328,8 @@ class Store:
         Block cache, and size of one memtable; the database holds two of them in all.
     read_only
         Open without writing anything.
+    paranoid
+        Refuse to open when a file is missing or cut short; without it only its rows cannot be read.
 
     Raises
     ------
@@ -345,10 +347,11 @@ class Store:
         cache_bytes: int,
         memtable_bytes: int,
         read_only: bool = False,
+        paranoid: bool = True,
     ) -> None:
         self._cache = Cache(cache_bytes)
         self.cache_bytes, self.memtable_bytes = cache_bytes, memtable_bytes
-        options = _database_options(memtable_bytes)
+        options = _database_options(memtable_bytes, paranoid)
         access = AccessType.read_only(False) if read_only else AccessType.read_write()
         what = f"opening {directory}"
         exists = (directory / "CURRENT").exists()
