@@ -40,6 +40,9 @@ PINNED = 8
 SEGMENTS, RESERVED, SHIFT, STRIDE = 0, 1, 2, 3
 
 _BLOCK = 64  # ids per pipeline stage: enough to cover memory latency, small enough for L1
+SWEEP_PLACES = 64
+"""Entries of a segment that the clock's hand passes before the next segment: eight cache lines."""
+
 _SPREAD = np.uint64(0xD6E8FEB86659FD93)
 _TAG_MASK = np.uint64((1 << 28) - 1)
 _LOW32 = np.uint64(0xFFFFFFFF)
@@ -302,16 +305,18 @@ def sweep(
 ) -> int:
     """CLOCK: take up to `wanted` victims out of the index, from the hand on.
 
-    `hand` is int64 [segment, place] and moves on. An entry that was referenced since the last lap loses
+    `hand` is int64 [segment, place] and moves on: a block of places in every segment, then the next block,
+    so that all segments empty at one rate. (Segment by segment, the last one before its turn would hold
+    twice its share, more than is reserved for it.) An entry that was referenced since the last lap loses
     the mark and stays; a pinned one stays. `slots` int64 and `flags` uint8 get the victims'. Returns
     their number, fewer than wanted only after two whole laps. (Corbato 1968, "A paging experiment".)
     """
-    found = 0
+    found = laps = 0
     segment, place = hand[0], hand[1]
-    visited = 0
-    while found < wanted and visited <= 2 * geometry[SEGMENTS]:
-        base = segment * geometry[RESERVED]
-        while found < wanted and place < caps[segment]:
+    while found < wanted and laps <= 2:
+        first = place - place % SWEEP_PLACES
+        base, stop = segment * geometry[RESERVED], min(first + SWEEP_PLACES, caps[segment])
+        while found < wanted and place < stop:
             entry = entries[base + place]
             bits = (entry >> _S32) & _FLAG_MASK
             if entry == 0 or bits & np.uint64(PINNED):
@@ -324,10 +329,14 @@ def sweep(
                 flags[found] = bits
                 found += 1
                 _delete(base + place, segment, entries, caps, counts, geometry)  # looks at `place` again
-        if place >= caps[segment]:
-            place = 0
-            segment = (segment + 1) & (geometry[SEGMENTS] - 1)
-            visited += 1
+        if place >= stop:
+            place = first
+            segment += 1
+            if segment == geometry[SEGMENTS]:
+                segment, place = 0, first + SWEEP_PLACES
+                if place >= caps.max():
+                    place = 0
+                    laps += 1
     hand[0], hand[1] = segment, place
     return found
 

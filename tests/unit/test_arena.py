@@ -7,7 +7,7 @@ from rowhouse.mix import unmix64
 
 from ps_server.arena import Arena
 from ps_server.kernel import index
-from ps_server.row import RowLayout
+from ps_server.row import INDEX_BYTES_PER_ROW, RowLayout
 
 LAYOUT = RowLayout(dim=2, dtype=1, state_size=0, push_time=False, push_count=False)
 
@@ -102,6 +102,22 @@ def test_the_budget_bounds_rows_and_eviction_prefers_what_was_not_used() -> None
     assert arena.free_slots(10_000).shape[0] == slots.shape[0]
     _, missing = arena.find(np.setdiff1d(ids, evicted))
     assert missing == 0
+
+
+@pytest.mark.parametrize("mark", [0, index.REFERENCED], ids=["read once", "pushed"])
+def test_segments_stay_even_while_rows_pass_through(mark: int) -> None:
+    arena = _arena(150_000)
+    caps = arena.index_bytes
+    ids = _ids(1_500_000)
+    for start in range(0, ids.shape[0], 25_000):
+        chunk = ids[start : start + 25_000]
+        free = arena.free_slots(chunk.shape[0])
+        while free.shape[0] < chunk.shape[0]:
+            arena.give_back(arena.evict(chunk.shape[0] - free.shape[0])[0])
+            free = np.concatenate([free, arena.free_slots(chunk.shape[0] - free.shape[0])])
+        arena.insert(chunk, free, mark)
+    assert arena.segments == 16 and len(arena) <= 150_000
+    assert caps < arena.index_bytes <= 150_000 * INDEX_BYTES_PER_ROW * 1.05  # what the budget is charged
 
 
 def test_pinned_rows_are_never_victims() -> None:
