@@ -25,7 +25,7 @@ from rowhouse.message import TableGradients
 from rowhouse.placement import PartitionMap
 
 from ps_client.cluster import Cluster
-from ps_client.kernel import scatter
+from ps_client.kernel import as_read_only, scatter
 from ps_client.lane import REFUSALS, Lane
 from ps_client.plan import Distinct, Piece, check_answer, pull_request, split_pull, split_push
 from ps_client.retry import Backoff, Retry
@@ -96,7 +96,7 @@ class Exchange:
             if piece.positions is None:
                 rows[piece.index] = values
             else:
-                scatter(values, piece.positions, rows[piece.index])
+                scatter(as_read_only(values), piece.positions, rows[piece.index])
 
     def push(self, tables: Sequence[TableGradients]) -> None:
         """Push distinct ids with their summed gradients; see Client.push_many for what an error leaves."""

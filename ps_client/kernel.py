@@ -10,13 +10,15 @@ push has the same bits however it is split; 3. within a shard, ids keep their or
 Thread safety: pure functions; scratch is allocated by each call.
 """
 
-from typing import Final
+from typing import Final, TypeVar
 
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 from rowhouse.mix import mix64_scalar
 from rowhouse.placement import PARTITION_SHIFT
+
+Scalar = TypeVar("Scalar", bound=np.generic)
 
 _EMPTY: Final = np.int32(-1)
 _EXPONENT: Final = np.uint32(0x7F800000)
@@ -175,6 +177,13 @@ def _largest_exponent(bits: NDArray[np.uint32]) -> np.uint32:
     return largest
 
 
+def as_read_only(array: NDArray[Scalar]) -> NDArray[Scalar]:
+    """A view that kernels see as one type wherever the array came from, so that they compile once."""
+    view = array.view()
+    view.flags.writeable = False
+    return view
+
+
 def all_finite(values: NDArray[np.float32]) -> bool:
     """Whether no element of a C-contiguous float32 array is a NaN or an infinity."""
-    return bool(_largest_exponent(values.reshape(-1).view(np.uint32)) != _EXPONENT)
+    return bool(_largest_exponent(as_read_only(values.reshape(-1).view(np.uint32))) != _EXPONENT)

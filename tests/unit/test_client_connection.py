@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """connect(): targets, transports over real gRPC, and errors that keep their class across the wire."""
 
+import os
 import subprocess
 import sys
 import threading
@@ -166,6 +167,26 @@ def test_a_shard_that_restarts_is_waited_for_and_nothing_is_lost_or_doubled() ->
         timer.join()
         reopened[0].stop(None).wait()
     assert shard.applied == 2
+
+
+def test_freezing_over_grpc_and_a_fork_of_a_connected_process() -> None:
+    shards = make_shards(2)
+    with serve(shards) as endpoints, connect(",".join(endpoints), timeout_s=10) as client:
+        client.freeze("user", "refuse")
+        with pytest.raises(error.TableFrozenError, match=r"shard at .*'user' is frozen"):
+            client.push("user", IDS, ONES)
+        client.freeze("user", "off")
+        child = os.fork()
+        if child == 0:
+            try:
+                client.pull("user", IDS)
+            except PreconditionError as failure:
+                os._exit(0 if "fork" in str(failure) else 1)
+            finally:
+                os._exit(2)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        client.push("user", IDS, ONES)
+    assert [shard.applied for shard in shards] == [1, 1]
 
 
 class Opener:

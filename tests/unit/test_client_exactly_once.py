@@ -2,6 +2,7 @@
 """Retries, lost answers, gaps, changed maps: each push is applied once (lane.py, exchange.py, retry.py)."""
 
 import os
+import threading
 
 import numpy as np
 import pytest
@@ -287,3 +288,40 @@ def test_a_fork_is_refused_in_the_child() -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     client.pull("user", IDS)
     client.close()
+
+
+def test_a_push_that_waits_too_long_for_another_thread_is_not_sent() -> None:
+    shards = make_shards(1)
+    entered, leave = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        entered.set()
+        leave.wait(20)
+
+    shards[0].before["push"] = [hold]
+    with local_client(shards, retry=Retry(timeout_s=0.3)) as client:
+        slow = threading.Thread(target=client.push, args=("user", IDS, ONES))
+        slow.start()
+        entered.wait(20)
+        with pytest.raises(DeadlineExceededError, match=r"another thread's push took .* was not sent"):
+            client.push("user", IDS, ONES)
+        leave.set()
+        slow.join()
+    np.testing.assert_array_equal(held(shards), AFTER_ONE)
+    assert [request.sequence for request in shards[0].pushes] == [1]
+
+
+def test_threads_that_meet_a_changed_map_together_reload_it_once() -> None:
+    shards = make_shards(1)
+    with local_client(shards) as client:
+        grow(shards, ["0", "1"])
+        rows: list[Row] = []
+        workers = [threading.Thread(target=lambda: rows.append(client.pull("user", IDS))) for _ in range(8)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+        assert client.shard_count == 2
+    assert len(rows) == 8
+    for answer in rows:
+        np.testing.assert_array_equal(answer, held(shards))
