@@ -47,7 +47,7 @@ demo: $(STAMP)
 	$(BIN)/python -m examples.demo --example $(EXAMPLE) $(if $(DATA),--data "$(DATA)")
 
 bench: $(STAMP)
-	$(BIN)/python -m benchmarks run table --quick --output build/bench/latest.json
+	$(BIN)/python -m benchmarks run table wire --quick --output build/bench/latest.json
 	$(BIN)/python -m benchmarks report build/bench/latest.json --output build/bench/report
 
 clean:

@@ -5,7 +5,7 @@ Goals are those of the issues that ask for the work. A workload runs in a proces
 workload finds another one's memory, threads or compiled kernels.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from importlib import import_module
@@ -55,15 +55,20 @@ def _at_most(bound: float, of: Any = "ratio") -> Goal:
 
 
 def _pair(
-    name: str, summary: str, peer: str, function: str, goals: tuple[Goal, Goal]
+    name: str,
+    summary: str,
+    peer: str,
+    function: str,
+    goals: tuple[Goal, Goal],
+    arguments: Sequence[Mapping[str, Any]] = ({}, {}),
 ) -> tuple[Workload, ...]:
     """A workload for each distribution."""
     return tuple(
         Workload(
             name=f"{name}.{distribution}", summary=f"{summary}, {distribution}", peer=peer,
-            function=function, goal=goal, arguments={"distribution": distribution},
+            function=function, goal=goal, arguments={"distribution": distribution, **further},
         )
-        for distribution, goal in zip(("zipf", "uniform"), goals, strict=True)
+        for distribution, goal, further in zip(("zipf", "uniform"), goals, arguments, strict=True)
     )  # fmt: skip
 
 
@@ -79,6 +84,44 @@ WORKLOADS: Final[tuple[Workload, ...]] = (
     *_pair(
         "table.log", "Adagrad step with the push log (os)", "the same with durability none",
         "benchmarks.table_step:measure_log", (_at_most(1.25), _at_most(1.25)),
+    ),
+    Workload(
+        name="table.cold_pull", summary="pull of rows that are not in memory (--rows)",
+        peer="rocksdict multi_get on the same files, same cache",
+        function="benchmarks.table_disk:measure_cold", goal=_at_least(0.9),
+    ),
+    *(
+        Workload(
+            name=f"table.memory_per_row.{dtype}", summary=f"memory per hot row, {dtype} SGD",
+            peer=f"the id and the {dtype} weights alone", function="benchmarks.table_memory:measure",
+            goal=_at_most(1.35), arguments={"dtype": dtype},
+        )
+        for dtype in ("fp16", "fp32")
+    ),
+    *(
+        Workload(
+            name=f"table.disk_per_row.{dtype}", summary=f"disk per compacted row, {dtype} SGD (--rows)",
+            peer=f"the id and the {dtype} weights alone", function="benchmarks.table_disk:measure_size",
+            goal=_at_most(1.15), arguments={"dtype": dtype},
+        )
+        for dtype in ("fp16", "fp32")
+    ),
+    Workload(
+        name="table.reopen", summary="kill -9 to the first answer (--rows, --log-bytes)", peer="",
+        function="benchmarks.table_reopen:measure", goal=_at_most(30.0, "figure"),
+    ),
+    *_pair(
+        "wire.pull", "pull over TCP", "the best remote server",
+        "benchmarks.wire:measure_pull", (_at_least(1.25), _at_least(1.6)),
+    ),
+    *_pair(
+        "wire.overhead", "wire time of a pull: remote less embedded", "bare gRPC, the same bytes",
+        "benchmarks.wire:measure_overhead", (_at_most(1.5), _at_most(1.5)),
+    ),
+    *_pair(
+        "wire.adagrad", "Adagrad step over TCP", "torch EmbeddingBag(sparse) + Adagrad in process",
+        "benchmarks.wire:measure_adagrad", (_at_least(1.2), _at_least(2.0)),
+        [{"server_goal": _at_least(1.9)}, {"server_goal": _at_least(2.5)}],
     ),
 )  # fmt: skip
 

@@ -29,9 +29,10 @@ Step = Callable[[Batch], Any]
 
 @dataclass(slots=True)
 class Timing:
-    """What one side did: ids requested per second of each run, and the time of each batch."""
+    """What one side did, by run: ids requested per second, median time of a batch; and every batch's time."""
 
     ids_per_s: list[float] = field(default_factory=list)
+    median_s: list[float] = field(default_factory=list)
     batch_s: list[float] = field(default_factory=list)
     foreign_cores: list[float] = field(default_factory=list)
 
@@ -112,18 +113,18 @@ def contest(sides: Sequence[Step], batches: Sequence[Batch], settings: Settings)
 
 def _turn(side: Step, batches: Sequence[Batch], place: int, seconds: float, timing: Timing) -> int:
     meter = CpuMeter()
-    ids = done = 0
-    spent_s = 0.0
-    while spent_s < seconds or done < BATCHES_MIN:
+    ids, spent_s = 0, 0.0
+    took: list[float] = []
+    while spent_s < seconds or len(took) < BATCHES_MIN:
         batch = batches[place % len(batches)]
         before_s = time.perf_counter()
         side(batch)
-        took_s = time.perf_counter() - before_s
-        timing.batch_s.append(took_s)
-        spent_s += took_s
+        took.append(time.perf_counter() - before_s)
+        spent_s += took[-1]
         ids += batch.requested.shape[0]
-        done += 1
         place += 1
+    timing.batch_s += took
+    timing.median_s.append(float(np.median(took)))
     timing.ids_per_s.append(ids / spent_s)
     timing.foreign_cores.append(meter.foreign_cores())
     return place

@@ -16,7 +16,7 @@ from benchmarks.bar import Bar, Settings
 from benchmarks.catalog import Workload, select
 
 ROOT: Final = Path(__file__).resolve().parents[1]
-ERROR_LINES_MAX: Final = 12
+ERROR_LINES_MAX: Final = 5
 
 
 def settings_json(settings: Settings) -> dict[str, Any]:

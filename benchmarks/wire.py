@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""wire.*: one client process and one shard process, TCP loopback.
+
+The servers of others need environments of their own; until one is here, the bars against them are
+reported without a peer. torch in process and bare gRPC run beside ours.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from benchmarks.bar import Bar, Goal, Settings, make_bar
+from benchmarks.batch import BATCH_IDS, DIM, Batch, load_batches
+from benchmarks.contest import contest
+from benchmarks.embedded import ADAGRAD, TABLE, all_rows, create_rows, embedded, require_equal, table_config
+from benchmarks.peer_grpc import NAME as BARE_NAME
+from benchmarks.peer_grpc import BareCalls
+from benchmarks.server import serving, shard_arguments
+from benchmarks.table_step import CHECK_BATCHES, ROUNDING, adagrad_step
+from ps_client import connect
+from ps_client.client import Client
+
+NO_SERVER: Final = "skipped: OpenEmbedding, TFRA and Paddle are not installed (own environments)"
+
+
+@contextmanager
+def remote(folder: Path, config: dict[str, Any]) -> Iterator[Client]:
+    """A client of a fresh shard in a process of its own."""
+    arguments = shard_arguments(folder, config)
+    with (
+        serving(arguments, folder / "output.txt") as server,
+        connect(server.endpoint(), timeout_s=120.0) as client,
+    ):
+        yield client
+
+
+def measure_pull(settings: Settings, name: str, distribution: str, goal: Goal) -> list[Bar]:
+    """26,624 ids into the caller's array, beside bare gRPC carrying the distinct ids' bytes."""
+    batches = load_batches(distribution, settings.cache, settings.ids)
+    out = np.empty((BATCH_IDS, DIM), np.float32)
+    scratch = settings.scratch
+    with (
+        remote(scratch / "shard", table_config(ADAGRAD)) as client,
+        serving(["-m", "benchmarks.peer_grpc"], scratch / "bare.txt") as bare_server,
+    ):
+        create_rows(client, settings.ids)
+        bare = BareCalls(bare_server.endpoint())
+
+        def ours(batch: Batch) -> None:
+            client.pull(TABLE, batch.requested, out)
+
+        mine, wire = contest([ours, bare.pull], batches, settings)
+        bare.close()
+    detail = {
+        **mine.detail("ours"), **wire.detail("bare_grpc"),
+        "of_bare_grpc_time": float(np.median(np.divide(wire.ids_per_s, mine.ids_per_s))),
+    }  # fmt: skip
+    what = f"pull over TCP, {distribution}"
+    return [
+        make_bar(
+            name, what, "M rows/s", goal, mine.millions, "the best remote server", detail=detail,
+            skipped=NO_SERVER,
+        )
+    ]  # fmt: skip
+
+
+def measure_overhead(settings: Settings, name: str, distribution: str, goal: Goal) -> list[Bar]:
+    """Time that the wire adds to a pull of distinct ids: remote less embedded, beside bare gRPC."""
+    batches = load_batches(distribution, settings.cache, settings.ids)
+    scratch, config = settings.scratch, table_config(ADAGRAD)
+    with (
+        remote(scratch / "shard", config) as far,
+        embedded(scratch / "embedded", config) as near,
+        serving(["-m", "benchmarks.peer_grpc"], scratch / "bare.txt") as bare_server,
+    ):
+        bare = BareCalls(bare_server.endpoint())
+        for client in (far, near):
+            create_rows(client, settings.ids)
+        sample = batches[0].distinct
+        require_equal(name, far.pull(TABLE, sample), near.pull(TABLE, sample), 0.0)
+        sides = [lambda b: far.pull(TABLE, b.distinct), lambda b: near.pull(TABLE, b.distinct), bare.pull]
+        timings = contest(sides, batches, settings)
+        bare.close()
+    # medians of batches: a difference of means would be that of the noise
+    remote_s, local_s, bare_s = (np.array(t.median_s) for t in timings)
+    detail = {
+        **timings[0].detail("remote"), **timings[1].detail("embedded"), **timings[2].detail("bare_grpc"),
+        "remote_ms": float(np.median(remote_s) * 1e3), "embedded_ms": float(np.median(local_s) * 1e3),
+    }  # fmt: skip
+    what = f"wire time of a pull (remote less embedded), {distribution}"
+    ours_ms, bare_ms = (remote_s - local_s) * 1e3, bare_s * 1e3
+    return [
+        make_bar(name, what, "ms/pull", goal, ours_ms.tolist(), BARE_NAME, bare_ms.tolist(), detail),
+    ]
+
+
+def measure_adagrad(
+    settings: Settings, name: str, distribution: str, goal: Goal, server_goal: Goal
+) -> list[Bar]:
+    """An Adagrad step through the wire against torch in process without one."""
+    from benchmarks.peer_torch import TorchTable  # noqa: PLC0415 # torch is optional
+
+    batches = load_batches(distribution, settings.cache, settings.ids)
+    with remote(settings.scratch / "shard", table_config(ADAGRAD, durability="os")) as client:
+        create_rows(client, settings.ids)
+        peer = TorchTable(all_rows(client, settings.ids))
+        peer.prepare(batches)
+        step = adagrad_step(client)
+        for batch in batches[:CHECK_BATCHES]:
+            step(batch)
+            peer.step(batch)
+        for batch in batches[:CHECK_BATCHES]:
+            require_equal(name, client.pull(TABLE, batch.distinct), peer.pull(batch), ROUNDING)
+        peer.choose_threads(batches)
+        mine, theirs = contest([step, peer.step], batches, settings)
+    detail = {**mine.detail("ours"), **theirs.detail("peer"), "ours_durability": "os (push log)"}
+    what = f"Adagrad step over TCP, {distribution}"
+    return [
+        make_bar(name, what, "M rows/s", goal, mine.millions, peer.name, theirs.millions, detail),
+        make_bar(
+            f"{name}.server", what, "M rows/s", server_goal, mine.millions, "the best remote server",
+            skipped=NO_SERVER,
+        ),
+    ]  # fmt: skip
