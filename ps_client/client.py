@@ -26,11 +26,11 @@ from rowhouse.v1 import rowhouse_pb2 as pb
 
 from ps_client.cluster import Cluster
 from ps_client.exchange import Exchange
-from ps_client.kernel import gather, sum_duplicates
+from ps_client.kernel import as_read_only, gather, sum_duplicates
 from ps_client.plan import distinct
 from ps_client.retry import Retry
 from ps_client.table import Table, find_table
-from ps_client.validation import as_gradients, as_ids, check_learning_rate, check_out, wire_code
+from ps_client.validation import as_events, as_gradients, as_ids, check_learning_rate, check_out, wire_code
 
 FREEZE_MODES: Final = {
     "off": pb.FREEZE_MODE_OFF, "refuse": pb.FREEZE_MODE_REFUSE, "ignore": pb.FREEZE_MODE_IGNORE,
@@ -123,7 +123,7 @@ class Client:
         plan = distinct(declared, checked)
         rows = self._exchange.pull([plan], self._wire_dtype, read_only)[0]
         answer = np.empty((checked.shape[0], declared.dim), np.float32) if out is None else out
-        gather(rows, plan.inverse, answer)
+        gather(as_read_only(rows), plan.inverse, answer)
         return answer
 
     def pull_many(
@@ -146,7 +146,7 @@ class Client:
         answers = {}
         for table, unique in self.pull_unique(ids, read_only=read_only).items():
             answer = np.empty((unique.inverse.shape[0], unique.rows.shape[1]), np.float32)
-            gather(unique.rows, unique.inverse, answer)
+            gather(as_read_only(unique.rows), unique.inverse, answer)
             answers[table] = answer
         return answers
 
@@ -174,9 +174,16 @@ class Client:
         }
 
     def push(
-        self, table: str, ids: ArrayLike, gradients: ArrayLike, learning_rate: float | None = None
+        self,
+        table: str,
+        ids: ArrayLike,
+        gradients: ArrayLike,
+        learning_rate: float | None = None,
+        *,
+        shows: ArrayLike | None = None,
+        clicks: ArrayLike | None = None,
     ) -> None:
-        """Apply gradients to one table; see `push_many`.
+        """Apply gradients to one table; see `push_many` for what it raises.
 
         Parameters
         ----------
@@ -188,8 +195,18 @@ class Client:
             (n, dim) floating-point, finite.
         learning_rate
             Overrides the optimizer's learning rate for this push.
+        shows, clicks
+            (n,) not negative: how often each id was shown and clicked, for a table with a show/click
+            policy (other tables ignore them). None: a show for each time an id stands here, no click.
         """
-        self.push_many({table: (ids, gradients)}, learning_rate)
+        self._check_usable()
+        rate = check_learning_rate(learning_rate)
+        declared = find_table(self.tables, table)
+        checked = as_ids(declared, ids)
+        events = [as_events(declared, name, e, checked) for name, e in (("shows", shows), ("clicks", clicks))]
+        values = as_gradients(declared, checked, gradients, self._wire_dtype)
+        if checked.shape[0]:
+            self._exchange.push([self._summed(declared, checked, values, rate, *events)])
 
     def push_many(
         self, gradients: Mapping[str, tuple[ArrayLike, ArrayLike]], learning_rate: float | None = None
@@ -229,16 +246,33 @@ class Client:
             self._exchange.push(tables)
 
     def _summed(
-        self, table: Table, ids: NDArray[np.uint64], gradients: NDArray[np.float32], rate: float | None
+        self,
+        table: Table,
+        ids: NDArray[np.uint64],
+        gradients: NDArray[np.float32],
+        rate: float | None,
+        shows: NDArray[np.float32] | None = None,
+        clicks: NDArray[np.float32] | None = None,
     ) -> TableGradients:
         plan = distinct(table, ids)
         count = plan.ids.shape[0]
-        sums = gradients if count == ids.shape[0] else sum_duplicates(gradients, plan.inverse, count)
+        sums = (
+            gradients
+            if count == ids.shape[0]
+            else sum_duplicates(as_read_only(gradients), plan.inverse, count)
+        )
         if sums is not gradients:  # a sum of finite gradients may still overflow
             sums = as_gradients(table, plan.ids, sums, self._wire_dtype)
-        return TableGradients(
-            table.name, self._wire_dtype, plan.ids, dtype.narrow(sums, self._wire_dtype), rate
-        )
+        narrow = dtype.narrow(sums, self._wire_dtype)
+        if not table.scored:
+            shows = clicks = None
+        elif shows is None and count < ids.shape[0]:
+            shows = np.ones(ids.shape[0], np.float32)  # each duplicate is a show of its own
+        events = [
+            e if e is None else sum_duplicates(e.reshape(-1, 1), plan.inverse, count).reshape(-1)
+            for e in (shows, clicks)
+        ]
+        return TableGradients(table.name, self._wire_dtype, plan.ids, narrow, rate, *events)
 
     def flush(self) -> None:
         """Send again each push whose answer is missing, and return when all of them are applied.

@@ -86,9 +86,6 @@ class Lane:
     def keep(self) -> None:
         """Copy the pending push's arrays: it outlives the call that brought them."""
         if self.pending is not None:
-            tables = tuple(
-                TableGradients(t.table, t.dtype, np.array(t.ids), np.array(t.gradients), t.learning_rate)
-                for t in self.pending.tables
-            )
+            tables = tuple(t.chosen(np.arange(t.ids.shape[0])) for t in self.pending.tables)
             request = self.pending
             self.pending = PushRequest(request.map_version, self._client_id, self.sequence, tables)

@@ -29,7 +29,7 @@ from rowhouse.limit import (
 from rowhouse.message import PullRequest, PullResponse, TableGradients, TableIds
 from rowhouse.placement import PartitionMap
 
-from ps_client.kernel import deduplicate, group_by_shard
+from ps_client.kernel import as_read_only, deduplicate, group_by_shard
 from ps_client.table import Table
 
 TABLE_HEAD_BYTES_MAX: Final = TABLE_NAME_BYTES_MAX + 64
@@ -71,7 +71,7 @@ class Piece:
 def distinct(table: Table, ids: NDArray[np.uint64]) -> Distinct:
     """Dedup with inverse of a checked (n,) uint64 array."""
     inverse = np.empty(ids.shape[0], np.int64)
-    return Distinct(table, deduplicate(ids, inverse), inverse)
+    return Distinct(table, deduplicate(as_read_only(ids), inverse), inverse)
 
 
 def split_pull(
@@ -84,7 +84,7 @@ def split_pull(
         if shard_count == 1:
             parts.setdefault(0, []).append(piece)
             continue
-        order, bounds = group_by_shard(piece.ids, partition_map.shards, shard_count)
+        order, bounds = group_by_shard(as_read_only(piece.ids), partition_map.shards, shard_count)
         for shard in np.flatnonzero(np.diff(bounds)).tolist():
             chosen = order[bounds[shard] : bounds[shard + 1]]
             positions = chosen if piece.positions is None else piece.positions[chosen]
@@ -106,13 +106,10 @@ def split_push(
         if shard_count == 1:
             parts.setdefault(0, []).append(whole)
             continue
-        order, bounds = group_by_shard(whole.ids, partition_map.shards, shard_count)
+        order, bounds = group_by_shard(as_read_only(whole.ids), partition_map.shards, shard_count)
         for shard in np.flatnonzero(np.diff(bounds)).tolist():
             chosen = order[bounds[shard] : bounds[shard + 1]]
-            part = TableGradients(
-                whole.table, whole.dtype, whole.ids[chosen], whole.gradients[chosen], whole.learning_rate
-            )
-            parts.setdefault(shard, []).append(part)
+            parts.setdefault(shard, []).append(whole.chosen(chosen))
     for shard, gradients in parts.items():
         sizes = [(g.ids.shape[0], g.gradients.shape[1]) for g in gradients]
         _check_limits("push", shard, sizes, gradients[0].gradients.itemsize)

@@ -38,6 +38,11 @@ class Table:
     dtype: str
     config: Mapping[str, Any]
 
+    @property
+    def scored(self) -> bool:
+        """Whether the table has a show/click policy, so that shows and clicks are worth sending."""
+        return any(policy["kind"] == "show_click" for policy in self.config.get("eviction", ()))
+
 
 def read_tables(infos: Iterable[pb.TableInfo]) -> Mapping[str, Table]:
     """Tables by name, from a GetClusterResponse; read-only."""

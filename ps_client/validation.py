@@ -120,6 +120,37 @@ def as_gradients(
     return values
 
 
+def as_events(
+    table: Table, name: str, events: ArrayLike | None, ids: NDArray[np.uint64]
+) -> NDArray[np.float32] | None:
+    """Shows or clicks of one push as (n,) float32; InvalidRequestError unless finite and not negative.
+
+    Parameters
+    ----------
+    table
+        The table they are for.
+    name
+        "shows" or "clicks", for messages.
+    events
+        (n,) numbers, or None.
+    ids
+        (n,) uint64, checked.
+    """
+    if events is None:
+        return None
+    values = np.ascontiguousarray(events, np.float32)
+    what = f"table {table.name!r}: {name}"
+    if values.shape != ids.shape:
+        raise InvalidRequestError(f"{what} have shape {values.shape}; {ids.shape[0]} ids need {ids.shape}")
+    bad = ~(np.isfinite(values) & (values >= 0))
+    if bad.any():
+        first = int(np.argmax(bad))
+        raise InvalidRequestError(
+            f"{what}[{first}] is {values[first]!s} for id {ids[first]}; it must be finite and not negative"
+        )
+    return values
+
+
 def _refuse_gradient(
     what: str, ids: NDArray[np.uint64], values: NDArray[np.float32], bad: NDArray[np.bool_], reason: str
 ) -> None:

@@ -61,6 +61,20 @@ class TableGradients:
     shows: NDArray[np.float32] | None = None
     clicks: NDArray[np.float32] | None = None
 
+    def chosen(self, places: NDArray[np.int64]) -> "TableGradients":
+        """The rows at `places`, (m,) int64, copied."""
+        shows = None if self.shows is None else self.shows[places]
+        clicks = None if self.clicks is None else self.clicks[places]
+        return TableGradients(
+            self.table,
+            self.dtype,
+            self.ids[places],
+            self.gradients[places],
+            self.learning_rate,
+            shows,
+            clicks,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class PushRequest:

@@ -10,6 +10,7 @@ from rowhouse import dtype, message
 from rowhouse.error import ConfigError, InvalidRequestError
 from rowhouse.v1 import rowhouse_pb2 as pb
 
+from ps_client import connect
 from ps_server.config import load_config
 from ps_server.shard import Shard
 
@@ -82,3 +83,19 @@ def test_zero_rows_are_dropped_and_come_back_as_zeros(tmp_path: Path) -> None:
     shard.close()
     with pytest.raises(ConfigError, match="zeros"):
         _open(tmp_path / "other", {**table, "initializer": {"kind": "uniform"}}, [0.0])
+
+
+def test_a_client_sums_the_events_of_duplicates(tmp_path: Path) -> None:
+    policy = {"kind": "show_click", "nonclick_weight": 1.0, "click_weight": 10.0, "min_score": 12.5}
+    with connect(
+        f"embedded:{tmp_path}", config={"tables": [{"name": "t", "dim": 1, "eviction": [policy]}]}
+    ) as c:
+        ids, gradients = np.array([1, 2, 1, 3]), np.ones((4, 1), np.float32)
+        c.push("t", ids, gradients, clicks=[1, 1, 1, 0])  # scores 20, 10 and 1
+        assert c.evict("t") == 2 and c.stats()[0].tables[0].rows == 1
+        c.push("t", ids, gradients)  # without events each occurrence is one show: 1 has 22, 2 has 1
+        assert c.evict("t") == 2
+        with pytest.raises(InvalidRequestError, match=r"shows\[1\] is nan for id 2"):
+            c.push("t", ids, gradients, shows=[1, np.nan, 1, 1])
+        with pytest.raises(InvalidRequestError, match="clicks have shape"):
+            c.push("t", ids, gradients, clicks=[1])
