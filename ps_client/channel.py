@@ -51,6 +51,7 @@ class GrpcTransport:
 
     def __init__(self, endpoint: str) -> None:
         self.endpoint = endpoint
+        self._closed = False
         self._channel = grpc.insecure_channel(endpoint, OPTIONS)
         self._pull = self._channel.unary_unary(
             SERVICE + "Pull",
@@ -80,6 +81,11 @@ class GrpcTransport:
             return method(request, timeout=timeout_s)
         except grpc.RpcError as failure:
             raise to_error(failure, self.endpoint) from None
+        except ValueError:  # gRPC's word for a closed channel
+            if not self._closed:
+                raise
+            text = f"shard at {self.endpoint}: the client was closed during the call"
+            raise error.PreconditionError(text) from None
 
     def pull(self, request: PullRequest, timeout_s: float) -> PullResponse:
         """Rows of one step."""
@@ -121,5 +127,6 @@ class GrpcTransport:
         return response
 
     def close(self) -> None:
-        """Close the channel; calls under way end with UnavailableError."""
+        """Close the channel: calls under way are cancelled, and their retries are refused."""
+        self._closed = True
         self._channel.close()

@@ -169,6 +169,38 @@ def test_a_shard_that_restarts_is_waited_for_and_nothing_is_lost_or_doubled() ->
     assert shard.applied == 2
 
 
+def test_closing_ends_the_calls_of_other_threads() -> None:
+    """So that Ctrl-C in a `with` does not wait for a shard that is away."""
+    shards = make_shards(2)
+    with serve(shards) as endpoints:
+        client = connect(",".join(endpoints), timeout_s=60)
+        entered, leave = threading.Event(), threading.Event()
+
+        def hold() -> None:
+            entered.set()
+            leave.wait(30)
+
+        shards[0].before["push"] = [hold]
+        failures: list[BaseException] = []
+
+        def push() -> None:
+            try:
+                client.push("user", IDS, ONES)
+            except RowhouseError as failure:
+                failures.append(failure)
+
+        worker = threading.Thread(target=push)
+        worker.start()
+        entered.wait(30)
+        began_s = time.monotonic()
+        client.close()
+        worker.join(30)
+        waited_s = time.monotonic() - began_s
+        leave.set()
+    assert waited_s < 10 and type(failures[0]) is PreconditionError
+    assert "the client was closed during the call" in str(failures[0])
+
+
 def test_freezing_over_grpc_and_a_fork_of_a_connected_process() -> None:
     shards = make_shards(2)
     with serve(shards) as endpoints, connect(",".join(endpoints), timeout_s=10) as client:
