@@ -218,7 +218,7 @@ class _Resolver:
                 stack.append((root, iter(self.drafts[root].references)))
             while stack:
                 name, rest = stack[-1]
-                target = next((r for r in rest if r in self.drafts and done.get(r) is not True), None)
+                target = next((r for r in rest if self._is_feature(r) and done.get(r) is not True), None)
                 if target is None:
                     stack.pop()
                     done[name] = True
@@ -233,6 +233,9 @@ class _Resolver:
                     done[target] = False
                     stack.append((target, iter(self.drafts[target].references)))
         return order
+
+    def _is_feature(self, reference: str) -> bool:
+        return reference in self.drafts and reference not in self.attributes
 
     def _operand(self, draft: _Draft, position: int, nodes: dict[str, Node]) -> AttributeUse | NodeUse | None:
         reference = draft.references[position]

@@ -323,3 +323,71 @@ def test_schema_is_a_json_schema_of_the_language(capsys: pytest.CaptureFixture[s
 def test_the_command_is_installed() -> None:
     command = [sys.executable, "-m", "feature_cross.cli", "schema"]
     assert subprocess.run(command, capture_output=True, check=False, timeout=60).returncode == 0
+
+
+def test_run_on_a_full_disk_says_so_and_leaves_nothing(files: Path) -> None:
+    script = (
+        "import resource, sys; from feature_cross.cli import main;"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)); sys.exit(main(sys.argv[1:]))"
+    )
+    flags = [
+        "run",
+        "t.parquet",
+        "--config",
+        "c.yaml",
+        "--out",
+        "o.parquet",
+        "--batch-rows",
+        "20",
+        "--threads",
+        "1",
+    ]
+    command = [sys.executable, "-c", script, *flags]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=files, timeout=120)
+    assert done.returncode == 1
+    assert "o.parquet: cannot be written" in done.stderr and "File too large" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert sorted(path.name for path in files.iterdir()) == ["c.yaml", "t.parquet"]
+
+
+def test_an_interrupt_leaves_nothing(
+    files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Engine, "transform_batch", interrupted)
+    out = files / "o.parquet"
+    flags = ["--config", files / "c.yaml", "--out", out, "--threads", 1]
+    assert run("run", files / "t.parquet", *flags) == 130
+    assert "interrupted" in capsys.readouterr().err and len(list(files.iterdir())) == 2
+
+
+def test_a_reader_that_stops_early_is_no_error(files: Path) -> None:
+    command = f"{sys.executable} -m feature_cross.cli schema | head -c 10; exit ${{PIPESTATUS[0]}}"
+    shell = ["bash", "-c", command]
+    done = subprocess.run(shell, capture_output=True, text=True, check=False, cwd=files, timeout=120)
+    assert done.returncode == 0 and done.stderr == "" and len(done.stdout) == 10
+
+
+def test_check_follows_bounds_through_derived_features(
+    files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = """\
+entities:
+  e: {attributes: {a: {type: int, list: true}, b: {type: int, list: true, max_length: 2}, c: {type: int}}}
+features:
+  bounded: {kind: weak, of: [e.b, e.c]}
+  limited: {kind: weak, of: [e.a, e.c], limit: 9}
+  open: {kind: weak, of: [e.a, e.c]}
+  fine: {kind: weak, of: [bounded, limited]}
+  wide: {kind: weak, of: [bounded, open]}
+  whole: {kind: combination, form: sorted, of: e.a}
+  one: {kind: weak, of: [whole, e.c]}
+  subsets: {kind: combination, form: sorted, size: 2, of: e.a}
+"""
+    (files / "c.yaml").write_text(text)
+    code, found = check(files, capsys)
+    assert code == 0
+    named = [(p["code"], p["path"][1]) for p in found["problems"]]
+    assert named == [("unbounded-product", "wide"), ("unbounded-product", "subsets")]

@@ -190,6 +190,27 @@ def test_all_problems_are_reported_at_once_in_the_order_of_lines() -> None:
     assert lines == sorted(lines)
 
 
+def test_an_entitys_key_and_clashing_names_are_checked() -> None:
+    text = (
+        "entities:\n  l: {key: sinlge, attributes: {single: {type: int, list: true}}}\n"
+        "features:\n  l: {kind: combination, of: l.single}\n"
+    )
+    found = problems(text)
+    assert [(code, line) for code, line, _ in found] == [("unknown-attribute", 2), ("ambiguous-name", 4)]
+    assert "did you mean 'single'?" in found[0][2] and "'l.single' is both" in found[1][2]
+
+
+def test_a_mapping_and_a_path_are_loaded_alike(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="config: key 'entities' is required"):
+        load({"features": {}})
+    large = tmp_path / "large.yaml"
+    large.write_text("#" * (CONFIG_BYTES_MAX + 1))
+    with pytest.raises(ConfigError, match="the most is"):
+        load(large)
+    with pytest.raises(ConfigError, match="must map names to declarations"):
+        load({"entities": [], "features": {}})
+
+
 def test_operands_are_bounded() -> None:
     attributes = {f"a{n}": {"type": "int"} for n in range(OPERANDS_MAX + 1)}
     of = [f"e.{name}" for name in attributes]

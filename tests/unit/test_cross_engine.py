@@ -403,3 +403,28 @@ def test_features_may_share_ids_on_purpose() -> None:
     assert batch["seen"][0][1] == batch["item"][0][0] != batch["seen"][0][0]
     fields = batch.to_arrow().schema
     assert fields.field("seen").metadata == fields.field("item").metadata
+
+
+def test_a_column_of_nulls_only_is_missing_whatever_its_type() -> None:
+    assert ids_of(single(INT_LIST), pa.nulls(2)) == [[], []]
+    assert ids_of(single(INT_LIST), pa.array([[None], None, []], pa.list_(pa.null()))) == [[], [], []]
+    assert ids_of(single({"type": "string", "normalise": ["strip"]}), pa.nulls(2)) == [[], []]
+    named = ids_of(single(INT_LIST | {"missing": "own_id"}), pa.nulls(2))
+    assert named[0] == named[1] and len(named[0]) == 1
+
+
+def test_a_dictionary_of_text_is_cast_and_an_extension_is_its_storage() -> None:
+    wanted = ids_of(single({"type": "int"}), pa.array([7, 8, 7]))
+    texts = pa.array(["7", "8", "7"])
+    assert ids_of(single({"type": "int", "cast": True}), texts.dictionary_encode()) == wanted
+    uuids = pa.array([b"0123456789abcdef"], pa.binary(16)).cast(pa.uuid())
+    with pytest.raises(DataError, match="type string takes text"):
+        single({"type": "string"}).transform(pa.table({"a": uuids}))
+
+
+def test_an_arrow_column_too_long_for_its_offsets_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from feature_cross import batch as batch_module
+
+    monkeypatch.setattr(batch_module, "_ARROW_LIST_MAX", 2)
+    with pytest.raises(LimitError, match="f has 3 ids; an Arrow list column holds 2"):
+        single({"type": "int"}).transform(big_table(3)).to_arrow()
