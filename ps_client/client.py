@@ -269,7 +269,7 @@ class Client:
         elif shows is None and count < ids.shape[0]:
             shows = np.ones(ids.shape[0], np.float32)  # each duplicate is a show of its own
         events = [
-            e if e is None else sum_duplicates(e.reshape(-1, 1), plan.inverse, count).reshape(-1)
+            e if e is None else sum_duplicates(as_read_only(e[:, np.newaxis]), plan.inverse, count)[:, 0]
             for e in (shows, clicks)
         ]
         return TableGradients(table.name, self._wire_dtype, plan.ids, narrow, rate, *events)
