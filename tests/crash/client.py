@@ -21,7 +21,7 @@ import numpy as np
 from rowhouse.codec import encode_push_request
 
 from tests.conftest import ROOT
-from tests.crash.host import Life
+from tests.crash.host import Failure, Life
 from tests.driver import Driver, assert_equal_dumps, dump, shard_config
 from tests.workload import BUDGET, DIMS, EVICTING, POINTS, POOL, TABLES, make_gradients
 
@@ -145,7 +145,7 @@ class KilledShard:
 
     def _greet(self, connection: Connection) -> None:
         """See what the shard knows after a start: an eviction is not numbered, its record is."""
-        lsn = connection.recv()
+        lsn = _receive(connection)
         if self._pending is not None and self._pending[0] == "evict" and lsn > self._other.lsn:
             self._evict_other(self._pending[1])
             self._pending = None
@@ -173,7 +173,7 @@ class KilledShard:
                 self._do(connection)
             point = TIMER
             signal.pidfd_send_signal(process, signal.SIGKILL)
-            connection.recv()
+            _receive(connection)
         except (EOFError, ConnectionError):
             self.kills[point] += 1
         else:
@@ -204,7 +204,14 @@ class KilledShard:
 
 def _ask(connection: Connection, kind: str, payload: Any, now_s: float) -> Any:
     connection.send((kind, payload, now_s))
-    return connection.recv()
+    return _receive(connection)
+
+
+def _receive(connection: Connection) -> Any:
+    """The next answer; a shard that ended by an exception was not killed: the test fails with it."""
+    answer = connection.recv()
+    assert not isinstance(answer, Failure), f"the shard failed:\n{answer}"
+    return answer
 
 
 def power_cut(directory: Path, notes: Path, rng: np.random.Generator) -> None:

@@ -13,6 +13,7 @@ import json
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, Listener
@@ -51,6 +52,10 @@ class Life:
             Path(self.directory), TABLES, memory_budget=self.budget, durability=self.durability,
             checkpoint_log_bytes="1MiB",
         )  # fmt: skip
+
+
+class Failure(str):
+    """What a child sends instead of an answer when it ends by an exception: its traceback."""
 
 
 class DictFamily:
@@ -217,14 +222,12 @@ def main() -> None:
                     return
                 if os.fork() == 0:
                     listener.close()
-                    status = 1
                     try:
                         live(connection, life)
-                        status = 0
-                    except EOFError:
-                        status = 0  # the parent has seen enough of this life
+                    except BaseException:
+                        connection.send(Failure(traceback.format_exc()))
                     finally:
-                        os._exit(status)
+                        os._exit(0)
 
 
 if __name__ == "__main__":
