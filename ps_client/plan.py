@@ -33,7 +33,7 @@ from ps_client.kernel import as_read_only, deduplicate, group_by_shard
 from ps_client.table import Table
 
 TABLE_HEAD_BYTES_MAX: Final = TABLE_NAME_BYTES_MAX + 64
-"""Encoded bytes of a table beside its arrays: its name and at most seven tags and varints."""
+"""Encoded bytes of a table beside its arrays: its name and at most nine tags and varints."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +91,8 @@ def split_pull(
             part = Piece(piece.index, piece.table, piece.ids[chosen], positions)
             parts.setdefault(shard, []).append(part)
     for shard, part_pieces in parts.items():
-        sizes = [(p.ids.shape[0], p.table.dim) for p in part_pieces]
-        _check_limits("pull", shard, sizes, dtype.STORAGE[wire_dtype].itemsize)
+        element_bytes = dtype.STORAGE[wire_dtype].itemsize
+        _check_limits("pull", shard, [(p.ids.shape[0], 8 + p.table.dim * element_bytes) for p in part_pieces])
     return parts
 
 
@@ -111,19 +111,23 @@ def split_push(
             chosen = order[bounds[shard] : bounds[shard + 1]]
             parts.setdefault(shard, []).append(whole.chosen(chosen))
     for shard, gradients in parts.items():
-        sizes = [(g.ids.shape[0], g.gradients.shape[1]) for g in gradients]
-        _check_limits("push", shard, sizes, gradients[0].gradients.itemsize)
+        _check_limits("push", shard, [(g.ids.shape[0], _bytes_per_id(g)) for g in gradients])
     return parts
 
 
-def _check_limits(call: str, shard: int, sizes: Sequence[tuple[int, int]], element_bytes: int) -> None:
-    """Refuse a part that the shard would refuse; `sizes` are (ids, dim) of each of its tables."""
+def _bytes_per_id(gradients: TableGradients) -> int:
+    events = (gradients.shows is not None) + (gradients.clicks is not None)
+    return int(8 + gradients.gradients.shape[1] * gradients.gradients.itemsize + 4 * events)
+
+
+def _check_limits(call: str, shard: int, sizes: Sequence[tuple[int, int]]) -> None:
+    """Refuse a part that the shard would refuse; `sizes` are (ids, bytes per id) of each of its tables."""
     what = f"{call} to shard {shard}"
     if len(sizes) > TABLES_PER_REQUEST_MAX:
         raise LimitExceededError(f"{what}: {len(sizes)} tables; at most {TABLES_PER_REQUEST_MAX} in one step")
     if (count := sum(ids for ids, _ in sizes)) > IDS_PER_REQUEST_MAX:
         raise LimitExceededError(f"{what}: {count} distinct ids; at most {IDS_PER_REQUEST_MAX} in one step")
-    message_bytes = sum(TABLE_HEAD_BYTES_MAX + ids * (8 + dim * element_bytes) for ids, dim in sizes)
+    message_bytes = sum(TABLE_HEAD_BYTES_MAX + ids * id_bytes for ids, id_bytes in sizes)
     if message_bytes > MESSAGE_BYTES_MAX:
         raise LimitExceededError(
             f"{what}: a message of {message_bytes} bytes; at most {MESSAGE_BYTES_MAX}: use smaller steps"

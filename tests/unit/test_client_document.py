@@ -33,8 +33,14 @@ def test_the_programs_run_one_after_the_other(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [n for n in vars(ps_client.Client) if not n.startswith("_")])
-def test_every_call_of_a_client_is_in_the_document(name: str) -> None:
-    assert re.search(rf"`{name}[(`]", TEXT), f"docs/client.md does not name Client.{name}"
+def test_every_call_of_a_client_and_its_arguments_are_in_the_document(name: str) -> None:
+    rows = [line for line in TEXT.splitlines() if re.match(rf"\|.*`{name}[(`]", line)]
+    assert rows, f"docs/client.md does not name Client.{name}"
+    call = getattr(ps_client.Client, name)
+    arguments = [] if isinstance(call, property) else list(inspect.signature(call).parameters)[1:]
+    for argument in arguments:
+        # What maps table names to arrays is written as the mapping itself, {table: ...}.
+        assert argument in rows[0] or "{table:" in rows[0], f"docs/client.md, {name}: {argument} is missing"
 
 
 @pytest.mark.parametrize("name", modules.__all__)

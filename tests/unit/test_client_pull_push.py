@@ -14,10 +14,11 @@ from rowhouse.error import (
     PreconditionError,
     TableFrozenError,
 )
+from rowhouse.placement import PartitionMap
 from rowhouse.v1 import rowhouse_pb2 as pb
 
 from ps_client import Client
-from ps_client.plan import TABLE_HEAD_BYTES_MAX
+from ps_client.plan import TABLE_HEAD_BYTES_MAX, split_push
 
 from .fake_shard import FakeShard, Row, first_row, local_client, make_shards
 
@@ -215,7 +216,7 @@ def test_a_step_past_a_limit_is_refused_before_anything_is_sent() -> None:
         with pytest.raises(LimitExceededError, match="4194306 distinct ids; at most 4194304"):
             client.pull_many({"t0": half, "t1": half})
     assert not shards[0].pulls
-    assert TABLE_HEAD_BYTES_MAX >= limit.TABLE_NAME_BYTES_MAX + 7 * 6
+    assert TABLE_HEAD_BYTES_MAX >= limit.TABLE_NAME_BYTES_MAX + 9 * 6
 
 
 def test_a_copy_of_a_model_shares_its_client_and_a_pickle_is_refused() -> None:
@@ -223,3 +224,15 @@ def test_a_copy_of_a_model_shares_its_client_and_a_pickle_is_refused() -> None:
         assert copy.deepcopy({"client": client})["client"] is client
         with pytest.raises(TypeError, match=r"cannot be pickled: call connect\(\)"):
             pickle.dumps(client)
+
+
+def test_shows_and_clicks_count_towards_a_message() -> None:
+    dim = 56
+    count = (limit.MESSAGE_BYTES_MAX - TABLE_HEAD_BYTES_MAX) // (8 + 4 * dim)
+    zeros = np.broadcast_to(np.float32(0), (count,))
+    ids, gradients = np.arange(count, dtype=np.uint64), np.broadcast_to(zeros[:1], (count, dim))
+    fits = message.TableGradients("t", dtype.FLOAT32, ids, gradients)
+    assert split_push([fits], PartitionMap.even(1)) == {0: [fits]}
+    scored = message.TableGradients("t", dtype.FLOAT32, ids, gradients, None, zeros, zeros)
+    with pytest.raises(LimitExceededError, match=r"push to shard 0: a message of \d+ bytes"):
+        split_push([scored], PartitionMap.even(1))
