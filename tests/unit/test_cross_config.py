@@ -225,7 +225,7 @@ def test_operands_are_bounded() -> None:
 
 def test_the_documented_configs_load() -> None:
     blocks = re.findall(r"```yaml\n(.*?)```", PAGE.read_text(), re.DOTALL)
-    assert len(blocks) >= 2
+    assert len(blocks) >= 3
     for block in blocks:
         Engine(load_text(block))
 
@@ -277,3 +277,11 @@ def test_hostile_texts_are_refused_in_bounded_time(name: str) -> None:
     with pytest.raises(ConfigError):
         load_text(HOSTILE[name])
     assert time.process_time() - begin < 10
+
+
+def test_every_problem_code_is_documented_and_raised_somewhere() -> None:
+    sources = "\n".join(path.read_text() for path in (PAGE.parents[1] / "feature_cross").glob("*.py"))
+    raised = set(re.findall(r'(?:_add|_warning|_fail|Problem)\(\s*(?:config,\s*)?"([a-z-]+)"', sources))
+    listed = PAGE.read_text().partition("What `check` finds, by code.")[2]
+    assert len(raised) > 25
+    assert raised == set(re.findall(r"`([a-z]+(?:-[a-z]+)*)`", listed)) - {"load"}
