@@ -53,7 +53,7 @@ class LocalCluster(Child):
         self._state = Path(config["data_dir"]) / "endpoints.json"
         self._state.unlink(missing_ok=True)
         command = [sys.executable, "-m", "ps_server.cli", "up", "--config", str(path), "--json"]
-        super().__init__("ps-server up", command, folder / "cluster.log", stop_s=60.0)
+        super().__init__("ps-server up", command, folder / "cluster.log", stop_s=120.0)
         self.wait_healthy(START_S_MAX)
 
     @property

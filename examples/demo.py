@@ -158,8 +158,7 @@ class Demo:
         done = len(self.result.train_s) + step / steps
         self._bar.update(task, completed=done, note=f"{run}, step {step} of {steps}")
         if auc is not None:
-            batch = self.example.recipe.batch_size * TRAINERS
-            self.result.curves.setdefault(run, []).append((step * batch, auc))
+            self.result.curves.setdefault(run, []).append((step, auc))
 
     def _evaluate(self, cluster: LocalCluster, figures: dict[str, float], task: TaskID) -> None:
         command = [sys.executable, "-m", "examples.evaluate", *self._flags(cluster)]

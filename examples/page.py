@@ -47,11 +47,11 @@ def write_page(result: Result, path: Path) -> None:
 def _auc_plot(result: Result) -> str:
     figure, axes = _figure()
     for run in result.runs:
-        seen, auc = zip(*result.curves[run.name], strict=True)
+        steps, auc = zip(*result.curves[run.name], strict=True)
         first = run.seed == result.runs[0].seed
         label = f"{run.arm} crosses" if first else None
-        axes.plot(seen, auc, color=_COLORS[run.arm], marker="o", markersize=3, label=label)
-    axes.set_xlabel("training examples")
+        axes.plot(steps, auc, color=_COLORS[run.arm], marker="o", markersize=3, label=label)
+    axes.set_xlabel("step (a batch of each trainer)")
     axes.set_ylabel("AUC on part of the test")
     axes.legend()
     return _svg(figure)
@@ -67,6 +67,7 @@ def _rows_plot(result: Result) -> str:
     bars = axes.bar(list(rows), list(rows.values()), color=colors)
     axes.bar_label(bars, labels=[f"{count:,}" for count in rows.values()])
     axes.set_yscale("log")
+    axes.set_ylim(bottom=1)
     axes.set_ylabel("rows of one run")
     return _svg(figure)
 
@@ -88,6 +89,7 @@ def _bytes_plot(result: Result) -> str:
         axes.bar_label(axes.bar(at, values, width, label=label), fmt="%.0f", fontsize=7)
     axes.set_xticks(range(len(names)), names, rotation=20, ha="right")
     axes.set_yscale("log")  # a table of a hundred rows pays for its index's least size
+    axes.set_ylim(bottom=1)
     axes.set_ylabel("bytes per row")
     axes.legend(fontsize=8)
     return _svg(figure)

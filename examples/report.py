@@ -36,7 +36,7 @@ class Result:
     examples
         Number of examples by part, "train" and "test".
     curves
-        Per run (examples seen, AUC on the probe).
+        Per run (step, AUC on the probe).
     train_examples, train_s
         Examples that a run's trainers took together, and seconds of its steps, per run.
     auc, auc_recovered
