@@ -191,7 +191,7 @@ def _one_row(flags: argparse.Namespace, engine: Engine) -> pa.RecordBatch:
             raise DataError(f"--values is not JSON: {error}") from error
         if not isinstance(row, dict):
             raise DataError(f"--values is a {type(row).__name__}; it must be an object, column to value")
-        return row_to_batch(row, engine.plan)
+        return row_to_batch(row, engine.plan.attributes)
     first = 0
     for batch in read_batches(flags.data, engine.plan, flags.batch_rows):
         if flags.row < first + len(batch):

@@ -96,7 +96,7 @@ class Engine:
             A row or the whole is past a limit.
         """
         if isinstance(data, Mapping):
-            return self._run(row_to_batch(data, self._plan), 0)
+            return self._run(row_to_batch(data, self._program.uses), 0)
         if isinstance(data, pa.RecordBatch) and len(data) <= BATCH_ROWS_DEFAULT:
             return self._run(data, 0)
         table = _to_table(data)

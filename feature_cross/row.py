@@ -6,20 +6,20 @@ attribute, or True for an int, is an error here as it is there.
 Thread safety: pure functions.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pyarrow as pa
 
 from feature_cross.config import Attribute
 from feature_cross.error import DataError
-from feature_cross.plan import Plan
+from feature_cross.plan import AttributeUse
 
 __all__ = ["row_to_batch"]
 
 
-def row_to_batch(row: Mapping[str, Any], plan: Plan) -> pa.RecordBatch:
-    """A batch of one row with the plan's columns.
+def row_to_batch(row: Mapping[str, Any], uses: Iterable[AttributeUse]) -> pa.RecordBatch:
+    """A batch of one row with the columns of `uses`.
 
     Raises
     ------
@@ -27,7 +27,7 @@ def row_to_batch(row: Mapping[str, Any], plan: Plan) -> pa.RecordBatch:
         A column is not in the row, or a value is not of the declared type.
     """
     arrays: dict[str, pa.Array] = {}
-    for use in plan.attributes:
+    for use in uses:
         if use.column in arrays:
             continue
         label = f"column {use.column!r} ({use.label})"

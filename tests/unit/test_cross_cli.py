@@ -308,7 +308,7 @@ def test_explain_shows_a_null_with_an_id_of_its_own(files: Path) -> None:
     (files / "c.yaml").write_text(text)
     engine = Engine(load(files / "c.yaml"))
     row = {"user": 1, "city": None, "seen": None, "price": float("nan"), "day": None, "new": False}
-    steps = {step.feature: step for step in explain(engine, row_to_batch(row, engine.plan))}
+    steps = {step.feature: step for step in explain(engine, row_to_batch(row, engine.plan.attributes))}
     assert steps["seen.single"].operands[0].canonical == b"\x00"
     assert steps["user_x_city"].operands[1].value is None and "city_x_price" not in steps
 
