@@ -159,6 +159,8 @@ def check_shard(store: Store, identity: dict[str, Any], *, read_only: bool) -> N
             raise ConfigError(f"{key} is {identity[key]}; this data directory was made with {known[key]}")
     tables: dict[str, Any] = dict(known.get("tables", {}))
     for name, layout in identity["tables"].items():
+        if read_only and name not in tables:
+            raise ConfigError(f"table {name!r} is not in this data directory; open it for writing once")
         before = tables.get(name, layout)
         for key, value in layout.items():
             if before[key] != value:

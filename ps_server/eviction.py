@@ -8,6 +8,7 @@ Thread safety: shard.py runs one eviction at a time; pulls and pushes go on betw
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Final, TypeVar
 
 import numpy as np
@@ -16,6 +17,7 @@ from rowhouse.mix import unmix64
 
 from ps_server.config import LeastFrequentEviction, NormEviction, TtlEviction, ZeroEviction
 from ps_server.kernel import index
+from ps_server.row import get_lsn
 from ps_server.score import ShowClick
 from ps_server.table import Table
 
@@ -86,7 +88,15 @@ def _victims(table: Table, now_s: int) -> Iterator[Ids]:
             yield unmix64(keys[goes])
 
 
-def evict_by_policy(table: Table, now_s: int, remove: Callable[[Table, Ids], int]) -> int:
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """When a scan for victims began: the table's newest record, and how often rows had left memory."""
+
+    lsn: int
+    departures: int
+
+
+def evict_by_policy(table: Table, now_s: int, remove: Callable[[Table, Ids, Moment], int]) -> int:
     """Evict what the table's policies want gone; returns how many rows went.
 
     Parameters
@@ -103,12 +113,17 @@ def evict_by_policy(table: Table, now_s: int, remove: Callable[[Table, Ids], int
         return 0
     for segment in range(table.tier.arena.segments):
         table.tier.write_back_segment(segment)
-    return sum(remove(table, ids) for ids in _victims(table, now_s))
-
-
-def spared(table: Table, ids: Ids) -> NDArray[np.bool_]:
-    """Whether each id was pushed since its row was written back, so that the scan judged an old value;
-    (n,) bool. The caller holds the push lock."""
     with table.tier.lock:
-        flags: NDArray[np.bool_] = table.tier.arena.flags_of(ids) & index.DIRTY != 0
-        return flags
+        began = Moment(table.tier.applied_lsn, table.tier.departures)
+    return sum(remove(table, ids, began) for ids in _victims(table, now_s))
+
+
+def spared(table: Table, ids: Ids, since: Moment) -> NDArray[np.bool_]:
+    """Whether each id was pushed since the scan began, which judged an old value then; (n,) bool. Such a row
+    is dirty, or it left memory meanwhile and carries a later LSN. The caller holds the push lock."""
+    with table.tier.lock:
+        pushed: NDArray[np.bool_] = table.tier.arena.flags_of(ids) & index.DIRTY != 0
+        if table.tier.departures != since.departures:
+            present, values = table.tier.fetch(ids)
+            pushed[present] |= get_lsn(values) > since.lsn
+        return pushed

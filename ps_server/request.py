@@ -6,15 +6,22 @@ Each batch is checked once, vectorised, before anything changes. Thread safety: 
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 from rowhouse import dtype, message
-from rowhouse.error import InvalidRequestError, TableFrozenError, UnknownTableError
+from rowhouse.error import InvalidRequestError, StalePartitionMapError, TableFrozenError, UnknownTableError
+from rowhouse.placement import PartitionMap
+from rowhouse.v1 import rowhouse_pb2 as pb
 
 from ps_server.config_error import nearest
 from ps_server.kernel.gradient import first_non_finite, sum_duplicates
 from ps_server.table import Table, TablePush
+
+FREEZE_MODES: Final = {
+    pb.FREEZE_MODE_OFF: "off", pb.FREEZE_MODE_REFUSE: "refuse", pb.FREEZE_MODE_IGNORE: "ignore",
+}  # fmt: skip
 
 
 def as_read_only(array: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -30,6 +37,30 @@ def table_of(name: str, tables: Mapping[str, Table]) -> Table:
     if table is None:
         raise UnknownTableError(f"table {name!r} is unknown; {nearest(name, list(tables))}")
     return table
+
+
+def evictable_table_of(name: str, tables: Mapping[str, Table]) -> Table:
+    """table_of; InvalidRequestError when it has no eviction policy."""
+    table = table_of(name, tables)
+    if not table.config.eviction:
+        raise InvalidRequestError(f"table {name!r} has no eviction policy; declare one in its config")
+    return table
+
+
+def freeze_mode_of(request: pb.SetTableFreezeRequest) -> str:
+    """The mode that a request asks for, as configs write it; InvalidRequestError for any other."""
+    if request.mode not in FREEZE_MODES:
+        raise InvalidRequestError(f"freeze mode is {request.mode}; it must be one of {list(FREEZE_MODES)}")
+    return FREEZE_MODES[request.mode]
+
+
+def check_map(version: int, partition_map: PartitionMap, shard: int) -> None:
+    """StalePartitionMapError unless a request was routed by the map that the shard has."""
+    if version != partition_map.version:
+        raise StalePartitionMapError(
+            f"request routed by partition map {version}; shard {shard} has {partition_map.version}: "
+            "reload it with GetCluster"
+        )
 
 
 def check_dim(table: Table, dim: int) -> None:
@@ -72,7 +103,7 @@ def _check_rate(table: Table, rate: float | None) -> None:
 def checked_parts(request: message.PushRequest, tables: Mapping[str, Table]) -> list[tuple[Table, TablePush]]:
     """Check a push whole and sum its duplicates; nothing is changed, so no lock is needed.
 
-    Raises InvalidRequestError and its kin, TableFrozenError.
+    Raises InvalidRequestError and its kin.
     """
     parts: list[tuple[Table, TablePush]] = []
     names = [part.table for part in request.tables]
@@ -83,8 +114,6 @@ def checked_parts(request: message.PushRequest, tables: Mapping[str, Table]) -> 
         raise InvalidRequestError(f"sequence is {request.sequence}; it must be 1 or more")
     for part in request.tables:
         table = table_of(part.table, tables)
-        if table.frozen == "refuse":
-            raise TableFrozenError(f"table {table.name!r} is frozen: pushes are refused")
         check_dim(table, part.gradients.shape[1])
         _check_rate(table, part.learning_rate)
         gradients = dtype.widen(part.gradients, part.dtype)
@@ -102,12 +131,21 @@ def checked_parts(request: message.PushRequest, tables: Mapping[str, Table]) -> 
     return parts
 
 
-def without_ignored(
-    request: message.PushRequest, encoded: bytes | None, tables: Mapping[str, Table]
-) -> tuple[message.PushRequest, bytes | None]:
-    """The request (and its bytes, None when they changed) without the tables that ignore pushes now:
-    what is logged is what is applied."""
-    kept = tuple(p for p in request.tables if table_of(p.table, tables).frozen != "ignore")
-    if len(kept) == len(request.tables):
-        return request, encoded
-    return replace(request, tables=kept), None
+def without_frozen(
+    request: message.PushRequest, encoded: bytes | None, parts: list[tuple[Table, TablePush]]
+) -> tuple[message.PushRequest, bytes | None, list[tuple[Table, TablePush]]]:
+    """A checked push (and its bytes, None when they changed) without the tables that ignore pushes now: what
+    is logged is what is applied.
+
+    The caller holds the push lock: no push is applied after a freeze was answered. And it knows that the
+    push is no repeat: one that was applied before the freeze is answered, not refused. Raises
+    TableFrozenError where a table refuses.
+    """
+    modes = [table.frozen for table, _ in parts]
+    if "refuse" in modes:
+        name = parts[modes.index("refuse")][0].name
+        raise TableFrozenError(f"table {name!r} is frozen: pushes are refused")
+    if "ignore" not in modes:
+        return request, encoded, parts
+    kept = [i for i, mode in enumerate(modes) if mode != "ignore"]
+    return replace(request, tables=tuple(request.tables[i] for i in kept)), None, [parts[i] for i in kept]

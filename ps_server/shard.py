@@ -24,9 +24,7 @@ from rowhouse import dtype, message
 from rowhouse.codec import encode_push_request
 from rowhouse.error import (
     CorruptionError,
-    InvalidRequestError,
     PoisonedError,
-    StalePartitionMapError,
     StoreError,
     TableFrozenError,
 )
@@ -37,16 +35,21 @@ from ps_server import checkpoint
 from ps_server.arena import Ids
 from ps_server.checkpoint import CheckpointState
 from ps_server.config import ClusterConfig
-from ps_server.eviction import evict_by_policy, spared
+from ps_server.eviction import Moment, evict_by_policy, spared
 from ps_server.log import KIND_EVICT, KIND_PUSH, Record, list_segments
 from ps_server.recovery import Opened, encode_eviction, open_directory
-from ps_server.request import as_read_only, check_dim, checked_parts, table_of, without_ignored
+from ps_server.request import (
+    as_read_only,
+    check_dim,
+    check_map,
+    checked_parts,
+    evictable_table_of,
+    freeze_mode_of,
+    table_of,
+    without_frozen,
+)
 from ps_server.status import cluster_message, stats_message
 from ps_server.table import Table, TablePush
-
-FREEZE_MODES: Final = {
-    pb.FREEZE_MODE_OFF: "off", pb.FREEZE_MODE_REFUSE: "refuse", pb.FREEZE_MODE_IGNORE: "ignore",
-}  # fmt: skip
 
 COUNT_CHUNK_ROWS: Final = 65_536
 """Keys read at a time while rows are counted after a crash."""
@@ -150,13 +153,6 @@ class Shard:
         if writing and self._read_only:
             raise TableFrozenError(f"shard {self.index} is open read-only")
 
-    def _check_map(self, version: int) -> None:
-        if version != self.partition_map.version:
-            raise StalePartitionMapError(
-                f"request routed by partition map {version}; shard {self.index} has "
-                f"{self.partition_map.version}: reload it with GetCluster"
-            )
-
     @contextmanager
     def _poisoning(self) -> Iterator[None]:
         """A store error inside leaves memory and store apart: the shard must not go on."""
@@ -171,6 +167,14 @@ class Shard:
             self.poison = why
             _logger.error("shard %d is poisoned: %s", self.index, why)
 
+    @contextmanager
+    def _upkeep(self, *, writing: bool = False) -> Iterator[None]:
+        """One checkpoint or eviction at a time, none on a shard that was closed meanwhile."""
+        with self._checkpoint_lock:
+            self._check_alive(writing=writing)
+            with self._poisoning():
+                yield
+
     # ------------------------------------------------------------ pull
     def pull(self, request: message.PullRequest) -> message.PullResponse:
         """Rows of each table, in the order of its ids; never creates a row.
@@ -179,7 +183,7 @@ class Shard:
         CorruptionError when a row asked for is damaged on disk.
         """
         self._check_alive()
-        self._check_map(request.map_version)
+        check_map(request.map_version, self.partition_map, self.index)
         tables = [table_of(part.table, self._tables) for part in request.tables]
         for table, part in zip(tables, request.tables, strict=True):
             check_dim(table, part.dim)
@@ -220,14 +224,14 @@ class Shard:
             PoisonedError, StoreError: not acknowledged; a retry after a restart finds out.
         """
         self._check_alive(writing=True)
-        self._check_map(request.map_version)
-        request, encoded = without_ignored(request, encoded, self._tables)
+        check_map(request.map_version, self.partition_map, self.index)
         parts = checked_parts(request, self._tables)
         with self._push_lock:
             self._check_alive(writing=True)
             repeat = self._sessions.repeat_of(request.client_id, request.sequence)
             lsn = self._applied_lsn + 1 if repeat is None else repeat
             if repeat is None:
+                request, encoded, parts = without_frozen(request, encoded, parts)
                 with self._poisoning():
                     self._log_and_apply(request, encoded, parts, lsn)
         if self.config.durability == "fsync" and self._log is not None:
@@ -271,16 +275,15 @@ class Shard:
         Pushes and pulls go on meanwhile, but for a few milliseconds at a time. Raises StoreError, and the
         shard is poisoned then.
         """
-        self._check_alive()
         if self._read_only:
             raise TableFrozenError(f"shard {self.index} is open read-only")
-        with self._checkpoint_lock, self._poisoning():
+        with self._upkeep():
             with self._push_lock:
                 lsn = self._applied_lsn
                 state = CheckpointState(
                     lsn=lsn,
                     clients=self._sessions.snapshot(),
-                    frozen={name: table.frozen for name, table in self._tables.items()},
+                    frozen={n: t.frozen for n, t in self._tables.items() if t.frozen != t.config.freeze},
                 )
                 sketches = {n: t.admission.state_bytes() for n, t in self._tables.items() if t.admission}
                 if self._log is not None:
@@ -341,34 +344,27 @@ class Shard:
         )
 
     def set_table_freeze(self, request: pb.SetTableFreezeRequest) -> pb.SetTableFreezeResponse:
-        """Refuse, ignore or allow pushes to a table; kept over restarts from the next checkpoint on."""
+        """Refuse, ignore or allow pushes to a table, over restarts too, until another call or config."""
         self._check_alive(writing=True)
         table = table_of(request.table, self._tables)
-        if request.mode not in FREEZE_MODES:
-            raise InvalidRequestError(
-                f"freeze mode is {request.mode}; it must be one of {list(FREEZE_MODES)}"
-            )
+        mode = freeze_mode_of(request)
         with self._push_lock:
-            table.frozen = FREEZE_MODES[request.mode]
+            table.frozen = mode
         self.checkpoint()
         return pb.SetTableFreezeResponse()
 
     def evict_rows(self, request: pb.EvictRowsRequest) -> pb.EvictRowsResponse:
         """Run a table's eviction policies now; InvalidRequestError when it has none."""
         self._check_alive(writing=True)
-        table = table_of(request.table, self._tables)
-        if not table.config.eviction:
-            raise InvalidRequestError(
-                f"table {table.name!r} has no eviction policy; declare one in its config"
-            )
-        with self._checkpoint_lock, self._poisoning():
+        table = evictable_table_of(request.table, self._tables)
+        with self._upkeep(writing=True):
             evicted = evict_by_policy(table, int(self._clock()), self._evict_chunk)
         table.counters.evicted_rows += evicted
         return pb.EvictRowsResponse(rows_evicted=evicted)
 
-    def _evict_chunk(self, table: Table, ids: Ids) -> int:
+    def _evict_chunk(self, table: Table, ids: Ids, since: Moment) -> int:
         with self._push_lock:
-            ids = ids[~spared(table, ids)]
+            ids = ids[~spared(table, ids, since)]
             if not ids.shape[0]:
                 return 0
             lsn = self._applied_lsn + 1
@@ -392,7 +388,7 @@ class Shard:
             self.checkpoint()
             self._opened.life = replace(self._opened.life, clean=True)
             checkpoint.write_life(self._store, self._opened.life)
-        with self._push_lock:
+        with self._checkpoint_lock, self._push_lock:
             self._closed = True
             if self._log is not None:
                 self._log.close()

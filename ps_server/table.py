@@ -186,7 +186,7 @@ class Table:
             The shard's clock when the push was logged, seconds.
         """
         ids = part.ids
-        with self.tier.lock:
+        with self.tier.changing():
             admitted = self.admission.admit(ids, lsn) if self.admission else None
             slots, missing = self.tier.arena.find(ids, index.REFERENCED | index.DIRTY)
             pinned = False

@@ -11,12 +11,14 @@ Thread safety: `lock` guards everything; methods say when the caller must hold i
 """
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
+from rowhouse.error import PoisonedError
 from rowhouse.mix import mix64
 
 from ps_server.arena import Arena, Ids, Slots
@@ -90,6 +92,19 @@ class Tier:
         self.departures = 0  # how often rows left memory; tells a reader that what it fetched may be old
         self.spilled_rows = 0
         self.tombstones_possible = True
+        self._broken = False  # a change broke off: what is in memory must not reach the store
+
+    @contextmanager
+    def changing(self) -> Iterator[None]:
+        """Hold the lock while a push changes rows. When it breaks off (also by Ctrl-C in embedded mode) no
+        row of this table is written back any more: a checkpoint that runs meanwhile would store half a push
+        under the LSN of the one before."""
+        with self.lock:
+            try:
+                yield
+            except BaseException:
+                self._broken = True
+                raise
 
     # ------------------------------------------------------------ coming
     def fetch(self, ids: Ids) -> tuple[NDArray[np.bool_], NDArray[np.uint8]]:
@@ -163,6 +178,8 @@ class Tier:
         """Write hot rows to the store; the caller holds the lock."""
         if not slots.shape[0]:
             return
+        if self._broken:
+            raise PoisonedError(f"table {self._name!r}: a push broke off; its rows are not written any more")
         self._barrier(self.applied_lsn)
         layout = self.layout
         values = np.empty((slots.shape[0], layout.value_bytes), np.uint8)
