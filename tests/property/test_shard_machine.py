@@ -25,7 +25,7 @@ from hypothesis.stateful import (
 )
 from numpy.typing import NDArray
 
-from tests.driver import Driver, Gradients, assert_equal_dumps, dump, shard_config, snapshot
+from tests.driver import Driver, Dump, Gradients, assert_equal_dumps, dump, shard_config, snapshot
 from tests.naive import mix64, sum_duplicates
 from tests.workload import (
     BUDGET,
@@ -52,6 +52,7 @@ class PolicyOracle:
     def __init__(self, initial: Callable[[int], NDArray[np.float32]]) -> None:
         self._initial = initial
         self.rows: dict[int, tuple[NDArray[np.float32], int, int]] = {}
+        self.tombstones: set[int] = set()
 
     def pull(self, ids: list[int]) -> NDArray[np.float32]:
         return np.array([self.rows[i][0] if i in self.rows else self._initial(i) for i in ids], np.float32)
@@ -60,6 +61,7 @@ class PolicyOracle:
         for one, gradient in sum_duplicates(ids, gradients).items():
             weights, _, count = self.rows.get(one, (self._initial(one), 0, 0))
             self.rows[one] = (weights - np.float32(RATE) * gradient, now_s, count + 1)
+            self.tombstones.discard(one)
 
     def evict(self, now_s: int) -> int:
         old = {i for i, (_, time_s, _) in self.rows.items() if time_s < now_s - TTL_S}
@@ -68,9 +70,20 @@ class PolicyOracle:
         }
         by_count = sorted(self.rows, key=lambda i: (self.rows[i][2], mix64(i)))
         rare = set(by_count[: max(0, len(by_count) - MAX_ROWS)])
-        for one in old | small | rare:
+        gone = old | small | rare
+        for one in gone:
             del self.rows[one]
-        return len(old | small | rare)
+        self.tombstones |= gone
+        return len(gone)
+
+    def assert_stored(self, stored: Dump) -> None:
+        """What lies on disk after a clean stop, with nothing too much."""
+        keys, values = stored["row.policy"]
+        rows = sorted((mix64(i), *row) for i, row in self.rows.items())
+        assert keys.tolist() == [key for key, *_ in rows]
+        for value, (_, weights, time_s, count) in zip(values, rows, strict=True):
+            assert value.tobytes() == weights.tobytes() + np.array([time_s, count], "<u4").tobytes()
+        assert stored["tombstone.policy"][0].tolist() == sorted(map(mix64, self.tombstones))
 
 
 class ShardMachine(RuleBasedStateMachine):
@@ -102,9 +115,9 @@ class ShardMachine(RuleBasedStateMachine):
             if hasattr(self, "model"):
                 self.real.shard.close()
                 self.model.shard.close()
-                assert_equal_dumps(
-                    dump(self.real.config, self.real.directory), dump(self.model.config, self.model.directory)
-                )
+                stored = dump(self.real.config, self.real.directory)
+                assert_equal_dumps(stored, dump(self.model.config, self.model.directory))
+                self.oracle.assert_stored(stored)
         finally:
             shutil.rmtree(self.folder)
 
