@@ -108,10 +108,12 @@ def _follow_parent(parent_pid: int) -> None:
 
 
 def _open_shard(config: ClusterConfig, index: int, directory: Path) -> ServedShard:
-    """Open the shard, and say every few seconds how far a long recovery has come."""
+    """Warm the kernels, open the shard, and say every few seconds how far a long recovery has come."""
     # Imported here: `up` runs no shard, and the kernels take a second to load.
     from ps_server.shard import Shard  # noqa: PLC0415
+    from ps_server.warmup import warm_up  # noqa: PLC0415
 
+    warm_up(config)
     told_s = time.monotonic()
 
     def progress(records: int) -> None:
