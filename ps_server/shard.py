@@ -268,6 +268,11 @@ class Shard:
         if self._log is not None and self._log.bytes > self.config.checkpoint_log_bytes:
             self._checkpoint_wanted.set()
 
+    def table_at_lsn(self, name: str, *, writing: bool = False) -> tuple[Table, int]:
+        """A table, and the LSN up to which everything is applied to it, for bulk work (bulk.py)."""
+        self._check_alive(writing=writing)
+        return table_of(name, self._tables), self._applied_lsn
+
     # ------------------------------------------------------------ checkpoint
     def checkpoint(self) -> tuple[int, int]:
         """Write every dirty row to the store and drop the log below; returns (LSN, rows written).

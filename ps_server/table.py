@@ -86,7 +86,7 @@ class Table:
         self.admission = AdmissionFilter(config.admission, config.seed) if config.admission else None
         self.counters = TableCounters()
         self.frozen: str = config.freeze
-        self._initial_state = config.optimizer.initial_state(config.dim)
+        self.initial_state = config.optimizer.initial_state(config.dim)
 
     # ------------------------------------------------------------ pull
     def pull(self, ids: Ids, *, promote: bool) -> NDArray[np.float32]:
@@ -230,7 +230,7 @@ class Table:
         rows = self.config.initializer.fill(self.config.seed, ids, self.layout.dim)
         packed = np.ascontiguousarray(dtype.narrow(rows, self.layout.dtype)).view(np.uint8)
         values[:, : packed.shape[1]] = packed
-        state = self._initial_state.view(np.uint8)
+        state = self.initial_state.view(np.uint8)
         at = self.layout.state_at - self.layout.weights_at
         values[:, at : at + state.shape[0]] = state
         return values

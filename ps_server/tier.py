@@ -18,7 +18,7 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from rowhouse.error import PoisonedError
+from rowhouse.error import PoisonedError, PreconditionError
 from rowhouse.mix import mix64
 
 from ps_server.arena import Arena, Ids, Slots
@@ -235,6 +235,29 @@ class Tier:
             self.rows.delete(keys)
             self.applied_lsn = lsn
             return int(present.sum()) + int((~was_stored).sum())
+
+    def replace_stored(self, ingest: Callable[[], None], added: int, since_lsn: int) -> None:
+        """Change rows in the store behind the arena's back, then drop the hot copies of all rows.
+
+        `ingest` changes them in one step, to `added` rows more than before; what it writes carries
+        `since_lsn`. PreconditionError, before anything changed, when a record above `since_lsn` touched
+        this table. Takes the lock.
+        """
+        with self.lock:
+            if self.applied_lsn > since_lsn:
+                raise PreconditionError(
+                    f"table {self._name!r} was pushed to or evicted from at LSN {self.applied_lsn} during a "
+                    f"load that began at LSN {since_lsn}; freeze it for the load"
+                )
+            self._barrier(since_lsn)
+            ingest()
+            while len(self.arena):
+                slots, flags = self.arena.evict(len(self.arena))
+                assert not (flags & index.DIRTY).any(), "the caller wrote back, and nobody pushed since"
+                self.stored.hot -= slots.shape[0]
+                self.arena.give_back(slots)
+            self.stored.rows += added
+            self.departures += 1
 
     # ------------------------------------------------------------ recovery and counts
     def begin_recovery(self) -> None:

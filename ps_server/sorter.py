@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sorting more rows than fit in memory by their mixed key, for bulk loads.
+
+Full buffers are sorted and written to a scratch file each (a run); then ranges of partitions that fit in
+memory are read from all runs and sorted again. mix64 spreads ids evenly, so that partitions are of equal
+size, and a range needs no merging. (Knuth, The Art of Computer Programming, vol. 3, section 5.4, has the
+general case.)
+
+Invariants: 1. `ranges` yields every record once, keys ascending over all it yields; 2. about
+`memory_bytes` are used at a time. Thread safety: none; one user at a time.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from rowhouse.error import StoreError
+from rowhouse.limit import PARTITIONS
+from rowhouse.placement import PARTITION_SHIFT
+
+from ps_server.store import KEY_BYTES, Keys
+
+RANGE_ROWS_MAX: Final = 1 << 20
+"""Rows yielded at a time, at most: one file's worth, and small beside the memory it is taken from."""
+
+BYTES_PER_KEY: Final = 24
+"""Key, its place in the order, and the sort's own copy, beside the record."""
+
+Records = NDArray[np.uint8]
+
+
+class ExternalSorter:
+    """Collects records, then yields them by key.
+
+    Parameters
+    ----------
+    directory
+        Folder for runs; it must exist and is left with files in it.
+    record_bytes
+        Bytes of a record; its first KEY_BYTES are the key, big-endian.
+    memory_bytes
+        Memory to use, about.
+    """
+
+    def __init__(self, directory: Path, record_bytes: int, memory_bytes: int) -> None:
+        self.rows = 0
+        self._directory, self._record_bytes = directory, record_bytes
+        self._rows_max = max(1, memory_bytes // (2 * (record_bytes + BYTES_PER_KEY)))
+        self._buffer: list[tuple[Keys, Records]] = []
+        self._buffered = 0
+        self._runs: list[tuple[Path, NDArray[np.int64]]] = []  # with the first row of each partition
+
+    @property
+    def runs(self) -> int:
+        """Runs written to files so far."""
+        return len(self._runs)
+
+    def add(self, keys: Keys, records: Records) -> None:
+        """Take records over; `keys` (n,) uint64, `records` (n, record_bytes) uint8 beginning with them.
+
+        Raises StoreError when a run cannot be written.
+        """
+        self.rows += keys.shape[0]
+        for first in range(0, keys.shape[0], self._rows_max):
+            part = slice(first, first + self._rows_max)
+            if self._buffered + keys[part].shape[0] > self._rows_max:
+                self._spill()
+            self._buffer.append((keys[part], records[part]))
+            self._buffered += keys[part].shape[0]
+
+    def _take_buffer(self) -> tuple[Keys, Records]:
+        """All buffered keys and records, joined; the buffer is empty after it."""
+        keys = np.concatenate([keys for keys, _ in self._buffer])
+        records = np.concatenate([records for _, records in self._buffer])
+        self._buffer, self._buffered = [], 0
+        return keys, records
+
+    def _spill(self) -> None:
+        if not self._buffered:
+            return
+        keys, records = self._take_buffer()
+        order = np.argsort(keys)
+        path = self._directory / f"{len(self._runs):06d}.run"
+        try:
+            with path.open("wb") as file:
+                for first in range(0, order.shape[0], RANGE_ROWS_MAX):
+                    file.write(self._ordered(records, order[first : first + RANGE_ROWS_MAX]).data)
+        except OSError as error:
+            raise StoreError(f"{path}: {error.strerror or error}") from error
+        partitions = (keys >> PARTITION_SHIFT).astype(np.int64)
+        counts = np.bincount(partitions, minlength=PARTITIONS)
+        self._runs.append((path, np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)))
+
+    def _ordered(self, records: Records, order: NDArray[np.intp]) -> Records:
+        """Records in this order, copied whole: five times as fast as by bytes."""
+        whole = records.view(f"V{self._record_bytes}").reshape(-1)
+        return whole.take(order).view(np.uint8).reshape(-1, self._record_bytes)
+
+    def ranges(self) -> Iterator[tuple[Keys, Records]]:
+        """(keys (n,) uint64, records (n, record_bytes) uint8), ascending; to be iterated once."""
+        if not self._runs:
+            if self._buffered:
+                yield from self._sorted(*self._take_buffer())
+            return
+        self._spill()
+        sizes = np.sum([np.diff(offsets) for _, offsets in self._runs], axis=0)
+        first = 0
+        while first < PARTITIONS:
+            rows = np.cumsum(sizes[first:])
+            end = first + max(1, int(np.searchsorted(rows, self._rows_max, side="right")))
+            records = np.concatenate([self._read(run, first, end) for run in self._runs])
+            if records.shape[0]:
+                keys = np.ascontiguousarray(records[:, :KEY_BYTES]).view(">u8").reshape(-1)
+                yield from self._sorted(keys.astype(np.uint64), records)
+            first = end
+
+    def _read(self, run: tuple[Path, NDArray[np.int64]], first: int, end: int) -> Records:
+        path, offsets = run
+        begin, count = int(offsets[first]), int(offsets[end] - offsets[first])
+        width = self._record_bytes
+        return np.fromfile(path, np.uint8, count * width, offset=begin * width).reshape(-1, width)
+
+    def _sorted(self, keys: Keys, records: Records) -> Iterator[tuple[Keys, Records]]:
+        order = np.argsort(keys)
+        for first in range(0, order.shape[0], RANGE_ROWS_MAX):
+            part = order[first : first + RANGE_ROWS_MAX]
+            yield keys[part], self._ordered(records, part)
