@@ -428,3 +428,21 @@ def test_an_arrow_column_too_long_for_its_offsets_is_refused(monkeypatch: pytest
     monkeypatch.setattr(batch_module, "_ARROW_LIST_MAX", 2)
     with pytest.raises(LimitError, match="f has 3 ids; an Arrow list column holds 2"):
         single({"type": "int"}).transform(big_table(3)).to_arrow()
+
+
+def test_files_of_one_folder_may_differ_in_width_and_have_more_columns(tmp_path: Path) -> None:
+    pa.parquet.write_table(pa.table({"a": pa.array([1, 2], pa.int64())}), tmp_path / "0.parquet")
+    pa.parquet.write_table(pa.table({"b": ["x"], "a": pa.array([3], pa.int16())}), tmp_path / "1.parquet")
+    engine = single({"type": "int"})
+    ids = [i for part in engine.transform_stream(tmp_path) for i in part["f"][0].tolist()]
+    assert ids == engine.transform(pa.table({"a": [1, 2, 3]}))["f"][0].tolist()
+
+
+def test_columns_that_a_path_names_are_read(tmp_path: Path) -> None:
+    for day in (1, 2):
+        (tmp_path / f"a={day}").mkdir()
+        pa.parquet.write_table(pa.table({"b": [day]}), tmp_path / f"a={day}" / "x.parquet")
+    source = pa.dataset.dataset(tmp_path, partitioning="hive")
+    engine = single({"type": "int"})
+    ids = [i for part in engine.transform_stream(source) for i in part["f"][0].tolist()]
+    assert ids == engine.transform(pa.table({"a": [1, 2]}))["f"][0].tolist()
