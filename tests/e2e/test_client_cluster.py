@@ -10,7 +10,8 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -32,11 +33,11 @@ TABLES = [
 
 
 def train(
-    client: Client, at_step: Callable[[int], None] = lambda step: None
+    client: Client, at_step: Callable[[int], None] = lambda step: None, steps: Iterable[int] = range(STEPS)
 ) -> dict[str, NDArray[np.float32]]:
-    """STEPS steps whose gradients depend on the rows pulled, so that one lost or doubled push shows."""
+    """Steps whose gradients depend on the rows pulled, so that one lost or doubled push shows."""
     rng = np.random.default_rng(9)
-    for step in range(STEPS):
+    for step in steps:
         at_step(step)
         ids = {t: (rng.zipf(1.2, BATCH) % VOCABULARY).astype(np.uint64) for t in ("user", "item")}
         rows = client.pull_many(ids)
@@ -131,7 +132,11 @@ class CuttingProxy:
         with suppress(OSError):  # closed
             while True:
                 near = self._listener.accept()[0]
-                far = socket.create_connection(self._upstream)
+                try:
+                    far = socket.create_connection(self._upstream)
+                except OSError:  # the shard is away, so this end is too
+                    near.close()
+                    continue
                 left = [self._cut_bytes()]
                 for source, sink in ((near, far), (far, near)):
                     threading.Thread(target=self._pump, args=(source, sink, left), daemon=True).start()
@@ -173,6 +178,48 @@ def test_connections_cut_in_mid_message(cluster: ServerProcess, undisturbed: dic
             rows = train(client)
         assert sum(proxy.cuts for proxy in proxies) >= 4
     assert_same_bits(rows, undisturbed)
+
+
+@pytest.mark.soak
+def test_five_minutes_of_kills_freezes_and_cuts(cluster: ServerProcess, tmp_path: Path) -> None:
+    """Every 2 seconds a shard is killed or frozen, while its connections are cut in mid-message."""
+    seed = int(os.environ.get("SOAK_SEED", time.time_ns() % 2**32))
+    deadline_s = time.monotonic() + float(os.environ.get("SOAK_S", "300"))
+    rng, done, count = random.Random(seed), threading.Event(), Counter[str]()
+
+    def disturb() -> None:
+        while not done.wait(2):
+            pid = cluster.facts()["pids"][rng.randrange(2)]
+            with suppress(ProcessLookupError):
+                if pid and rng.random() < 0.5:
+                    os.kill(pid, signal.SIGKILL)
+                    count["kill"] += 1
+                elif pid:
+                    os.kill(pid, signal.SIGSTOP)
+                    done.wait(rng.uniform(0, 3))
+                    os.kill(pid, signal.SIGCONT)
+                    count["freeze"] += 1
+
+    steps: list[int] = []
+
+    def while_time() -> Iterator[int]:
+        while time.monotonic() < deadline_s:
+            steps.append(len(steps))
+            yield steps[-1]
+
+    with cut_off(cluster.endpoints(), seed) as proxies:
+        disturber = threading.Thread(target=disturb)
+        disturber.start()
+        try:
+            with connect(",".join(proxy.endpoint for proxy in proxies), timeout_s=300) as client:
+                rows = train(client, steps=while_time())
+        finally:
+            done.set()
+            disturber.join()
+        cuts = sum(proxy.cuts for proxy in proxies)
+    print(f"seed {seed}: {len(steps)} steps, {count['kill']} kills, {count['freeze']} freezes, {cuts} cuts")
+    with connect(f"embedded:{tmp_path}/undisturbed", config={"tables": TABLES}) as client:
+        assert_same_bits(rows, train(client, steps=range(len(steps))))
 
 
 def test_errors_of_a_real_shard_keep_their_class(cluster: ServerProcess, tmp_path: Path) -> None:
