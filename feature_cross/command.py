@@ -33,7 +33,7 @@ from feature_cross.row import row_to_batch
 from feature_cross.sink import Sink
 from feature_cross.source import count_rows, open_dataset, read_batches
 from feature_cross.stream import transform_batches
-from feature_cross.survey import Survey, survey
+from feature_cross.survey import Survey, check_columns, survey
 
 __all__ = ["run_check", "run_data", "run_explain", "run_schema"]
 
@@ -123,6 +123,9 @@ def _checked(config: CrossConfig, data: str | None) -> tuple[list[Problem], Surv
     if data is None:
         return check_config(config, engine.plan), None
     try:
+        misfits = check_columns(engine, open_dataset(data, engine.plan).schema)
+        if misfits:
+            return [*check_config(config, engine.plan), *misfits], None
         measured = survey(engine, data)
     except DataError as error:
         return [*check_config(config, engine.plan), Problem("data", str(error))], None

@@ -8,15 +8,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
+from feature_cross.column import column_spec, hash_column
 from feature_cross.config import AttributeFeature, CategoricalFeature, CrossConfig, Feature, Ids
 from feature_cross.engine import Engine
+from feature_cross.error import DataError, Problem
 from feature_cross.limit import BATCH_ROWS_DEFAULT
 from feature_cross.lint import futile_pairs
+from feature_cross.loader import nearest
 from feature_cross.source import read_batches
 
-__all__ = ["SURVEY_ROWS", "FeatureSurvey", "Survey", "survey"]
+__all__ = ["SURVEY_ROWS", "FeatureSurvey", "Survey", "check_columns", "survey"]
 
 SURVEY_ROWS = 1_000_000
 """Rows that are read: exact distinct counts hold every id, 8 bytes each."""
@@ -64,6 +68,24 @@ class _Count:
     def merge(self) -> None:
         self.kept = np.unique(np.concatenate([self.kept, *self.pending]))
         self.pending, self.pending_ids = [], 0
+
+
+def check_columns(engine: Engine, schema: pa.Schema) -> list[Problem]:
+    """Attributes whose column is not in the data, or has a type that they do not take; errors with lines."""
+    found = []
+    for label, use in {use.label: use for use in engine.plan.attributes}.items():
+        path = ("entities", use.entity, "attributes", use.name)
+        line = engine.config.line(path)
+        if use.column not in schema.names:
+            message = f"column {use.column!r} is not in the data{nearest(use.column, schema.names)}"
+            found.append(Problem("unknown-column", message, path, line))
+            continue
+        try:  # an empty column has its type already
+            empty = schema.field(use.column).type
+            hash_column(pa.nulls(0, empty), column_spec(use.attribute, f"column {use.column!r} ({label})"))
+        except DataError as error:
+            found.append(Problem("mistyped-column", str(error), path, line))
+    return found
 
 
 def survey(engine: Engine, source: Any, rows_max: int = SURVEY_ROWS) -> Survey:

@@ -234,8 +234,23 @@ def test_check_reports_errors_with_exit_code_1(files: Path, capsys: pytest.Captu
 def test_check_reports_columns_that_do_not_fit(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (files / "c.yaml").write_text(CONFIG.replace("column: user", "column: price"))
     code, found = check(files, capsys, "--data", files / "t.parquet")
+    last = found["problems"][-1]
+    assert code == 1 and (last["code"], last["line"]) == ("mistyped-column", 6)
+    assert "column 'price' (user.id) has Arrow type double; type int takes integers" in last["message"]
+    (files / "c.yaml").write_text(CONFIG.replace("column: user", "column: uesr"))
+    code, found = check(files, capsys, "--data", files / "t.parquet")
+    last = found["problems"][-1]
+    assert code == 1 and (last["code"], last["line"]) == ("unknown-column", 6)
+    assert "did you mean 'user'?" in last["message"]
+
+
+def test_check_reports_a_value_that_does_not_fit(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (files / "c.yaml").write_text(CONFIG.replace("missing: own_id", "missing: error"))
+    code, found = check(files, capsys, "--data", files / "t.parquet")
     assert code == 1 and found["problems"][-1]["code"] == "data"
-    assert "column 'price' (user.id) has Arrow type double" in found["problems"][-1]["message"]
+    assert "(user.city) has no value in row" in found["problems"][-1]["message"]
+    assert run("check", files / "c.yaml", "--data", files / "none.parquet", "--json") == 1
+    assert "no such file" in json.loads(capsys.readouterr().out)["problems"][-1]["message"]
 
 
 def test_check_reports_a_feature_that_gives_nothing(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
