@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The commands of `psctl` that work on a stopped shard's directory: verify.
+"""The commands of `psctl` that work on a stopped shard's directory: verify, load and export.
 
 DIR is one shard's directory, or a data_dir with shard-0000, shard-0001, … in it. Exit codes: 0 done and
 sound; 1 damage found; 2 a wrong flag, table or file; 74 the directory cannot be opened or written.
@@ -7,46 +7,43 @@ Thread safety: a process's main thread.
 """
 
 import argparse
+import functools
 import json
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
-from rowhouse.error import RowhouseError
+from rowhouse.error import InvalidRequestError, RowhouseError, StoreError
 
+from ps_server.bulk import EXPORT_ROWS, bulk_load, export_schema, export_table
+from ps_server.config import load_config, shard_directory
 from ps_server.directory import shard_directories
+from ps_server.shard import Shard
 from ps_server.verify import Damage, Report, TableReport, verify_directory
 
 DAMAGE_SHOWN_MAX: Final = 100
 """Lines of damage printed for people; --json has all of them."""
 
-COMMANDS: Final = {
-    "verify": "read everything that a stopped shard has on disk, and name what is damaged",
-}
-
-EXAMPLES: Final = """\
-examples, each on a stopped shard or data_dir:
-  psctl verify data
-  psctl verify data/shard-0000 --json
-"""
-
-
-def add_command(command: argparse.ArgumentParser, name: str) -> None:
-    """Give the parser of one of COMMANDS its arguments."""
-    command.add_argument("directory", metavar="DIR", type=Path, help="a shard's directory, or a data_dir")
-    command.add_argument("--json", action="store_true", help="print JSON instead of a table")
-
 
 def run(arguments: argparse.Namespace, console: Console) -> int:
-    """Carry out one of COMMANDS; returns the exit code. Errors are printed, not raised."""
+    """Carry out verify, load or export as psctl.py has parsed it; returns the exit code. Errors of ours
+    are printed, not raised."""
     try:
-        return _verify(arguments, console)
+        match arguments.command:
+            case "verify":
+                return _verify(arguments, console)
+            case "load":
+                return _load(arguments, console)
+            case _:
+                return _export(arguments, console)
     except RowhouseError as error:
         print(f"psctl: {type(error).__name__}: {error}", file=sys.stderr)
         return error.exit_code
@@ -60,6 +57,78 @@ def _progress(arguments: argparse.Namespace) -> Iterator[Progress]:
     quiet = arguments.json or not console.is_terminal
     with Progress(*columns, TimeElapsedColumn(), console=console, disable=quiet) as progress:
         yield progress
+
+
+# ---------------------------------------------------------------- load and export
+def _load(arguments: argparse.Namespace, console: Console) -> int:
+    try:
+        pq.ParquetFile(arguments.file).close()  # before a shard is opened or made
+    except (OSError, pa.ArrowException) as error:
+        raise InvalidRequestError(f"{arguments.file}: cannot be read as Parquet: {error}") from None
+    reports = []
+    with _progress(arguments) as progress:
+        for name, target in _load_targets(arguments):
+            task = progress.add_task(f"{name} {arguments.table}", total=None)
+            with target as place, pq.ParquetFile(arguments.file) as file:
+                report = bulk_load(
+                    place, arguments.table, file.iter_batches(EXPORT_ROWS), skip_others=True,
+                    progress=functools.partial(_advance, progress, task),
+                )  # fmt: skip
+            reports.append({"shard": name, **asdict(report)})
+    _show_facts(reports, arguments, console)
+    return 0
+
+
+def _advance(progress: Progress, task: TaskID, rows: int) -> None:
+    progress.update(task, completed=rows)
+
+
+def _load_targets(
+    arguments: argparse.Namespace,
+) -> Iterator[tuple[str, AbstractContextManager[Path | Shard]]]:
+    """(name, what to load into) of each shard: its directory, or with a config the shard itself."""
+    if arguments.config is None:
+        for directory in shard_directories(arguments.directory):
+            yield directory.name, nullcontext(directory)
+        return
+    config = load_config(arguments.config, {"data_dir": str(arguments.directory)})
+    for index in range(config.shard_count):
+        directory = shard_directory(config, index)
+        yield directory.name, closing(Shard.open(config, index, directory))
+
+
+def _export(arguments: argparse.Namespace, console: Console) -> int:
+    directories = shard_directories(arguments.directory)
+    reports = []
+    unfinished = arguments.out.with_name(arguments.out.name + ".unfinished")
+    try:
+        schema = export_schema(directories[0], arguments.table)
+        with _progress(arguments) as progress, pq.ParquetWriter(unfinished, schema) as writer:
+            for directory in directories:
+                task = progress.add_task(f"{directory.name} {arguments.table}", total=None)
+                rows = 0
+                for batch in export_table(directory, arguments.table):
+                    writer.write_batch(batch)
+                    rows += batch.num_rows
+                    progress.update(task, completed=rows)
+                reports.append({"shard": directory.name, "rows": rows})
+        unfinished.replace(arguments.out)
+    except OSError as error:
+        raise StoreError(f"{arguments.out}: {error.strerror or error}") from error
+    finally:
+        unfinished.unlink(missing_ok=True)
+    _show_facts(reports, arguments, console)
+    return 0
+
+
+def _show_facts(reports: list[dict[str, Any]], arguments: argparse.Namespace, console: Console) -> None:
+    if arguments.json:
+        print(json.dumps(reports, indent=2))
+        return
+    table = Table(*reports[0])
+    for report in reports:
+        table.add_row(*(f"{v:,}" if isinstance(v, int) else str(v) for v in report.values()))
+    console.print(table)
 
 
 # ---------------------------------------------------------------- verify

@@ -10,6 +10,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Final
 
 import grpc
@@ -20,7 +21,6 @@ from rowhouse.error import ERROR_METADATA_KEY, RowhouseError, from_status
 from rowhouse.v1 import rowhouse_pb2 as pb
 from rowhouse.v1 import rowhouse_pb2_grpc
 
-from ps_server import offline
 from ps_server.config import split_endpoint
 
 _EXAMPLES: Final = """\
@@ -30,6 +30,21 @@ examples:
   psctl checkpoint --endpoints 127.0.0.1:7470,127.0.0.1:7471
   psctl freeze --endpoints 127.0.0.1:7470 --table user --mode refuse
   psctl evict --endpoints 127.0.0.1:7470 --table user
+"""
+
+_OFFLINE: Final = {
+    "verify": "read everything that a stopped shard has on disk, and name what is damaged",
+    "load": "load a table's rows from a Parquet file, all or none of it per shard",
+    "export": "write a table's rows to a Parquet file",
+}
+
+_OFFLINE_EXAMPLES: Final = """\
+examples, each on a stopped shard or data_dir:
+  psctl verify data
+  psctl verify data/shard-0000 --json
+  psctl export data user --out user.parquet
+  psctl load data user user.parquet
+  psctl load data user user.parquet --config cluster.yaml   (a new data_dir, or rows without state)
 """
 
 _MODES: Final = {
@@ -51,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="psctl",
         description="Look at running shards and steer them; check, load and export stopped ones.",
-        epilog=_EXAMPLES + offline.EXAMPLES,
+        epilog=_EXAMPLES + _OFFLINE_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True)
@@ -72,12 +87,29 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--table", required=True)
         if name == "freeze":
             command.add_argument("--mode", required=True, choices=sorted(_MODES))
-    for name, text in offline.COMMANDS.items():
+    for name, text in _OFFLINE.items():
         command = commands.add_parser(
-            name, help=text, epilog=offline.EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+            name, help=text, epilog=_OFFLINE_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
         )
-        offline.add_command(command, name)
+        _add_offline_flags(command, name)
     return parser
+
+
+def _add_offline_flags(command: argparse.ArgumentParser, name: str) -> None:
+    """Arguments of the commands of offline.py."""
+    command.add_argument("directory", metavar="DIR", type=Path, help="a shard's directory, or a data_dir")
+    if name != "verify":
+        command.add_argument("table", metavar="TABLE")
+    if name == "load":
+        columns = "columns id, weights and, where the optimizer keeps any, state (ps_server/column.py)"
+        command.add_argument("file", metavar="FILE", type=Path, help=f"Parquet file with {columns}")
+        command.add_argument(
+            "--config", metavar="FILE", help="the cluster's: makes the shards of a new DIR, and knows the "
+            "optimizer's state of rows that come without it"
+        )  # fmt: skip
+    if name == "export":
+        command.add_argument("--out", metavar="FILE", type=Path, required=True, help="Parquet file to write")
+    command.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
 
 def _endpoints_flag(text: str) -> list[str]:
@@ -192,7 +224,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = _parser().parse_args(argv)
     console = Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH)
-    if arguments.command in offline.COMMANDS:
+    if arguments.command in _OFFLINE:
+        # Imported here: the kernels take a second to load, and the other commands need none.
+        from ps_server import offline  # noqa: PLC0415
+
         return offline.run(arguments, console)
     method, request = _request(arguments)
     answers: list[Facts] = []

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""psctl load and export: Parquet in, Parquet out, over one shard and over a data_dir of several."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from ps_server import psctl
+from ps_server.verify import verify_directory
+from tests.stopped import TABLES, fill, make_config, open_shard, pull, stopped
+
+
+def test_a_data_dir_goes_to_parquet_and_into_one_with_more_shards(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stopped(tmp_path / "one", 3000)
+    out = tmp_path / "user.parquet"
+    assert psctl.main(["export", str(tmp_path / "one"), "user", "--out", str(out), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == [{"shard": "shard-0000", "rows": 3000}]
+    before = pq.read_table(out)
+    assert before.num_rows == 3000 and before.schema.names == ["id", "weights", "state", "lsn"]
+
+    config = make_config(tmp_path / "three", shards=3)
+    for index in range(3):
+        open_shard(config, index).close()
+    assert psctl.main(["load", str(tmp_path / "three"), "user", str(out), "--json"]) == 0
+    reports = json.loads(capsys.readouterr().out)
+    assert [r["shard"] for r in reports] == ["shard-0000", "shard-0001", "shard-0002"]
+    assert sum(r["rows"] for r in reports) == 3000 and all(r["rows"] > 800 for r in reports)
+    assert psctl.main(["verify", str(tmp_path / "three")]) == 0
+    again = tmp_path / "again.parquet"
+    assert psctl.main(["export", str(tmp_path / "three"), "user", "--out", str(again)]) == 0
+    assert pq.read_table(again).drop_columns(["lsn"]).equals(before.drop_columns(["lsn"]))
+    assert "3 shards" not in capsys.readouterr().err
+
+
+def test_a_config_makes_new_shards_and_their_state(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Pretrained weights without optimizer state, into a data_dir that is not there yet."""
+    ids = np.arange(500, dtype=np.uint64)
+    weights = np.arange(2000, dtype=np.float32)
+    lists = pa.FixedSizeListArray.from_arrays(pa.array(weights), 4)
+    pq.write_table(pa.table({"id": ids, "weights": lists}), tmp_path / "w.parquet")
+    config = tmp_path / "cluster.yaml"
+    keys = {"data_dir": "elsewhere", "tables": TABLES, "memory_budget": "16MiB", "shards": 2}
+    config.write_text(yaml.safe_dump(keys))
+    command = ["load", str(tmp_path / "new"), "user", str(tmp_path / "w.parquet")]
+    assert psctl.main(command) == 74
+    assert "no shard's directory" in capsys.readouterr().err
+    assert psctl.main([*command, "--config", str(config)]) == 0
+    assert "shard-0001" in capsys.readouterr().out and not (tmp_path / "elsewhere").exists()
+    rows = 0
+    for index in range(2):
+        shard = open_shard(make_config(tmp_path / "new", shards=2), index)
+        own = ids[shard.partition_map.shards_of(ids) == index]
+        assert np.array_equal(pull(shard, "user", own), weights.reshape(-1, 4)[own.astype(np.intp)])
+        shard.close()
+        rows += verify_directory(shard.directory).tables[1].rows
+    assert rows == 500
+    assert psctl.main(command) == 2  # without the config the state is not known
+    assert "or load with a config" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "expected"),
+    [
+        (["export", "{dir}", "usr", "--out", "{tmp}/x"], 2, "table 'usr' is unknown"),
+        (["export", "{dir}", "user", "--out", "{tmp}/none/x"], 74, "x"),
+        (["load", "{dir}", "user", "{tmp}/none.parquet"], 2, "cannot be read as Parquet"),
+        (["load", "{dir}", "user", "{dir}/log"], 2, "cannot be read as Parquet"),
+    ],
+)
+def test_what_cannot_be_done_says_why(
+    tmp_path: Path, arguments: list[str], code: int, expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory = stopped(tmp_path, 10)
+    assert psctl.main([a.format(dir=directory, tmp=tmp_path) for a in arguments]) == code
+    assert expected in capsys.readouterr().err
+    assert not list(tmp_path.glob("x*"))
+
+
+def test_a_running_shard_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shard = open_shard(make_config(tmp_path))
+    fill(shard, 10)
+    pq.write_table(pa.table({"id": [1], "weights": [[1.0] * 3]}), tmp_path / "w.parquet")
+    assert psctl.main(["load", str(tmp_path), "item", str(tmp_path / "w.parquet")]) == 74
+    assert psctl.main(["export", str(tmp_path), "item", "--out", str(tmp_path / "x")]) == 74
+    assert capsys.readouterr().err.count("DirectoryInUseError") == 2
+    shard.close()
