@@ -138,6 +138,8 @@ def _either(left: Mask | None, right: Mask | None) -> Mask | None:
 def _hash_flat(array: pa.Array, spec: ColumnSpec) -> Hashed:
     if isinstance(array, pa.ExtensionArray):
         array = array.storage
+    if pa.types.is_run_end_encoded(array.type):
+        array = pc.run_end_decode(array)
     kind = array.type
     if pa.types.is_null(kind):
         return Hashed(np.zeros(len(array), np.uint64), np.ones(len(array), np.bool_))
@@ -340,6 +342,8 @@ def canonical_values(array: pa.Array, spec: ColumnSpec) -> list[tuple[Any, bytes
 
     It serves explanations, where a person reads the steps; `hash_column` takes the same steps for hashes.
     """
+    if pa.types.is_run_end_encoded(array.type):
+        array = pc.run_end_decode(array)
     if pa.types.is_dictionary(array.type):
         array = array.dictionary_decode()
     array = _cast(array, spec) if spec.attribute.cast else array

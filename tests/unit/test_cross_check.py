@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`feature-cross check`: what it finds in a config, alone and against data."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+
+from feature_cross import Engine, load
+from feature_cross.cli import main
+
+CONFIG = """\
+ids: {slot_bits: 6}
+entities:
+  user:
+    key: id
+    attributes:
+      id: {type: int, column: user}
+      city: {type: string, normalise: [strip, lower], missing: own_id}
+      seen: {type: string, list: true, max_length: 3, keep: last}
+  item:
+    attributes:
+      price: {type: float, buckets: {edges: [1, 10]}}
+      day: {type: date, part: weekday}
+      new: {type: bool}
+features:
+  user_x_city: {kind: categorical, slot: 1, of: [user.id, user.city]}
+  city_x_price: {kind: interaction, slot: 2, of: [user.city, item.price]}
+  deep: {kind: weak, slot: 3, of: [city_x_price, item.day, item.new]}
+  seen: {kind: combination, of: user.seen, slots: {permutation: 4, single: 5, sorted: 6}}
+  pairs: {kind: combination, form: sorted, size: [2, 3], multiset: true, slot: 7, of: user.seen}
+  seen_x_day: {kind: weak, slot: 8, of: [user.seen, item.day], limit: 2, past_limit: cut}
+"""
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    rows = 200
+    random = np.random.default_rng(1)
+    user = random.integers(0, 50, rows)
+    table = pa.table(
+        {
+            "user": user,
+            "city": pa.array([[" Oslo", "ROMA", None][u % 3] for u in user]),
+            "seen": [list(random.choice(["a", "b", "c"], random.integers(0, 6))) for _ in range(rows)],
+            "price": random.random(rows) * 20,
+            "day": pa.array(random.integers(0, 10**9, rows), pa.timestamp("s")),
+            "new": random.random(rows) < 0.5,
+            "label": random.integers(0, 2, rows),
+        }
+    )
+    pa.parquet.write_table(table, tmp_path / "t.parquet", row_group_size=64)
+    (tmp_path / "c.yaml").write_text(CONFIG)
+    return tmp_path
+
+
+def run(*arguments: object) -> int:
+    return main([str(argument) for argument in arguments])
+
+
+def check(files: Path, capsys: pytest.CaptureFixture[str], *flags: object) -> tuple[int, Any]:
+    code = run("check", files / "c.yaml", "--json", *flags)
+    return code, json.loads(capsys.readouterr().out)
+
+
+def test_check_finds_a_futile_cross_and_confirms_it_on_data(
+    files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, found = check(files, capsys)
+    assert code == 0
+    assert [(p["code"], p["line"], p["severity"]) for p in found["problems"]] == [
+        ("futile-cross", 15, "warning")
+    ]
+    code, found = check(files, capsys, "--data", files / "t.parquet")
+    assert code == 0 and "measured: distinct(cross) / distinct(id) = 1.000" in found["problems"][0]["message"]
+    assert found["survey"]["rows"] == 200
+    batch = Engine(load(files / "c.yaml")).transform(pa.parquet.read_table(files / "t.parquet"))
+    for name, measured in found["survey"]["features"].items():
+        ids, offsets = batch[name]
+        covered = int((np.diff(offsets) > 0).sum())
+        assert measured == {"covered_rows": covered, "ids": len(ids), "distinct": len(set(ids.tolist()))}
+
+
+def test_check_drops_the_warning_where_data_refutes_it(
+    files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = pa.parquet.read_table(files / "t.parquet")
+    city = pa.array([str(number) for number in range(200)])
+    pa.parquet.write_table(table.set_column(1, "city", city), files / "t.parquet")
+    code, found = check(files, capsys, "--data", files / "t.parquet")
+    assert code == 0 and found["problems"] == []
+    assert found["survey"]["futile_ratios"][0]["ratio"] == pytest.approx(200 / 50, rel=0.1)
+
+
+LINTS = [
+    (
+        "seen: {type: string, list: true, max_length: 3, keep: last}",
+        "seen: {type: string, list: true}",
+        "unbounded-product",
+    ),
+    ("ids: {slot_bits: 6}", "ids: {}", None),
+    ("  deep: {kind: weak, slot: 3,", "  deep: {kind: weak, slot: 3, seed: city_x_price,", None),
+    ("      new: {type: bool}", "      new: {type: bool}\n      old: {type: bool}", "unused-attribute"),
+]
+
+
+@pytest.mark.parametrize(("old", "new", "code"), LINTS)
+def test_check_warns(
+    files: Path, capsys: pytest.CaptureFixture[str], old: str, new: str, code: str | None
+) -> None:
+    assert old in CONFIG
+    (files / "c.yaml").write_text(CONFIG.replace(old, new))
+    _, found = check(files, capsys)
+    assert [p["code"] for p in found["problems"] if p["code"] != "futile-cross"] == ([code] if code else [])
+
+
+def test_check_warns_of_shared_seeds_without_slots(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = CONFIG.replace("ids: {slot_bits: 6}\n", "").replace(
+        "{kind: weak, slot: 3,", "{kind: weak, seed: city_x_price,"
+    )
+    (files / "c.yaml").write_text(text)
+    _, found = check(files, capsys)
+    assert "deep has the seed of city_x_price" in [p["message"] for p in found["problems"]][-1]
+
+
+def test_check_reports_errors_with_exit_code_1(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (files / "c.yaml").write_text(CONFIG.replace("slot: 2", "slot: 1"))
+    code, found = check(files, capsys)
+    assert code == 1 and [(p["code"], p["line"]) for p in found["problems"]] == [("duplicate-slot", 16)]
+    assert run("check", files / "c.yaml") == 1
+    text = capsys.readouterr().out
+    assert "c.yaml:16: features.city_x_price.slot: slot 1" in text and "1 errors, 0 warnings" in text
+
+
+def test_check_reports_columns_that_do_not_fit(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (files / "c.yaml").write_text(CONFIG.replace("column: user", "column: price"))
+    code, found = check(files, capsys, "--data", files / "t.parquet")
+    last = found["problems"][-1]
+    assert code == 1 and (last["code"], last["line"]) == ("mistyped-column", 6)
+    assert "column 'price' (user.id) has Arrow type double; type int takes integers" in last["message"]
+    (files / "c.yaml").write_text(CONFIG.replace("column: user", "column: uesr"))
+    code, found = check(files, capsys, "--data", files / "t.parquet")
+    last = found["problems"][-1]
+    assert code == 1 and (last["code"], last["line"]) == ("unknown-column", 6)
+    assert "did you mean 'user'?" in last["message"]
+
+
+def test_check_reports_a_value_that_does_not_fit(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (files / "c.yaml").write_text(CONFIG.replace("missing: own_id", "missing: error"))
+    code, found = check(files, capsys, "--data", files / "t.parquet")
+    assert code == 1 and found["problems"][-1]["code"] == "data"
+    assert "(user.city) has no value in row" in found["problems"][-1]["message"]
+    assert run("check", files / "c.yaml", "--data", files / "none.parquet", "--json") == 1
+    assert "no such file" in json.loads(capsys.readouterr().out)["problems"][-1]["message"]
+
+
+def test_check_reports_a_feature_that_gives_nothing(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = pa.parquet.read_table(files / "t.parquet")
+    pa.parquet.write_table(table.set_column(4, "day", pa.nulls(200, pa.timestamp("s"))), files / "t.parquet")
+    _, found = check(files, capsys, "--data", files / "t.parquet")
+    empty = [p["message"] for p in found["problems"] if p["code"] == "empty-feature"]
+    assert empty == ["deep gives no id in 200 rows", "seen_x_day gives no id in 200 rows"]
+
+
+def test_check_prints_a_table_for_people(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("check", files / "c.yaml", "--data", files / "t.parquet") == 0
+    assert "seen.sorted" in capsys.readouterr().out
+
+
+def test_check_follows_bounds_through_derived_features(
+    files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = """\
+entities:
+  e: {attributes: {a: {type: int, list: true}, b: {type: int, list: true, max_length: 2}, c: {type: int}}}
+features:
+  bounded: {kind: weak, of: [e.b, e.c]}
+  limited: {kind: weak, of: [e.a, e.c], limit: 9}
+  open: {kind: weak, of: [e.a, e.c]}
+  fine: {kind: weak, of: [bounded, limited]}
+  wide: {kind: weak, of: [bounded, open]}
+  whole: {kind: combination, form: sorted, of: e.a}
+  one: {kind: weak, of: [whole, e.c]}
+  subsets: {kind: combination, form: sorted, size: 2, of: e.a}
+"""
+    (files / "c.yaml").write_text(text)
+    code, found = check(files, capsys)
+    assert code == 0
+    named = [(p["code"], p["path"][1]) for p in found["problems"]]
+    assert named == [("unbounded-product", "wide"), ("unbounded-product", "subsets")]
