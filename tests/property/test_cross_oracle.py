@@ -8,6 +8,7 @@ order of features, its own limits.
 import itertools
 import math
 import struct
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,8 @@ TYPES = {
     "float": (pa.float64(), st.floats() | st.sampled_from([0.0, -0.0, 1.0, 2.5])),
 }
 EDGES = [0.0, 1.0, 2.5]
+LIST_MAX = 6
+SUBSETS_MAX = 2**LIST_MAX
 Row = dict[str, Any]
 
 
@@ -74,6 +77,11 @@ def operand_hashes(config: Row, row: Row, reference: str, policy: str | None) ->
 
 
 def feature_hashes(config: Row, row: Row, full_name: str) -> list[int]:
+    most = config["features"][full_name.partition(".")[0]].get("limit")
+    return list(itertools.islice(every_hash(config, row, full_name), most))
+
+
+def every_hash(config: Row, row: Row, full_name: str) -> Iterable[int]:
     name, _, form = full_name.partition(".")
     feature = config["features"][name]
     seed = feature.get("seed", full_name)
@@ -81,7 +89,7 @@ def feature_hashes(config: Row, row: Row, full_name: str) -> list[int]:
     references = [feature["of"]] if isinstance(feature["of"], str) else feature["of"]
     operands = [operand_hashes(config, row, r, feature.get("missing")) for r in references]
     if feature["kind"] != "combination":
-        return [folded(seed, 1, chosen) for chosen in itertools.product(*operands)]
+        return (folded(seed, 1, chosen) for chosen in itertools.product(*operands))
     form, items = form or feature["form"], operands[0]
     if form == "single":
         return [folded(seed, 1, (item,)) for item in items]
@@ -120,13 +128,17 @@ def attributes(draw: st.DrawFn, column: str) -> Row:
     return attribute
 
 
-def cross(draw: st.DrawFn, usable: list[str]) -> Row:
-    of = draw(st.lists(st.sampled_from(usable), min_size=2, max_size=3, unique=True))
+def cross(draw: st.DrawFn, usable: dict[str, int]) -> Row:
+    of = draw(st.lists(st.sampled_from(sorted(usable)), min_size=2, max_size=3, unique=True))
     made = {label.partition(".")[0] for label in of}
     kind = "weak"
     if made <= {"user", "item"} and draw(st.booleans()):
         kind = "categorical" if len(made) == 1 else "interaction"
-    return {"kind": kind, "of": of}
+    most = math.prod(usable[label] for label in of)
+    feature: Row = {"kind": kind, "of": of}
+    if most > 1000 or (most > 1 and draw(st.booleans())):
+        feature |= {"limit": draw(st.integers(1, 50)), "past_limit": "cut"}
+    return feature
 
 
 def combination(draw: st.DrawFn, lists: list[str]) -> Row:
@@ -136,7 +148,19 @@ def combination(draw: st.DrawFn, lists: list[str]) -> Row:
         sizes = st.lists(st.integers(1, 4), min_size=1, max_size=3, unique=True)
         feature["size"] = draw(st.just("all") | st.integers(1, 3) | sizes)
         feature["multiset"] = draw(st.booleans())
+    if form in ("all", "single") and draw(st.booleans()):
+        feature |= {"limit": draw(st.integers(1, 4)), "past_limit": "cut"}
     return feature
+
+
+def most_values(name: str, feature: Row) -> dict[str, int]:
+    """Most ids for one row of each feature that a combination gives."""
+    if feature["form"] == "all":
+        forms = ("permutation", "single", "sorted")
+        return {f"{name}.{form}": most_values("", feature | {"form": form})[""] for form in forms}
+    subsets = 1 if feature.get("size", "all") == "all" else SUBSETS_MAX
+    many = {"permutation": 1, "single": LIST_MAX, "sorted": subsets}
+    return {name: min(many[feature["form"]], feature.get("limit", SUBSETS_MAX))}
 
 
 @st.composite
@@ -147,7 +171,7 @@ def configs(draw: st.DrawFn) -> Row:
         entities[entity] = {"attributes": {f"a{n}": draw(attributes(f"{entity}{n}")) for n in names}}
     labels = [(f"{e}.{n}", a["list"]) for e in entities for n, a in entities[e]["attributes"].items()]
     scalars, lists = [label for label, many in labels if not many], [label for label, many in labels if many]
-    usable = scalars + lists
+    usable = dict.fromkeys(scalars, 1) | dict.fromkeys(lists, LIST_MAX)  # most values for one row
     slots = iter(draw(st.permutations(range(60))))
     features: Row = {}
     for number in range(draw(st.integers(1, 4))):
@@ -156,13 +180,13 @@ def configs(draw: st.DrawFn) -> Row:
         )
         if kind == "cross":
             feature = cross(draw, usable)
-            usable = [*usable, f"f{number}"]
+            most = math.prod(usable[label] for label in feature["of"])
+            usable[f"f{number}"] = min(most, feature.get("limit", most))
         elif kind == "attribute":
             feature = {"kind": kind, "of": draw(st.sampled_from(scalars))}
         else:
             feature = combination(draw, lists)
-            forms = ["permutation", "single", "sorted"] if feature["form"] == "all" else []
-            usable = [*usable, *([f"f{number}.{form}" for form in forms] or [f"f{number}"])]
+            usable |= most_values(f"f{number}", feature)
         if feature.get("form") == "all":
             feature["slots"] = {form: next(slots) for form in ("permutation", "single", "sorted")}
         else:
@@ -186,7 +210,7 @@ def tables(draw: st.DrawFn) -> tuple[Row, list[Row], pa.Table]:
             arrow, values = TYPES[attribute["type"]]
             cell: st.SearchStrategy[Any] = st.none() | values
             if attribute["list"]:
-                cell, arrow = st.none() | st.lists(cell, max_size=6), pa.list_(arrow)
+                cell, arrow = st.none() | st.lists(cell, max_size=LIST_MAX), pa.list_(arrow)
             drawn = draw(st.lists(cell, min_size=rows, max_size=rows))
             columns[attribute["column"]] = pa.array(drawn, arrow)
     table = pa.table(columns)

@@ -3,6 +3,7 @@
 
 import datetime
 import itertools
+import pickle
 from typing import Any
 
 import numpy as np
@@ -275,3 +276,19 @@ def test_an_arrow_column_too_long_for_its_offsets_is_refused(monkeypatch: pytest
     monkeypatch.setattr(batch_module, "_ARROW_LIST_MAX", 2)
     with pytest.raises(LimitError, match="f has 3 ids; an Arrow list column holds 2"):
         single({"type": "int"}).transform(big_table(3)).to_arrow()
+
+
+def test_an_engine_travels_to_another_process() -> None:
+    features = {
+        "f": {"kind": "attribute", "of": "e.a"},
+        "l": {"kind": "combination", "of": "e.l", "size": 2},
+    }
+    price = {"type": "float", "buckets": {"log": {"base": 2, "start": 1, "stop": 9}}}
+    engine = Engine(
+        load({"entities": {"e": {"attributes": {"a": price, "l": INT_LIST}}}, "features": features})
+    )
+    copy = pickle.loads(pickle.dumps(engine))
+    row = {"a": 5.5, "l": [1, 2, 3]}
+    for name in engine.plan.outputs:
+        assert copy.transform(row)[name][0].tolist() == engine.transform(row)[name][0].tolist()
+    assert copy.schema.equals(engine.schema, check_metadata=True)
