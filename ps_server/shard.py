@@ -224,13 +224,13 @@ class Shard:
             PoisonedError, StoreError: not acknowledged; a retry after a restart finds out.
         """
         self._check_alive(writing=True)
-        check_map(request.map_version, self.partition_map, self.index)
         parts = checked_parts(request, self._tables)
         with self._push_lock:
             self._check_alive(writing=True)
             repeat = self._sessions.repeat_of(request.client_id, request.sequence)
             lsn = self._applied_lsn + 1 if repeat is None else repeat
-            if repeat is None:
+            if repeat is None:  # only now: a repeat was applied, whatever map it was routed by
+                check_map(request.map_version, self.partition_map, self.index)
                 request, encoded, parts = without_frozen(request, encoded, parts)
                 with self._poisoning():
                     self._log_and_apply(request, encoded, parts, lsn)
@@ -297,10 +297,10 @@ class Shard:
             for table in self._tables.values():
                 for segment in range(table.tier.arena.segments):
                     written += table.tier.write_back_segment(segment)
-            self._failpoint("mid checkpoint")
             for table in self._tables.values():
                 table.tier.rows.flush()
                 table.tier.tombstones.flush()
+                self._failpoint("mid checkpoint")
             counts = {n: t.tier.stored.rows if t.tier.stored.exact else None for n, t in self._tables.items()}
             checkpoint.write(self._store, replace(state, rows=counts), sketches)
             self._opened.state = state
