@@ -26,7 +26,7 @@ from benchmarks.worker import ROOT, run_workload, settings_json
 
 BUILD: Final = ROOT / "build" / "bench"
 
-QUICK: Final = {"runs": 3, "seconds": 0.5, "warmup_batches": 16, "rows": 1_000_000, "log_bytes": 64 << 20}
+QUICK: Final = {"runs": 3, "seconds": 0.5, "warmup_batches": 16, "rows": 2_000_000, "log_bytes": 64 << 20}
 FULL: Final = {"runs": 5, "seconds": 3.0, "warmup_batches": 32, "rows": 5_000_000, "log_bytes": 1 << 30}
 """Settings with and without --quick; each has a flag of its own."""
 

@@ -43,14 +43,6 @@ def embedded(folder: Path, config: dict[str, Any]) -> Iterator[Client]:
         yield client
 
 
-def push_noise(client: Client, ids: int) -> None:
-    """Give the rows of ranks 0..ids-1 weights as hard to compress as trained ones."""
-    generator = np.random.default_rng(3)
-    for first in range(0, ids, CHUNK_IDS):
-        chunk = ids_of(first, min(first + CHUNK_IDS, ids))
-        client.push(TABLE, chunk, generator.standard_normal((chunk.shape[0], DIM), np.float32))
-
-
 def create_rows(client: Client, ids: int, start: int = 0) -> None:
     """Make the rows of ranks start..ids-1 exist at their initial values."""
     zeros = np.zeros((CHUNK_IDS, DIM), np.float32)

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """table.disk_per_row.* and table.cold_pull: rows on disk.
 
-Both fill a table through pushes with plenty of memory, close it, and compact its store.
+Both load a table in bulk and compact its store.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,16 +16,21 @@ from rowhouse.mix import mix64
 from benchmarks.bar import Bar, Goal, Settings, make_bar
 from benchmarks.batch import BATCH_IDS, DIM, Batch, make_batch
 from benchmarks.contest import contest
-from benchmarks.embedded import SGD, TABLE, embedded, push_noise, require_equal, table_config
+from benchmarks.embedded import SGD, TABLE, embedded, require_equal, table_config
 from benchmarks.peer_rocksdict import StoredRows
+from benchmarks.table_load import fill, shard_folder
 from benchmarks.table_memory import RAW_BYTES
 from ps_client.client import Client
-from ps_server.config import load_config, shard_directory
+from ps_server.config import load_config
 from ps_server.recovery import STORE_BYTES_MAX, STORE_SHARE
 from ps_server.row import LSN_BYTES, RowLayout
 from ps_server.store import Store
 
+COLD_BATCHES_MIN: Final = 6
 COLD_BATCHES_MAX: Final = 512
+WARMUP_BATCHES: Final = 2
+"""A batch that warmed up is hot afterwards, so there are few, the last ones."""
+
 CACHE_SHARE: Final = 0.14
 """Block cache for the raw bytes of all rows: 512 MiB for 50 M rows of 72 B."""
 
@@ -36,7 +42,7 @@ def opened_store(folder: Path, config: dict[str, Any]) -> Iterator[Store]:
     """The store of the closed embedded shard in `folder`."""
     resolved = load_config(config, {"data_dir": str(folder)})
     widths = {f"row.{TABLE}": RowLayout.of(resolved.tables[0]).value_bytes, f"tombstone.{TABLE}": LSN_BYTES}
-    directory = shard_directory(resolved, 0) / "store"
+    directory = shard_folder(folder, config) / "store"
     store = Store(directory, widths, cache_bytes=64 << 20, memtable_bytes=16 << 20)
     try:
         yield store
@@ -44,10 +50,9 @@ def opened_store(folder: Path, config: dict[str, Any]) -> Iterator[Store]:
         store.close()
 
 
-def fill(folder: Path, config: dict[str, Any], rows: int) -> int:
-    """Make a shard with so many rows, close it, compact its store; returns bytes of the row files."""
-    with embedded(folder, config) as client:
-        push_noise(client, rows)
+def fill_compacted(folder: Path, config: dict[str, Any], rows: int) -> int:
+    """Make a shard with so many rows, closed, its store compacted; returns bytes of the row files."""
+    fill(folder, config, rows)
     with opened_store(folder, config) as store:
         family = store.families[f"row.{TABLE}"]
         family.compact()
@@ -57,7 +62,7 @@ def fill(folder: Path, config: dict[str, Any], rows: int) -> int:
 def measure_size(settings: Settings, name: str, dtype: str, goal: Goal) -> list[Bar]:
     """Bytes of compacted row files per row, of a table without optimizer state."""
     folder, config = settings.scratch / "table", table_config(SGD, dtype=dtype, durability="none")
-    disk_bytes = fill(folder, config, settings.rows)
+    disk_bytes = fill_compacted(folder, config, settings.rows)
     everything = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
     detail = {"rows": settings.rows, "folder_bytes_per_row": everything / settings.rows}
     what, peer = f"disk per row, compacted, {dtype} SGD", f"the id and the {dtype} weights alone"
@@ -67,8 +72,11 @@ def measure_size(settings: Settings, name: str, dtype: str, goal: Goal) -> list[
 
 def cold_batches(rows: int) -> list[Batch]:
     """Batches of distinct ids of which no two share one: each id is cold when its turn comes."""
-    order = np.random.default_rng(5).permutation(rows)
     count = min(rows // BATCH_IDS, COLD_BATCHES_MAX)
+    if count < COLD_BATCHES_MIN:
+        least = COLD_BATCHES_MIN * BATCH_IDS
+        raise ValueError(f"rows is {rows}; cold batches that share no id need {least} or more")
+    order = np.random.default_rng(5).permutation(rows)
     gradients = np.zeros((BATCH_IDS, DIM), np.float32)
     return [make_batch(order[i * BATCH_IDS : (i + 1) * BATCH_IDS], gradients) for i in range(count)]
 
@@ -99,10 +107,10 @@ def measure_cold(settings: Settings, name: str, goal: Goal) -> list[Bar]:
     Ours promotes what it reads, as a training pull does; the page cache is warm for both sides.
     """
     rows, folder = settings.rows, settings.scratch / "table"
-    fill(folder, table_config(SGD, durability="none"), rows)
+    fill_compacted(folder, table_config(SGD, durability="none"), rows)
     budget, cache_bytes = small_budget(rows)
     config = table_config(SGD, durability="none", memory_budget=budget)
-    store = shard_directory(load_config(config, {"data_dir": str(folder)}), 0) / "store"
+    store = shard_folder(folder, config) / "store"
     read_files(store)
     batches = cold_batches(rows)
     out = np.empty((BATCH_IDS, DIM), np.float32)
@@ -118,7 +126,7 @@ def measure_cold(settings: Settings, name: str, goal: Goal) -> list[Bar]:
         for batch in batches[:2]:
             ours(batch)
             require_equal(name, out, peer.get(mix64(batch.requested)), 0.0)
-        mine, other = contest([ours, theirs], batches[2:], settings)
+        mine, other = contest([ours, theirs], batches[2:], replace(settings, warmup_batches=WARMUP_BATCHES))
         hot = hot_share(client)
         peer.close()
     detail = {

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Small runs of the workloads that need more than a table in memory, and the parts they are made of."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+
+from benchmarks import cli
+from benchmarks.batch import BATCH_IDS, load_batches
+from benchmarks.peer_grpc import BareCalls
+from benchmarks.server import serving
+from benchmarks.table_disk import cold_batches, small_budget
+from benchmarks.table_load import noise_rows
+
+SMALL = ["--quick", "--runs", "1", "--seconds", "0.01", "--warmup-batches", "1"]
+
+
+def run_small(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *flags: str
+) -> dict[str, dict[str, object]]:
+    monkeypatch.setattr(cli, "BUILD", folder / "build")
+    code = cli.main(["run", *flags, *SMALL, "--scratch", str(folder / "scratch"), "--json"])
+    bars = json.loads(capsys.readouterr().out)
+    assert code == 0, [bar["skipped"] for bar in bars]
+    return {bar["id"]: bar for bar in bars}
+
+
+def test_cold_batches_share_no_id() -> None:
+    batches = cold_batches(7 * BATCH_IDS)
+    together = np.concatenate([b.requested for b in batches])
+    assert together.shape[0] == 7 * BATCH_IDS == np.unique(together).shape[0]
+    with pytest.raises(ValueError, match="rows is 1000; cold batches that share no id need 159744"):
+        cold_batches(1000)
+
+
+def test_the_small_budget_holds_its_cache() -> None:
+    budget, cache = small_budget(50_000_000)
+    assert 0.9 * (512 << 20) / 2 < cache < budget / 4 < 520 << 20
+
+
+def test_noise_covers_every_rank_once() -> None:
+    ids = np.concatenate([chunk[0] for chunk in noise_rows(300_001)])
+    assert ids.shape[0] == np.unique(ids).shape[0] == 300_001
+
+
+def test_the_bare_server_answers_as_many_bytes_as_asked(tmp_path: Path) -> None:
+    (batch,) = load_batches("zipf", tmp_path, ids=500, batches=1)
+    with serving(["-m", "benchmarks.peer_grpc"], tmp_path / "out.txt") as server:
+        calls = BareCalls(server.endpoint())
+        calls.step(batch)
+        calls.close()
+        with grpc.insecure_channel(server.endpoint()) as channel:
+            call: Any = channel.unary_unary("/benchmark.Bare/Call")
+            answer = call((1000).to_bytes(8, "little"))
+        assert answer == bytes(1000)
+
+
+def test_a_server_that_does_not_start_is_told(tmp_path: Path) -> None:
+    with (
+        serving(["-c", "print('no port'); raise SystemExit(3)"], tmp_path / "out.txt") as server,
+        pytest.raises(RuntimeError, match="no port"),
+    ):
+        server.endpoint()
+
+
+def test_the_disk_workloads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ["table.cold_pull", "table.bulk_load"]
+    bars = run_small(tmp_path, monkeypatch, capsys, *names, "--rows", "160000")
+    for name in names:
+        assert float(str(bars[name]["ratio"])) > 0
+    detail = bars["table.cold_pull"]["detail"]
+    assert isinstance(detail, dict) and detail["share_hot"] < 0.5
+
+
+def test_reopening_and_the_wire(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--rows", "50000", "--ids", "50000", "--log-bytes", "2000000"]
+    bars = run_small(tmp_path, monkeypatch, capsys, "table.reopen.zipf", "wire.overhead.zipf", *flags)
+    assert float(str(bars["table.reopen.zipf"]["figure"])) > 0
+    assert float(str(bars["wire.overhead.zipf"]["peer_figure"])) > 0
