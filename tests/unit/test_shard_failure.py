@@ -8,10 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from rowhouse import dtype, message
 from rowhouse.error import (
     PoisonedError,
-    SequenceGapError,
     StoreError,
 )
 from rowhouse.v1 import rowhouse_pb2 as pb
@@ -37,10 +35,6 @@ def ones(rows: int, dim: int = 4) -> NDArray[np.float32]:
     return np.ones((rows, dim), np.float32)
 
 
-def part(table: str, ids: NDArray[np.uint64], gradients: NDArray[Any], rate: float | None = None) -> Any:
-    return message.TableGradients(table, dtype.FLOAT32, ids, gradients, rate)
-
-
 def write_back(driver: Driver) -> None:
     """Dirty rows go to the store, as in the middle of a checkpoint."""
     tier = driver.shard._tables["user"].tier
@@ -48,23 +42,6 @@ def write_back(driver: Driver) -> None:
         tier.write_back_segment(segment)
 
 
-def refused(driver: Driver, error: type[Exception], match: str, *parts: Any, **changes: int) -> None:
-    """The push gets `error`, and neither rows nor sequence nor LSN have moved; the shard goes on."""
-    before = driver.pull("user", IDS), driver.shard._applied_lsn
-    version = changes.get("version", driver.shard.partition_map.version)
-    with pytest.raises(error, match=match):
-        driver.shard.push(message.PushRequest(version, 5, changes.get("sequence", 1), parts))
-    assert driver.shard._applied_lsn == before[1] and driver.shard.poison is None
-    np.testing.assert_array_equal(driver.pull("user", IDS), before[0])
-    with pytest.raises(SequenceGapError):  # the client's number is not taken
-        driver.shard.push(message.PushRequest(driver.shard.partition_map.version, 5, 2, (good(),)))
-
-
-def good() -> Any:
-    return part("user", IDS, ones(3))
-
-
-# ------------------------------------------------------------ refused
 def test_half_a_push_never_reaches_the_store(
     driver: Driver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
