@@ -30,6 +30,10 @@ from ps_server.store import RowFamily
 ROWS_MIN: Final = 64
 """Rows that a table's floor of the budget must hold: less could not hold one small batch."""
 
+WRITE_PART_BYTES: Final = 1 << 20
+"""Rows written back at a time: on their way they exist four times (tile, bytes, one object each, batch), so
+a segment of 16,384 wide rows would take half a gigabyte that no budget counts."""
+
 
 @dataclass(slots=True)
 class StoredCount:
@@ -181,6 +185,18 @@ class Tier:
         if self._broken:
             raise PoisonedError(f"table {self._name!r}: a push broke off; its rows are not written any more")
         self._barrier(self.applied_lsn)
+        keys = mix64(self.arena.ids_of(slots))
+        order = np.argsort(keys)  # the memtable is sorted: ascending inserts are several times cheaper
+        part = max(1, WRITE_PART_BYTES // self.layout.value_bytes)
+        for start in range(0, order.shape[0], part):
+            chosen = order[start : start + part]
+            self._write_part(keys[chosen], slots[chosen])
+        fresh = int((flags & index.STORED == 0).sum())
+        self.stored.rows += fresh
+        self.stored.hot += fresh
+
+    def _write_part(self, keys: Ids, slots: Slots) -> None:
+        """Write so few rows that their copies on the way take little memory; the caller holds the lock."""
         layout = self.layout
         values = np.empty((slots.shape[0], layout.value_bytes), np.uint8)
         record.copy_out(
@@ -190,14 +206,10 @@ class Tier:
         if self.arena.row_lsn is not None:
             lsn = np.maximum(self.arena.row_lsn[slots], np.uint64(self.applied_lsn))
         put_lsn(values, lsn)
-        keys = mix64(self.arena.ids_of(slots))
         if self.tombstones_possible:
             self.tombstones.delete(keys)
         self.rows.put(keys, values)
         self._failpoint("mid write-back")
-        fresh = int((flags & index.STORED == 0).sum())
-        self.stored.rows += fresh
-        self.stored.hot += fresh
 
     def write_back_segment(self, segment: int) -> int:
         """Write the dirty rows of one index segment to the store; returns how many. Takes the lock, for a

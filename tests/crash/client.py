@@ -159,7 +159,7 @@ class KilledShard:
         """One life, to its end by SIGKILL."""
         rng = self._rng
         point = str(rng.choice([TIMER, TIMER, *POINTS]))
-        hits = {"mid checkpoint": 2}.get(point, 12)
+        hits = {"mid checkpoint": 8}.get(point, 12)
         life = replace(self._life, point=point, hit=int(rng.integers(1, hits + 1)), now_s=self._now_s)
         connection, process = self._host.start(life)
         timer = threading.Timer(rng.exponential(0.08), signal.pidfd_send_signal, (process, signal.SIGKILL))
