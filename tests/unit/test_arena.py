@@ -62,7 +62,8 @@ def test_extreme_and_clustered_ids(name: str) -> None:
 
 def test_random_operations_equal_a_dict() -> None:
     rng = np.random.default_rng(3)
-    arena, oracle = _arena(4_000), {}
+    arena = _arena(4_000)
+    oracle: dict[int, bool] = {}
     pool = _ids(6_000, 4)
     for step in range(300):
         batch = rng.choice(pool, 200, replace=False)
