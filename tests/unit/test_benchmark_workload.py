@@ -71,7 +71,7 @@ def test_the_disk_workloads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     names = ["table.cold_pull", "table.bulk_load"]
-    bars = run_small(tmp_path, monkeypatch, capsys, *names, "--rows", "160000")
+    bars = run_small(tmp_path, monkeypatch, capsys, *names, "--rows", "300000")
     for name in names:
         assert float(str(bars[name]["ratio"])) > 0
     detail = bars["table.cold_pull"]["detail"]
