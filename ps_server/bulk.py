@@ -12,6 +12,7 @@ the end, so pulls see either the old rows or all of the new ones. Thread safety:
 time; the rest as shard.py says.
 """
 
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -35,10 +36,11 @@ from ps_server.directory import Descriptor, held, open_store, read_descriptor
 from ps_server.row import ID_BYTES, RowLayout, put_lsn
 from ps_server.shard import Shard
 from ps_server.sorter import ExternalSorter, Records
-from ps_server.store import Keys, RowFamily, SortedFile, Store
+from ps_server.sst_worker import WORKERS_MAX, FileWriters
+from ps_server.store import Keys, RowFamily, Store
 
 MEMORY_BYTES: Final = 512 << 20
-"""Memory of a load unless the caller says otherwise: 2.5 million rows of 78 bytes at a time."""
+"""Memory of a load unless the caller says otherwise: 5 million rows of 78 bytes at a time."""
 
 FILE_BYTES: Final = 128 << 20
 """Bytes of rows per SST file before compression: twice the store's target, half of which zstd takes."""
@@ -160,6 +162,7 @@ def bulk_load(
     *,
     skip_others: bool = False,
     memory_bytes: int = MEMORY_BYTES,
+    workers: int | None = None,
     clock: Callable[[], float] = time.time,
     failpoint: Callable[[str], None] = lambda _name: None,
     progress: Callable[[int], None] = lambda _rows: None,
@@ -180,6 +183,9 @@ def bulk_load(
         Leave out ids that another shard owns instead of refusing them.
     memory_bytes
         Memory to sort in; more rows than fit go to scratch files, once.
+    workers
+        Other processes that write files when there is more than one to write; None: one per core that is
+        left, WORKERS_MAX at most.
     clock
         Seconds since the epoch: loaded rows count as pushed once, now.
     failpoint
@@ -204,6 +210,7 @@ def bulk_load(
     """
     with _place(target, table, writing=True) as place:
         scratch = place.directory / "load"
+        writers = FileWriters(min(os.cpu_count() or 1, WORKERS_MAX + 1) - 1 if workers is None else workers)
         try:
             shutil.rmtree(scratch, ignore_errors=True)
             scratch.mkdir()
@@ -211,10 +218,11 @@ def bulk_load(
             pack = _Packer(place, int(clock()), skip_others)
             for batch in batches:
                 sorter.add(*pack.pack(batch))
-            return _write_and_ingest(place, sorter, scratch, failpoint, progress)
+            return _write_and_ingest(place, sorter, scratch, failpoint, progress, writers)
         except OSError as error:
             raise StoreError(f"{scratch}: {error.strerror or error}") from error
         finally:
+            writers.close()
             shutil.rmtree(scratch, ignore_errors=True)
 
 
@@ -273,6 +281,7 @@ def _write_and_ingest(
     scratch: Path,
     failpoint: Callable[[str], None],
     progress: Callable[[int], None],
+    writers: FileWriters,
 ) -> LoadReport:
     """Write the sorted rows to files, then move these in."""
     known, empty = _KeySet(place.rows), place.rows.is_empty()
@@ -288,12 +297,11 @@ def _write_and_ingest(
         tombstones.append(buried.among(keys))
         for first in range(0, keys.shape[0], file_rows):
             path = scratch / f"{len(files):06d}.sst"
-            file = SortedFile(path, width)
-            file.append(records[first : first + file_rows])
-            file.finish()
+            writers.write(path, records[first : first + file_rows])
             files.append(path)
             written += min(file_rows, keys.shape[0] - first)
             progress(written)
+    writers.wait()
 
     def ingest() -> None:
         failpoint("mid SST ingest")

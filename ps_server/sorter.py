@@ -7,7 +7,7 @@ size, and a range needs no merging. (Knuth, The Art of Computer Programming, vol
 general case.)
 
 Invariants: 1. `ranges` yields every record once, keys ascending over all it yields; 2. about
-`memory_bytes` are used at a time. Thread safety: none; one user at a time.
+`memory_bytes` are used at a time, and what one yielded range takes. Thread safety: none; one user at a time.
 """
 
 from collections.abc import Iterator
@@ -47,8 +47,10 @@ class ExternalSorter:
     def __init__(self, directory: Path, record_bytes: int, memory_bytes: int) -> None:
         self.rows = 0
         self._directory, self._record_bytes = directory, record_bytes
-        self._rows_max = max(1, memory_bytes // (2 * (record_bytes + BYTES_PER_KEY)))
-        self._buffer: list[tuple[Keys, Records]] = []
+        self._rows_max = max(1, memory_bytes // (record_bytes + BYTES_PER_KEY))
+        # Allocated once: fresh memory costs as much again as the copy into it.
+        self._keys = np.empty(self._rows_max, np.uint64)
+        self._records = np.empty((self._rows_max, record_bytes), np.uint8)
         self._buffered = 0
         self._runs: list[tuple[Path, NDArray[np.int64]]] = []  # with the first row of each partition
 
@@ -58,28 +60,26 @@ class ExternalSorter:
         return len(self._runs)
 
     def add(self, keys: Keys, records: Records) -> None:
-        """Take records over; `keys` (n,) uint64, `records` (n, record_bytes) uint8 beginning with them.
+        """Take a copy of records; `keys` (n,) uint64, `records` (n, record_bytes) uint8 beginning with them.
 
         Raises StoreError when a run cannot be written.
         """
         self.rows += keys.shape[0]
-        for first in range(0, keys.shape[0], self._rows_max):
-            part = slice(first, first + self._rows_max)
-            if self._buffered + keys[part].shape[0] > self._rows_max:
+        while keys.shape[0]:
+            if self._buffered == self._rows_max:
                 self._spill()
-            self._buffer.append((keys[part], records[part]))
-            self._buffered += keys[part].shape[0]
+            count = min(keys.shape[0], self._rows_max - self._buffered)
+            place = slice(self._buffered, self._buffered + count)
+            self._keys[place], self._records[place] = keys[:count], records[:count]
+            self._buffered += count
+            keys, records = keys[count:], records[count:]
 
     def _take_buffer(self) -> tuple[Keys, Records]:
-        """All buffered keys and records, joined; the buffer is empty after it."""
-        keys = np.concatenate([keys for keys, _ in self._buffer])
-        records = np.concatenate([records for _, records in self._buffer])
-        self._buffer, self._buffered = [], 0
-        return keys, records
+        """Views of what is buffered; the buffer is empty, and overwritten by the next `add`."""
+        count, self._buffered = self._buffered, 0
+        return self._keys[:count], self._records[:count]
 
     def _spill(self) -> None:
-        if not self._buffered:
-            return
         keys, records = self._take_buffer()
         order = np.argsort(keys)
         path = self._directory / f"{len(self._runs):06d}.run"
@@ -101,8 +101,7 @@ class ExternalSorter:
     def ranges(self) -> Iterator[tuple[Keys, Records]]:
         """(keys (n,) uint64, records (n, record_bytes) uint8), ascending; to be iterated once."""
         if not self._runs:
-            if self._buffered:
-                yield from self._sorted(*self._take_buffer())
+            yield from self._sorted(*self._take_buffer())
             return
         self._spill()
         sizes = np.sum([np.diff(offsets) for _, offsets in self._runs], axis=0)
@@ -110,17 +109,24 @@ class ExternalSorter:
         while first < PARTITIONS:
             rows = np.cumsum(sizes[first:])
             end = first + max(1, int(np.searchsorted(rows, self._rows_max, side="right")))
-            records = np.concatenate([self._read(run, first, end) for run in self._runs])
-            if records.shape[0]:
-                keys = np.ascontiguousarray(records[:, :KEY_BYTES]).view(">u8").reshape(-1)
-                yield from self._sorted(keys.astype(np.uint64), records)
+            if rows[end - first - 1] > self._records.shape[0]:  # one partition with more than its share
+                self._records = np.empty((int(rows[end - first - 1]), self._record_bytes), np.uint8)
+            count = 0
+            for run in self._runs:
+                count += self._read(run, first, end, count)
+            records = self._records[:count]
+            keys = np.ascontiguousarray(records[:, :KEY_BYTES]).view(">u8").reshape(-1)
+            yield from self._sorted(keys.astype(np.uint64), records)
             first = end
 
-    def _read(self, run: tuple[Path, NDArray[np.int64]], first: int, end: int) -> Records:
+    def _read(self, run: tuple[Path, NDArray[np.int64]], first: int, end: int, at: int) -> int:
+        """Read a run's part of a range of partitions into the buffer from row `at`; returns its rows."""
         path, offsets = run
         begin, count = int(offsets[first]), int(offsets[end] - offsets[first])
-        width = self._record_bytes
-        return np.fromfile(path, np.uint8, count * width, offset=begin * width).reshape(-1, width)
+        with path.open("rb") as file:
+            file.seek(begin * self._record_bytes)
+            file.readinto(self._records[at : at + count].reshape(-1).data)
+        return count
 
     def _sorted(self, keys: Keys, records: Records) -> Iterator[tuple[Keys, Records]]:
         order = np.argsort(keys)

@@ -303,3 +303,36 @@ def test_the_sorter_against_numpy(tmp_path: Path, memory_bytes: int) -> None:
     assert np.array_equal(np.concatenate([k for k, _ in found]), keys[order])
     assert np.array_equal(np.concatenate([r for _, r in found]), records[order])
     assert (sorter.runs > 1) is (memory_bytes < 1 << 20) and sorter.rows == 300
+
+
+# ---------------------------------------------------------------- workers
+@pytest.mark.parametrize("workers", [0, 2])
+def test_files_of_other_processes_are_the_same(
+    tmp_path: Path, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ps_server.bulk.FILE_BYTES", 10_000)
+    directory, ids = stopped(tmp_path, 0), some_ids(5000)
+    report = bulk_load(directory, "item", batches(ids, "item"), workers=workers)
+    assert report.files > 8
+    assert np.array_equal(column(exported(directory, "item"), "id"), ids[np.argsort(mix64(ids))])
+    assert verify_directory(directory).damage == []
+
+
+def test_a_worker_that_fails_or_dies_is_told(tmp_path: Path) -> None:
+    from ps_server.sst_worker import FileWriters
+
+    records = np.zeros((1, 12), np.uint8)
+    descending = np.concatenate([records + 1, records])
+    for end in ("descending", "kill"):
+        writers = FileWriters(1)
+        try:
+            writers.write(tmp_path / f"{end}0.sst", records)
+            writers.write(tmp_path / f"{end}1.sst", records)
+            writers.wait()
+            if end == "kill":
+                writers._processes[0].kill()
+            writers.write(tmp_path / f"{end}2.sst", descending)
+            with pytest.raises(StoreError, match="order" if end == "descending" else r"2\.sst: "):
+                writers.wait()
+        finally:
+            writers.close()
