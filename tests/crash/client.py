@@ -21,11 +21,11 @@ import numpy as np
 from rowhouse.codec import encode_push_request
 
 from tests.conftest import ROOT
-from tests.crash.host import Failure, Life
+from tests.crash.host import Failure, Life, load
 from tests.driver import Driver, assert_equal_dumps, dump, shard_config
 from tests.workload import BUDGET, DIMS, EVICTING, POINTS, POOL, TABLES, make_gradients
 
-TIMER = "timer"
+TIMER, INGEST = "timer", "mid SST ingest"
 CLIENTS = (11, 12)
 STEPS_MAX = 25
 """Operations after which a life whose failpoint never came is killed anyway."""
@@ -110,13 +110,20 @@ class KilledShard:
             return "push", (CLIENTS[self.acknowledged % 2], make_gradients(names, rng, spread))
         if kind < 0.85:
             return "pull", str(rng.choice(sorted(DIMS)))
-        if kind < 0.93:
+        if kind < 0.92:
             return "checkpoint", None
+        if kind < 0.94:
+            return self._next_load()
         return "evict", str(rng.choice(EVICTING))
+
+    def _next_load(self) -> tuple[str, Any]:
+        table = str(self._rng.choice(sorted(DIMS)))
+        ids = self._rng.choice(POOL, 50, replace=False)
+        return "load", (table, ids, self._rng.standard_normal((50, DIMS[table])).astype(np.float32))
 
     def _do(self, connection: Connection) -> None:
         """One operation, answered; it stays pending when the connection breaks."""
-        again = self._pending is not None
+        again = self._pending is not None and self._pending[0] != "load"
         if self._pending is None:
             self._pending = self._next_operation()
         kind, what = self._pending
@@ -127,6 +134,9 @@ class KilledShard:
                 np.testing.assert_array_equal(answer, self._other.driver.pull(what, POOL[::7]), err_msg=what)
             elif kind == "evict":
                 self._evict_other(what)
+            elif kind == "load":
+                self._other.driver.now_s = self._now_s
+                load(self._other.driver, *what)
         else:
             client, gradients = what
             number = self._numbers[client] + 1
@@ -158,8 +168,8 @@ class KilledShard:
     def live_and_die(self) -> None:
         """One life, to its end by SIGKILL."""
         rng = self._rng
-        point = str(rng.choice([TIMER, TIMER, *POINTS]))
-        hits = {"mid checkpoint": 8}.get(point, 12)
+        point = str(rng.choice([TIMER, TIMER, *POINTS, INGEST]))
+        hits = {"mid checkpoint": 8, INGEST: 2}.get(point, 12)
         life = replace(self._life, point=point, hit=int(rng.integers(1, hits + 1)), now_s=self._now_s)
         connection, process = self._host.start(life)
         timer = threading.Timer(rng.exponential(0.08), signal.pidfd_send_signal, (process, signal.SIGKILL))
@@ -170,6 +180,8 @@ class KilledShard:
             for step in range(STEPS_MAX):
                 if point == "mid checkpoint" and step % 3 == 2:
                     _ask(connection, "checkpoint", None, self._now_s)
+                if point == INGEST and step % 3 == 2 and self._pending is None:
+                    self._pending = self._next_load()
                 self._do(connection)
             point = TIMER
             signal.pidfd_send_signal(process, signal.SIGKILL)

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from rowhouse.codec import decode_push_request, encode_push_request
 
 from ps_server.budget import Budget
+from ps_server.bulk import bulk_load
 from ps_server.config import ClusterConfig
 from ps_server.request import checked_parts
 from ps_server.row import LSN_BYTES, RowLayout
@@ -176,6 +177,18 @@ class SyncWatch:
 
 
 # ------------------------------------------------------------ one life
+def load(driver: Driver, table: str, ids: NDArray[np.uint64], weights: NDArray[np.float32]) -> None:
+    """Bulk load rows into a running shard."""
+    bulk_load(
+        driver.shard,
+        table,
+        [(ids, weights)],
+        workers=0,
+        clock=lambda: driver.now_s,
+        failpoint=driver.failpoint,
+    )
+
+
 def live(connection: Connection, life: Life) -> None:
     """Open the shard and serve until the connection ends, or the failpoint."""
     connection.send(os.getpid())
@@ -200,6 +213,9 @@ def live(connection: Connection, life: Life) -> None:
             connection.send(driver.pull(payload, POOL[::7]))
         elif kind == "evict":
             connection.send(driver.evict(payload))
+        elif kind == "load":
+            load(driver, *payload)
+            connection.send(None)
         elif kind == "checkpoint":
             connection.send(driver.shard.checkpoint())
         elif kind == "close":
