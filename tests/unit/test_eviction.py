@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which rows the policies take, hot and cold alike, and which they spare."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from rowhouse.error import InvalidRequestError
+from rowhouse.mix import mix64
+
+from ps_server.eviction import Moment, spared
+from tests.driver import Driver, shard_config
+
+SGD = {"kind": "sgd", "learning_rate": 1.0}
+Make = Callable[..., Driver]
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Make:
+    """A driver over one table `t` of dim 64 with the given policies; 1 MiB holds some 2,500 rows."""
+
+    def build(*policies: dict[str, Any]) -> Driver:
+        table = {
+            "name": "t",
+            "dim": 64,
+            "optimizer": SGD,
+            "initializer": {"kind": "zeros"},
+            "eviction": policies,
+        }
+        return Driver(shard_config(tmp_path, [table], memory_budget="1MiB"), tmp_path / "s")
+
+    return build
+
+
+def push(driver: Driver, ids: NDArray[np.uint64], value: float = 1.0) -> None:
+    for part in np.array_split(ids, -(-ids.shape[0] // 500)):
+        driver.push({"t": (part, np.full((part.shape[0], 64), value, np.float32))})
+
+
+def span(first: int, last: int) -> NDArray[np.uint64]:
+    return np.arange(first, last, dtype=np.uint64)
+
+
+def alive(driver: Driver, ids: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    """Which ids have a row (all pushed rows differ from the initial zeros)."""
+    found: NDArray[np.bool_] = (driver.pull("t", ids, read_only=True) != 0).max(axis=1)
+    return found
+
+
+def test_ttl_takes_hot_and_cold_rows_whose_last_push_is_old(make: Make) -> None:
+    driver = make({"kind": "ttl", "ttl_s": 100})
+    push(driver, span(0, 4_000))  # more than fit
+    driver.now_s += 60
+    push(driver, span(1_000, 1_200))
+    driver.now_s += 40
+    assert driver.evict("t") == 0, "a row of 100 seconds is not older than 100 seconds"
+    driver.now_s += 1
+    assert driver.evict("t") == 3_800
+    np.testing.assert_array_equal(np.flatnonzero(alive(driver, span(0, 4_000))), np.arange(1_000, 1_200))
+    assert (driver.stats("t").rows, driver.stats("t").evicted_rows) == (200, 3_800)
+    tombstones = driver.shard._tables["t"].tier.tombstones
+    assert tombstones.get(mix64(span(0, 4_000)))[0].sum() == 3_800
+    driver.now_s += 1
+    assert driver.evict("t") == 0, "what is gone does not go again"
+
+
+def test_least_frequent_keeps_exactly_max_rows_and_the_frequent_ones(make: Make) -> None:
+    driver = make({"kind": "least_frequent", "max_rows": 1_000})
+    push(driver, span(0, 900))
+    assert driver.evict("t") == 0, "within the cap nothing goes"
+    push(driver, span(900, 3_500))
+    for _ in range(2):
+        push(driver, span(3_000, 3_400))
+    assert driver.evict("t") == 2_500
+    kept = np.flatnonzero(alive(driver, span(0, 3_500)))
+    assert kept.shape[0] == 1_000 and np.isin(np.arange(3_000, 3_400), kept).all()
+    tied = span(0, 3_500)[~np.isin(span(0, 3_500), span(3_000, 3_400))]
+    last = tied[np.argsort(mix64(tied))][2_500:]
+    assert set(kept.tolist()) == set(last.tolist()) | set(range(3_000, 3_400)), "ties go by key"
+
+
+def test_norm_takes_rows_below_it(make: Make) -> None:
+    driver = make({"kind": "l2_norm", "min_l2_norm": 4.0})  # 64 weights of 0.5 have norm 4
+    push(driver, span(0, 2_000), 0.5)
+    push(driver, span(2_000, 4_000), 0.499)
+    assert driver.evict("t") == 2_000
+    assert alive(driver, span(0, 4_000)).tolist() == [True] * 2_000 + [False] * 2_000
+
+
+def test_a_replay_evicts_the_same_rows_at_another_time(make: Make, tmp_path: Path) -> None:
+    driver = make({"kind": "ttl", "ttl_s": 100})
+    push(driver, span(0, 500))
+    driver.now_s += 101
+    push(driver, span(0, 10))
+    assert driver.evict("t") == 490
+    push(driver, span(20, 30))
+    before = driver.pull("t", span(0, 500), read_only=True)
+    driver.now_s += 10_000
+    driver.crash(tmp_path / "copy")
+    assert driver.shard.replayed_records == 4
+    np.testing.assert_array_equal(driver.pull("t", span(0, 500), read_only=True), before)
+    assert driver.stats("t").rows == 20
+
+
+def test_a_row_that_is_pushed_while_the_scan_runs_is_spared(make: Make) -> None:
+    """Also when it has left memory again by then: its new LSN tells."""
+    driver = make({"kind": "ttl", "ttl_s": 100})
+    tier = driver.shard._tables["t"].tier
+    push(driver, span(0, 10))
+    driver.shard.checkpoint()
+    began = Moment(tier.applied_lsn, tier.departures)
+    assert not spared(driver.shard._tables["t"], span(0, 10), began).any()
+    push(driver, span(0, 3))
+    assert spared(driver.shard._tables["t"], span(0, 10), began).tolist() == [True] * 3 + [False] * 7
+    number = 1
+    while (tier.arena.find(span(0, 10), 0)[0] >= 0).any():
+        push(driver, span(number * 500, number * 500 + 500))
+        number += 1
+    assert spared(driver.shard._tables["t"], span(0, 10), began).tolist() == [True] * 3 + [False] * 7
+
+
+def test_a_table_without_policies_is_refused(make: Make) -> None:
+    with pytest.raises(InvalidRequestError, match="table 't' has no eviction policy"):
+        make().evict("t")
