@@ -292,3 +292,13 @@ def test_an_engine_travels_to_another_process() -> None:
     for name in engine.plan.outputs:
         assert copy.transform(row)[name][0].tolist() == engine.transform(row)[name][0].tolist()
     assert copy.schema.equals(engine.schema, check_metadata=True)
+
+
+def test_a_cross_drops_a_row_where_any_operand_is_null() -> None:
+    attributes = {name: {"type": "int"} for name in "abc"}
+    features = {"f": {"kind": "categorical", "of": ["e.a", "e.b", "e.c"]}}
+    engine = Engine(load({"entities": {"e": {"attributes": attributes}}, "features": features}))
+    table = pa.table({"a": [1, None, 3, 4], "b": [1, 2, None, 4], "c": [1, 2, 3, None]})
+    ids, offsets = engine.transform(table)["f"]
+    assert offsets.tolist() == [0, 1, 1, 1, 1]
+    assert ids.tolist() == engine.transform({"a": 1, "b": 1, "c": 1})["f"][0].tolist()
