@@ -229,6 +229,7 @@ class PushLog:
     def __init__(self, directory: Path, last_lsn: int, next_lsn: int) -> None:
         self.directory = directory
         directory.mkdir(parents=True, exist_ok=True)
+        _sync_directory(directory.parent)  # a power cut must not take the folder with all its segments
         self._sync_lock = threading.Lock()
         self.written_lsn = self.synced_lsn = last_lsn
         self._sizes = {path: path.stat().st_size for path in list_segments(directory)}

@@ -7,6 +7,7 @@ from a dead shard's directory what was never synced.
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -243,6 +244,8 @@ def power_cut(directory: Path, notes: Path, rng: np.random.Generator) -> None:
         else:
             sizes[fact["path"]] = fact["size"]
     log = directory / "log"
+    if log.exists() and log.name not in names.get(str(directory), []):
+        shutil.rmtree(log)
     for path in sorted(log.glob("*.log")):
         if path.name not in names.get(str(log), []):
             path.unlink()
