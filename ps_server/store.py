@@ -153,25 +153,24 @@ class RowFamily:
         CorruptionError
             A block fails its checksum or a value has a wrong length.
         """
-        wanted = key_bytes(keys)
+        order = np.argsort(keys)  # neighbours share blocks: each is found and decompressed once
+        wanted = key_bytes(keys[order])
         parts = READ_THREADS if len(wanted) >= PARALLEL_KEYS_MIN else 1
-        size = -(-len(wanted) // parts) if wanted else 1
+        size = -(-len(wanted) // parts) or 1
         chunks = [wanted[i : i + size] for i in range(0, len(wanted), size)]
         read: Callable[[Any], Any] = self._family.__getitem__
 
         def fetch(chunk: list[bytes]) -> Any:
             return _guarded(f"reading {self.name}", lambda: read(chunk))
 
-        if len(chunks) > 1:
-            found = [value for part in self._readers.map(fetch, chunks) for value in part]
-        else:
-            found = fetch(chunks[0]) if chunks else []
-        present = np.fromiter((value is not None for value in found), np.bool_, len(found))
-        return present, self._stack([value for value in found if value is not None], keys[present])
+        found = [v for part in (self._readers.map if parts > 1 else map)(fetch, chunks) for v in part]
+        here = np.fromiter((value is not None for value in found), np.bool_, len(found))
+        values = self._stack([value for value in found if value is not None], keys[order[here]])
+        return here[np.argsort(order)], values[np.argsort(order[here])]
 
     def _stack(self, values: list[bytes], keys: Keys) -> Values:
         data = b"".join(values)
-        if len(data) != len(values) * self.value_bytes or any(len(v) != self.value_bytes for v in values):
+        if set(map(len, values)) - {self.value_bytes}:
             wrong = next(i for i, v in enumerate(values) if len(v) != self.value_bytes)
             raise self._wrong_length(int(keys[wrong]), len(values[wrong]))
         return np.frombuffer(data, np.uint8).reshape(len(values), self.value_bytes)
