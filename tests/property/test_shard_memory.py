@@ -13,10 +13,10 @@ import pytest
 from tests.conftest import ROOT
 from tests.workload import MEMORY
 
-ALLOWANCE_BYTES = 32 << 20
-"""Not counted by the budget, whatever its size (23 MiB were measured at 32 MiB): copies of one request, parts
-of rows on their way to the store (tier.WRITE_PART_BYTES), RocksDB's flush and compaction buffers, and what
-malloc cannot give back."""
+ALLOWANCE_BYTES, ALLOWANCE_FRACTION = 20 << 20, 1 / 8
+"""Not counted by the budget: copies of one request, parts of rows on their way to the store
+(tier.WRITE_PART_BYTES), RocksDB's flush and compaction buffers, which grow with its memtables, and what malloc
+cannot give back. Measured above budgets of 32, 64 and 256 MiB: 20, 22 and 47 MiB."""
 
 
 @pytest.mark.parametrize(
@@ -40,4 +40,4 @@ def test_resident_memory_stays_inside_the_budget(budget_bytes: int) -> None:
     assert found["rows"] == found["pushed"] >= 10 * found["fits"]
     assert found["spilled"] >= 9 * found["fits"]
     assert found["granted"] <= budget_bytes * 3 // 4
-    assert budget_bytes // 2 < found["growth"] <= budget_bytes + ALLOWANCE_BYTES
+    assert budget_bytes // 2 < found["growth"] <= budget_bytes * (1 + ALLOWANCE_FRACTION) + ALLOWANCE_BYTES
