@@ -2,7 +2,7 @@
 """AUC of trained runs on the test part, from what the shards hold now.
 
     python -m examples.evaluate --example click --endpoints 127.0.0.1:7470,127.0.0.1:7471 \\
-        --ids build/ids --out build/click --runs without-0,with-0
+        --ids build/demo/ids --out build/click --runs with-0 --plain-tables
 
 prints one JSON object per line, {"run": "with-0", "auc": 0.78}. One thread, one order, read-only pulls: rows
 that are bit for bit the same give an AUC that is the same to the last digit.

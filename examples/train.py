@@ -12,7 +12,7 @@ prints progress, one JSON object per line:
 By hand, against a cluster from the example's own cluster.yaml:
 
     torchrun --nproc-per-node 2 -m examples.train --example click --endpoints 127.0.0.1:7470,127.0.0.1:7471 \\
-        --ids build/ids --out build/click --runs with-0 --plain-tables
+        --ids build/demo/ids --out build/click --runs with-0 --plain-tables
 
 Exit codes: 0 done, 1 an error, 130 interrupted. Thread safety: a process's main thread.
 """
