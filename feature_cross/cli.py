@@ -96,6 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     flags = _parser().parse_args(arguments)
     try:
         code: int = flags.action(flags)
+        sys.stdout.flush()  # here, where a reader that has gone is no error
     except CrossError as error:
         print(f"feature-cross: {error}", file=sys.stderr)
         return error.exit_code
