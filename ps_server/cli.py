@@ -22,6 +22,7 @@ from rich.table import Table
 from rowhouse.error import RowhouseError, StoreError, UnavailableError
 
 from ps_server.config import ClusterConfig, load_config
+from ps_server.directory import claim_data_dir
 from ps_server.server import Server, StopFlag
 from ps_server.service import ServedShard
 from ps_server.supervisor import Supervisor
@@ -131,6 +132,7 @@ def _serve(arguments: argparse.Namespace, flag: StopFlag) -> None:
     config = _config_from(arguments)
     if not arguments.quiet:
         print(f"# resolved config\n{config.to_yaml()}", flush=True)
+    claim_data_dir(config)
     began_s = time.monotonic()
     server = Server(config, arguments.shard, _open_shard)
     server.start()

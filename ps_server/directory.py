@@ -6,6 +6,7 @@ maintenance needs nothing else. Thread safety: pure functions and an immutable d
 """
 
 import fcntl
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from rowhouse.error import ConfigError, CorruptionError, DirectoryInUseError, St
 from rowhouse.placement import PartitionMap
 
 from ps_server import checkpoint
+from ps_server.config import ClusterConfig
 from ps_server.row import LSN_BYTES, ROW_FORMAT_VERSION, RowLayout
 from ps_server.store import Store
 
@@ -61,6 +63,31 @@ class Descriptor:
         return partition_map
 
 
+def claim_data_dir(config: ClusterConfig) -> None:
+    """Note in `<data_dir>/cluster.json` how many shards the data is split over, or compare with the note.
+
+    Raises ConfigError, before anything is made or changed, when the data was made with another number:
+    a shard more would own ids whose rows lie elsewhere. StoreError when the note cannot be written.
+    """
+    note = config.data_dir / "cluster.json"
+    wanted = {"shard_count": config.shard_count, "map_version": PartitionMap.even(config.shard_count).version}
+    try:
+        if note.is_file():
+            known = json.loads(note.read_text(encoding="utf-8"))
+            if known != wanted:
+                raise ConfigError(
+                    f"shards is {config.shard_count}; the data in {str(config.data_dir)!r} is split over "
+                    f"{known.get('shard_count')}: psctl export and load move it to another number"
+                )
+            return
+        config.data_dir.mkdir(parents=True, exist_ok=True)
+        temporary = note.with_name(f"{note.name}.{os.getpid()}")
+        temporary.write_text(json.dumps(wanted) + "\n", encoding="utf-8")
+        os.replace(temporary, note)
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{str(note)!r}: {error}") from None
+
+
 def shard_directories(path: Path) -> list[Path]:
     """`path` itself when it is a shard's directory, or else the shards' directories in a data_dir.
 
@@ -71,7 +98,8 @@ def shard_directories(path: Path) -> list[Path]:
     found = sorted(child for child in path.glob("shard-*") if (child / "store" / "CURRENT").exists())
     if not found:
         raise StoreError(
-            f"{path}: no shard's directory, and no data_dir with shard-0000, shard-0001, … in it"
+            f"{path}: no shard's directory, and no data_dir with shard-0000, shard-0001, … in it "
+            "(psctl load makes a new one with --config)"
         )
     return found
 

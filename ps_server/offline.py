@@ -25,7 +25,7 @@ from rowhouse.error import InvalidRequestError, RowhouseError, StoreError
 
 from ps_server.bulk import EXPORT_ROWS, bulk_load, export_schema, export_table
 from ps_server.config import load_config, shard_directory
-from ps_server.directory import shard_directories
+from ps_server.directory import claim_data_dir, shard_directories
 from ps_server.shard import Shard
 from ps_server.verify import Damage, Report, TableReport, verify_directory
 
@@ -92,6 +92,7 @@ def _load_targets(
             yield directory.name, nullcontext(directory)
         return
     config = load_config(arguments.config, {"data_dir": str(arguments.directory)})
+    claim_data_dir(config)
     for index in range(config.shard_count):
         directory = shard_directory(config, index)
         yield directory.name, closing(Shard.open(config, index, directory))

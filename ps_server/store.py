@@ -50,7 +50,8 @@ def _translated(error: Exception, what: str) -> RowhouseError:
     if ("No such file" in text and ".sst" in text) or "Corruption" in text or "checksum" in text.lower():
         return CorruptionError(f"{what}: {text}")
     if "lock" in text.lower() and ("LOCK" in text or "No locks available" in text):
-        return DirectoryInUseError(f"{what}: another process holds it ({text})")
+        who = "this process holds it already" if "current process" in text else "another process holds it"
+        return DirectoryInUseError(f"{what}: {who} ({text})")
     if "No space left" in text:
         return StoreError(f"{what}: the disk is full ({text})")
     return StoreError(f"{what}: {text}")

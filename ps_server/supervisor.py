@@ -32,6 +32,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from rowhouse.error import ConfigError, DirectoryInUseError, StoreError, UnavailableError
 
 from ps_server.config import ClusterConfig, split_endpoint
+from ps_server.directory import claim_data_dir
 from ps_server.server import StopFlag
 
 _POLL_S: Final = 0.1
@@ -110,19 +111,23 @@ def check_health(endpoint: str) -> bool:
 
 
 def resolve_ports(config: ClusterConfig) -> ClusterConfig:
-    """`config` with a list of endpoints in which every port 0 has become a free port."""
+    """`config` with a list of endpoints in which every port 0 has become a free port; ConfigError, before
+    any shard is started, when one of the ports is taken."""
     endpoints, held = [], []
     try:
         for endpoint in config.endpoints:
             host, port = split_endpoint(endpoint)
-            if port == 0:
-                family = socket.AF_INET6 if ":" in host else socket.AF_INET
-                held.append(socket.socket(family, socket.SOCK_STREAM))
-                held[-1].bind((host, 0))
-                port = held[-1].getsockname()[1]
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            held.append(socket.socket(family, socket.SOCK_STREAM))
+            held[-1].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # TIME_WAIT is no listener
+            held[-1].bind((host, port))
+            held[-1].listen()
+            port = held[-1].getsockname()[1]
             endpoints.append(f"{endpoint.rpartition(':')[0]}:{port}")
     except OSError as error:
-        raise ConfigError(f"no free port on host {host!r}: {error}") from None
+        raise ConfigError(
+            f"shard {len(endpoints)} cannot listen on {config.endpoints[len(endpoints)]!r}: {error.strerror}"
+        ) from None
     finally:
         for one in held:  # held until all are chosen, so that no two are the same
             one.close()
@@ -168,6 +173,7 @@ class Supervisor:
         """
         lock = _lock_directory(self.config.data_dir)
         try:
+            claim_data_dir(self.config)
             self.config = resolve_ports(self.config)
             _write_atomically(self._path("resolved.yaml"), self.config.to_yaml())
             self.children = [Child(i, e) for i, e in enumerate(self.config.endpoints)]

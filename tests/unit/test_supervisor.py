@@ -2,6 +2,7 @@
 """The supervisor's decisions, with fake processes and a fake clock."""
 
 import json
+import socket
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -171,8 +172,29 @@ def test_ports_are_chosen_once_and_never_twice(make_config: MakeConfig) -> None:
     config = load_config(make_config(shards=20))
     ports = [split_endpoint(e)[1] for e in resolve_ports(config).endpoints]
     assert 0 not in ports and len(set(ports)) == 20
-    fixed = load_config(make_config(shards=["127.0.0.1:70", "[::1]:71"]))
-    assert resolve_ports(fixed).endpoints == ("127.0.0.1:70", "[::1]:71")
+    fixed = load_config(make_config(shards=[f"127.0.0.1:{ports[0]}", f"127.0.0.1:{ports[1]}"]))
+    assert resolve_ports(fixed).endpoints == fixed.endpoints
+
+
+def test_a_taken_port_is_told_before_any_shard_is_started(make_config: MakeConfig) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        world = World(load_config(make_config(shards=["127.0.0.1:0", f"127.0.0.1:{port}"])), [], stop_at_s=1)
+        with pytest.raises(ConfigError, match=rf"shard 1 cannot listen on '127.0.0.1:{port}': .*in use"):
+            world.run()
+    assert world.started == []
+
+
+def test_another_number_of_shards_is_refused_before_anything_changes(
+    make_config: MakeConfig, tmp_path: Path
+) -> None:
+    World(load_config(make_config(shards=2, data_dir=str(tmp_path / "data"))), [], stop_at_s=1).run()
+    before = {p.name: p.read_bytes() for p in (tmp_path / "data").iterdir() if p.is_file()}
+    world = World(load_config(make_config(shards=3, data_dir=str(tmp_path / "data"))), [], stop_at_s=1)
+    with pytest.raises(ConfigError, match=r"shards is 3; the data in .* is split over 2"):
+        world.run()
+    assert world.started == []
+    assert {p.name: p.read_bytes() for p in (tmp_path / "data").iterdir() if p.is_file()} == before
 
 
 @pytest.mark.parametrize(
