@@ -4,9 +4,11 @@
 Thread safety: pure, beside the connections it makes.
 """
 
+import re
+from ipaddress import IPv6Address
 from typing import Final
 
-from rowhouse.error import ConfigError
+from rowhouse.error import ConfigError, InvalidRequestError
 from rowhouse.malloc import keep_large_blocks
 
 from ps_client.channel import GrpcTransport
@@ -27,7 +29,8 @@ def connect(
     Parameters
     ----------
     target
-        "host:port,host:port" (one or more shards, in any order; "unix:/path" for a socket file), or
+        "host:port,host:port" (one or more shards, in any order; "[IPv6]:port", or "unix:/path" for a
+        socket file), or
         "embedded:DIR" for the directory of a shard that runs in this process.
     config
         Embedded only: a mapping, or the path of a YAML file, with `tables: [...]` as a server's config
@@ -46,8 +49,10 @@ def connect(
 
     Raises
     ------
+    InvalidRequestError
+        An endpoint of the target has a wrong form; found before anything is dialled.
     ConfigError
-        The target or the config is wrong, or embedded mode is not installed.
+        The config or an embedded target is wrong, or embedded mode is not installed.
     UnavailableError
         A shard did not answer within `timeout_s`.
     DirectoryInUseError
@@ -70,13 +75,30 @@ def connect(
 
 
 def _endpoints(target: str) -> list[str]:
+    """The endpoints of a target; a form that gRPC would try in vain until the timeout is refused here."""
     endpoints = [part.strip() for part in target.split(",")]
     for endpoint in endpoints:
-        port = endpoint.rpartition(":")[2]
-        legal_port = port.isdecimal() and 0 < int(port) < 1 << 16
-        if not endpoint.startswith("unix:") and (not legal_port or endpoint.startswith(":")):
-            raise ConfigError(
-                f"target is {target!r}: {endpoint!r} is not host:port (port 1 to 65535) or unix:/path; "
-                f"{EMBEDDED_PREFIX}DIR opens a shard in this process"
+        if not (_is_socket_file(endpoint) or _is_host_and_port(endpoint)):
+            raise InvalidRequestError(
+                f"target is {target!r}: {endpoint!r} is not host:port or [IPv6]:port (port 1 to 65535, no "
+                f"scheme such as http://) or unix:/path; {EMBEDDED_PREFIX}DIR opens a shard in this process"
             )
     return endpoints
+
+
+def _is_socket_file(endpoint: str) -> bool:
+    path = endpoint.removeprefix("unix:")
+    return path not in (endpoint, "") and (not path.startswith("//") or path.startswith("///"))
+
+
+def _is_host_and_port(endpoint: str) -> bool:
+    host, _, port = endpoint.rpartition(":")
+    if not re.fullmatch("[0-9]{1,5}", port) or not 0 < int(port) < 1 << 16:
+        return False
+    if not (host.startswith("[") and host.endswith("]")):
+        return re.fullmatch(r"[\w.-]+", host) is not None
+    try:
+        IPv6Address(host[1:-1])
+    except ValueError:
+        return False
+    return True

@@ -22,7 +22,7 @@ from rowhouse.error import (
     UnavailableError,
 )
 
-from ps_client import Client, connect, embedded
+from ps_client import Client, connect, connection, embedded
 from ps_client.cluster import Cluster
 from ps_client.embedded import EmbeddedTransport
 from ps_client.retry import Retry
@@ -99,14 +99,38 @@ def test_a_unix_socket_is_a_target(tmp_path: Path) -> None:
         ("localhost", "'localhost' is not host:port"),
         ("localhost:0", "'localhost:0' is not"),
         ("a:1,,b:2", "'' is not host:port"),
-        (":50051", "':50051' is not"),
+        (":7470", "':7470' is not"),
         ("a:65536", "'a:65536' is not"),
-        ("embedded:", "a directory must follow 'embedded:'"),
+        ("http://127.0.0.1:7470", r"'http://127\.0\.0\.1:7470' is not host:port .*no scheme such as http://"),
+        ("a:1,grpc://b:2", "'grpc://b:2' is not host:port"),
+        ("::1:7470", "'::1:7470' is not host:port or .IPv6.:port"),
+        ("[::g]:7470", r"'\[::g\]:7470' is not"),
+        ("a b:1", "'a b:1' is not"),
+        ("unix:", "'unix:' is not"),
+        ("unix://path", "'unix://path' is not"),
     ],
 )
-def test_a_wrong_target_is_a_config_error(target: str, text: str) -> None:
-    with pytest.raises(ConfigError, match=text):
+def test_a_wrong_endpoint_is_refused_before_it_is_dialled(target: str, text: str) -> None:
+    began_s = time.monotonic()
+    with pytest.raises(error.InvalidRequestError, match=text):
         connect(target)
+    assert time.monotonic() - began_s < 5  # dialling would go on for timeout_s, 60 s
+
+
+@pytest.mark.parametrize("target", ["a_b-1.example:7470", "[::1]:7470", "unix:/a", "unix:///a", "unix:a"])
+def test_each_form_of_an_endpoint_is_dialled(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def dial(endpoint: str) -> Any:
+        raise ConfigError(f"dialled {endpoint}")
+
+    monkeypatch.setattr(connection, "GrpcTransport", dial)
+    with pytest.raises(ConfigError) as caught:
+        connect(target)
+    assert str(caught.value) == f"dialled {target}"
+
+
+def test_an_embedded_target_needs_a_directory() -> None:
+    with pytest.raises(ConfigError, match="a directory must follow 'embedded:'"):
+        connect("embedded:")
 
 
 def test_wrong_options_are_errors() -> None:
