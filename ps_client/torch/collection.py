@@ -7,16 +7,17 @@ several tables comes out as `feature@table`. Thread safety: that of the client.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
-from rowhouse.error import ConfigError
+from rowhouse.error import ConfigError, InvalidRequestError
 from torch import Tensor, nn
 from torch.nn import functional
 
 from ps_client.client import Client
 from ps_client.table import find_table
+from ps_client.torch import jagged as light
 from ps_client.torch.bag import check_gradient_scale, pool
 from ps_client.torch.keyed import JaggedTensor, KeyedJaggedTensor, KeyedTensor
 from ps_client.torch.lookup import Found, look_up
@@ -89,11 +90,23 @@ class _Collection(nn.Module):
         """Names of the outputs, in their order."""
         return [name for names in self._names for name in names]
 
+    def _check_batch(self, features: object) -> None:
+        # Our own is taken beside torchrec's too, where that is installed.
+        if not isinstance(features, KeyedJaggedTensor | light.KeyedJaggedTensor):
+            needed = sorted({feature for config in self._configs for feature in config.feature_names})
+            has = f" with the keys {list(features)}" if isinstance(features, Mapping) else ""
+            raise InvalidRequestError(
+                f"the batch is a {type(features).__name__}{has}; it must be a KeyedJaggedTensor with the "
+                f"features {needed}"
+            )
+
     def _look_up(self, features: KeyedJaggedTensor) -> list[tuple[str, TableConfig, JaggedTensor, Found]]:
         """(output name, config, the feature's batch, its rows) of each output."""
         needed = {feature for config in self._configs for feature in config.feature_names}
         if missing := sorted(needed - set(features.keys())):
-            raise KeyError(f"features {missing} are not among the batch's keys {list(features.keys())}")
+            raise InvalidRequestError(
+                f"features {missing} are not among the batch's keys {list(features.keys())}"
+            )
         batch = features.to_dict()
         ids = {c.name: torch.cat([batch[f].values() for f in c.feature_names]) for c in self._configs}
         found = look_up(self.client, ids, recorded=self.training, gradient_scale=self.gradient_scale)
@@ -161,7 +174,13 @@ class EmbeddingBagCollection(_Collection):
         -------
         KeyedTensor
             (B, sum of dims) float32, one block per output name.
+
+        Raises
+        ------
+        InvalidRequestError
+            Not a KeyedJaggedTensor, or one that lacks a feature of a table.
         """
+        self._check_batch(features)
         if self.is_weighted and features.weights_or_none() is None:
             raise ValueError("is_weighted is True, and the batch has no weights")
         names, blocks = [], []
@@ -208,7 +227,13 @@ class EmbeddingCollection(_Collection):
         -------
         dict
             By output name, a JaggedTensor whose values are (L, dim) float32.
+
+        Raises
+        ------
+        InvalidRequestError
+            Not a KeyedJaggedTensor, or one that lacks a feature of a table.
         """
+        self._check_batch(features)
         return {
             name: JaggedTensor(_rows(found), lengths=jagged.lengths())
             for name, _, jagged, found in self._look_up(features)

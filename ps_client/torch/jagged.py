@@ -19,11 +19,13 @@ Either lengths or offsets are given and the other is computed when asked for. Th
 classes hold references and do not change.
 """
 
+import copy
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Self
 
 import torch
+from rowhouse.error import InvalidRequestError
 from torch import Tensor
 
 
@@ -152,6 +154,14 @@ class KeyedJaggedTensor(_Jagged):
         (F * B + 1,).
     stride
         B; needed only where it cannot be computed (no keys).
+
+    Raises
+    ------
+    ValueError
+        Keys twice, or neither lengths nor offsets.
+    InvalidRequestError
+        (Also a ValueError.) A negative length, lengths that do not sum to the number of values, or not
+        F * B of them.
     """
 
     def __init__(
@@ -167,12 +177,36 @@ class KeyedJaggedTensor(_Jagged):
         self._keys = list(keys)
         if len(set(self._keys)) != len(self._keys):
             raise ValueError(f"keys are {self._keys}; they must be distinct")
-        pieces = lengths.numel() if lengths is not None else offsets.numel() - 1 if offsets is not None else 0
-        if self._keys and (pieces % len(self._keys) or stride not in (None, pieces // len(self._keys))):
-            raise ValueError(f"{pieces} lengths do not fit {len(self._keys)} keys and stride {stride}")
+        if offsets is not None and not offsets.numel():
+            raise InvalidRequestError(
+                "offsets are empty; their first is 0 and their last the number of values"
+            )
+        pieces, count = self.lengths().numel(), len(self._keys)
+        fits = not pieces % count and stride in (None, pieces // count) if count else not pieces
+        if not fits:
+            raise InvalidRequestError(
+                f"{pieces} lengths do not fit {count} keys and stride {stride}; there must be keys * stride"
+            )
+        self._check_lengths()
         self._stride = pieces // len(self._keys) if self._keys else stride or 0
         self._index = {key: number for number, key in enumerate(self._keys)}
         self._bounds: list[int] | None = None
+
+    def _check_lengths(self) -> None:
+        """Refuse lengths that would cut the values in wrong places; one wait for the device."""
+        lengths, count = self.lengths(), self._values.shape[0]
+        first = lengths.new_zeros(()) if self._offsets is None else self._offsets[0]
+        low = lengths.min() if lengths.numel() else lengths.new_zeros(())
+        facts = torch.stack([part.to(torch.int64) for part in (first, low, lengths.sum())])
+        start, least, total = facts.tolist()
+        if start:
+            raise InvalidRequestError(f"the first offset is {start}; it must be 0")
+        if least < 0:
+            raise InvalidRequestError(f"a length is {least}; lengths must be at least 0")
+        if total != count:
+            raise InvalidRequestError(
+                f"the lengths sum to {total}, and there are {count} values; they must agree"
+            )
 
     @classmethod
     def from_lengths_sync(
@@ -256,9 +290,11 @@ class KeyedJaggedTensor(_Jagged):
         return self._each(lambda tensor: tensor.pin_memory())
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "KeyedJaggedTensor":
+        moved = copy.copy(self)  # not the constructor: its checks would wait for a non-blocking copy
         parts = (self._weights, self._lengths, self._offsets)
-        weights, lengths, offsets = (None if t is None else change(t) for t in parts)
-        return KeyedJaggedTensor(self._keys, change(self._values), weights, lengths, offsets, self._stride)
+        moved._weights, moved._lengths, moved._offsets = (None if t is None else change(t) for t in parts)
+        moved._values = change(self._values)
+        return moved
 
 
 class KeyedTensor:

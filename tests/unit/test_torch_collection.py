@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from rowhouse.error import ConfigError, UnknownTableError
+from rowhouse.error import ConfigError, InvalidRequestError, UnknownTableError
 from torch import Tensor, nn
 
 from ps_client.torch import (
@@ -193,8 +193,17 @@ def test_wrong_configs_are_errors(
 
 def test_missing_features_and_weights_are_named() -> None:
     with local_client(make_shards(1)) as client:
-        with pytest.raises(KeyError, match=r"features \['shared'\] are not among the batch's keys"):
-            EmbeddingBagCollection(client, [USER])(batch(0, keys=("u",)))
+        for kind in (EmbeddingBagCollection, EmbeddingCollection):
+            text = r"features \['shared'\] are not among the batch's keys \['u'\]"
+            with pytest.raises(InvalidRequestError, match=text):
+                kind(client, [USER])(batch(0, keys=("u",)))
+            text = r"the batch is a dict with the keys \['u'\]; .*KeyedJaggedTensor .*\['shared', 'u'\]"
+            with pytest.raises(InvalidRequestError, match=text):
+                kind(client, [USER])({"u": torch.tensor([1])})
+        with pytest.raises(
+            InvalidRequestError, match="the batch is a Tensor; it must be a KeyedJaggedTensor"
+        ):
+            EmbeddingBagCollection(client, [USER], is_weighted=True)(torch.tensor([1]))
         with pytest.raises(ValueError, match="no weights"):
             EmbeddingBagCollection(client, [USER], is_weighted=True)(batch(0))
 

@@ -65,6 +65,13 @@ def test_batches_without_keys_or_examples() -> None:
         (["a", "a"], {"lengths": LENGTHS}, "they must be distinct"),
         (["a", "b", "c", "d"], {"lengths": LENGTHS}, "6 lengths do not fit 4 keys"),
         (["a", "b"], {"offsets": OFFSETS, "stride": 4}, "6 lengths do not fit 2 keys and stride 4"),
+        ([], {"lengths": LENGTHS}, "6 lengths do not fit 0 keys"),
+        (["a", "b"], {"lengths": LENGTHS + 1}, "lengths sum to 12, and there are 6 values"),
+        (["a", "b"], {"lengths": torch.tensor([7, -1])}, "a length is -1"),
+        (["a", "b"], {"offsets": OFFSETS[:5]}, "lengths sum to 5, and there are 6 values"),
+        (["a", "b"], {"offsets": torch.tensor([0, 7, 6])}, "a length is -1"),
+        (["a", "b"], {"offsets": OFFSETS + 1}, "the first offset is 1"),
+        (["a"], {"offsets": OFFSETS[:0]}, "offsets are empty"),
     ],
 )
 def test_batches_that_do_not_fit_are_errors(keys: list[str], options: dict[str, object], text: str) -> None:
