@@ -22,6 +22,8 @@ from ps_server.config import ClusterConfig, load_config, shard_directory
 from ps_server.shard import Shard
 
 CONFIG_NAME: Final = "cluster.yaml"
+SERVED_NAME: Final = "resolved.yaml"
+"""What supervisor.py leaves in the data_dir of a cluster that it served."""
 
 
 def open_embedded(directory: str | Path, config: str | Path | Mapping[str, Any] | None = None) -> Shard:
@@ -43,13 +45,19 @@ def open_embedded(directory: str | Path, config: str | Path | Mapping[str, Any] 
     Raises
     ------
     ConfigError
-        A wrong config, more than one shard, or None for a directory that was never opened.
+        A wrong config, more than one shard, or None for a directory that was never opened
+        this way (a cluster's data_dir among them).
     DirectoryInUseError
         Another process holds the directory.
     """
     folder = Path(directory).expanduser().absolute()
     stored = folder / CONFIG_NAME
     if config is None:
+        if (folder / SERVED_NAME).is_file() and not stored.is_file():
+            raise ConfigError(
+                f"directory {str(folder)!r} is the data_dir of a cluster (it has a {SERVED_NAME}); serve it "
+                f"with `ps-server up` and connect to its endpoints"
+            )
         if not stored.is_file():
             raise ConfigError(
                 f"directory {str(folder)!r} has no {CONFIG_NAME} of an earlier open; give a config"

@@ -45,6 +45,13 @@ def test_no_config_for_a_new_directory(tmp_path: Path) -> None:
     assert not (tmp_path / "model").exists()
 
 
+def test_the_data_dir_of_a_cluster_is_named_as_such(tmp_path: Path) -> None:
+    (tmp_path / "shard-0000").mkdir()
+    (tmp_path / "resolved.yaml").write_text("tables: []\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"data_dir of a cluster .*resolved\.yaml.*`ps-server up`"):
+        open_embedded(tmp_path)
+
+
 def test_more_than_one_shard(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="shards is 2; embedded mode has exactly 1"):
         open_embedded(tmp_path / "model", {**TABLES, "shards": 2})
