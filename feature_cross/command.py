@@ -25,12 +25,12 @@ from rich.table import Table
 
 from feature_cross.config import CrossConfig
 from feature_cross.engine import Engine
-from feature_cross.error import ConfigError, DataError, Problem
+from feature_cross.error import ConfigError, DataError, FlagError, Problem
 from feature_cross.explain import Explanation, explain
 from feature_cross.lint import check_config
 from feature_cross.loader import load
 from feature_cross.row import row_to_batch
-from feature_cross.sink import Sink
+from feature_cross.sink import Sink, check_apart
 from feature_cross.source import count_rows, open_dataset, read_batches
 from feature_cross.stream import transform_batches
 from feature_cross.survey import Survey, check_columns, survey
@@ -40,6 +40,7 @@ __all__ = ["run_check", "run_data", "run_explain", "run_schema"]
 
 def run_data(flags: argparse.Namespace) -> int:
     """`run`: ids of a file or folder into one file."""
+    check_apart(flags.data, flags.out)
     engine = Engine(load(flags.config))
     keep = tuple(dict.fromkeys(flags.keep))
     source = open_dataset(flags.data, engine.plan)
@@ -55,7 +56,8 @@ def run_data(flags: argparse.Namespace) -> int:
         MofNCompleteColumn(),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=console, disable=flags.json, transient=True) as progress:
+    quiet = flags.json or not console.is_terminal  # into a pipe it would leave an empty line
+    with Progress(*columns, console=console, disable=quiet, transient=True) as progress:
         task = progress.add_task("rows", total=total)
         with Sink(flags.out, schema) as sink:
             batches = read_batches(source, engine.plan, flags.batch_rows, keep)
@@ -114,8 +116,12 @@ def run_check(flags: argparse.Namespace) -> int:
         for name, feature in measured.features.items():
             table.add_row(name, f"{feature.covered_rows:,}", f"{feature.ids:,}", f"{feature.distinct:,}")
         Console().print(table)
-    print(f"{source}: {errors} errors, {len(problems) - errors} warnings")
+    print(f"{source}: {_counted(errors, 'error')}, {_counted(len(problems) - errors, 'warning')}")
     return 1 if errors else 0
+
+
+def _counted(number: int, thing: str) -> str:
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
 
 
 def _checked(config: CrossConfig, data: str | None) -> tuple[list[Problem], Survey | None]:
@@ -190,10 +196,10 @@ def _one_row(flags: argparse.Namespace, engine: Engine) -> pa.RecordBatch:
     if flags.values is not None:
         try:
             row = json.loads(flags.values)
-        except json.JSONDecodeError as error:
-            raise DataError(f"--values is not JSON: {error}") from error
+        except (ValueError, RecursionError) as error:
+            raise FlagError(f"--values is not JSON: {error}") from error
         if not isinstance(row, dict):
-            raise DataError(f"--values is a {type(row).__name__}; it must be an object, column to value")
+            raise FlagError(f"--values is a {type(row).__name__}; it must be an object, column to value")
         return row_to_batch(row, engine.plan.attributes)
     first = 0
     for batch in read_batches(flags.data, engine.plan, flags.batch_rows):

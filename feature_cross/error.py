@@ -3,6 +3,7 @@
 
     CrossError
     ├── ConfigError      the config is wrong: every problem with its path and line; exit code 2
+    ├── FlagError        a flag of the command asks for what cannot be; exit code 2
     ├── DataError        a column or a value does not fit the config; exit code 1
     │   └── LimitError   past a named limit of feature_cross/limit.py, or a feature's own `limit`
     └── InternalError    a fault of ours
@@ -13,7 +14,7 @@ Thread safety: nothing here has state.
 from dataclasses import dataclass
 from typing import ClassVar
 
-__all__ = ["ConfigError", "CrossError", "DataError", "InternalError", "LimitError", "Problem"]
+__all__ = ["ConfigError", "CrossError", "DataError", "FlagError", "InternalError", "LimitError", "Problem"]
 
 Path = tuple[str | int, ...]
 """Where in a config: ("features", "city_x_age", "of", 1)."""
@@ -65,6 +66,12 @@ class ConfigError(CrossError, ValueError):
         self.problems = tuple(problems)
         self.source = source
         super().__init__("\n".join(problem.text(source) for problem in problems))
+
+
+class FlagError(CrossError, ValueError):
+    """A flag of the command is wrong; the message names it and its value."""
+
+    exit_code = 2
 
 
 class DataError(CrossError, ValueError):

@@ -124,6 +124,12 @@ def _problem(detail: Any, data: Any, lines: dict[Path, int]) -> Problem:
             "missing-key", f"key {str(path[-1])!r} is required", path[:-1], _line(path[:-1], lines)
         )
     if code in ("union_tag_invalid", "union_tag_not_found"):
+        unknown = _unknown_beside_kind(value) if isinstance(value, dict) else None
+        if unknown is not None:
+            key, known = unknown
+            message = f"unknown key {key!r}{nearest(key, known)} (known: {', '.join(known)})"
+            message += f"; kind is required, one of {', '.join(_KINDS)}"
+            return Problem("unknown-key", message, path, _line((*path, key), lines))
         kind = value.get("kind") if isinstance(value, dict) else None
         hint = nearest(str(kind), list(_KINDS)) if kind is not None else ""
         message = f"kind is {kind!r}; it must be one of {', '.join(_KINDS)}{hint}"
@@ -135,6 +141,15 @@ def _problem(detail: Any, data: Any, lines: dict[Path, int]) -> Problem:
         expected = detail["ctx"]["expected"].replace(" or ", ", ").split(", ")
         message += nearest(value, [part.strip("'") for part in expected])
     return Problem("value", message, path, _line(path, lines))
+
+
+def _unknown_beside_kind(feature: dict[Any, Any]) -> tuple[str, list[str]] | None:
+    """Of a feature without a kind: the key of no kind that is most like `kind`, and the keys of all kinds."""
+    known = list(dict.fromkeys(key for model in _KINDS.values() for key in model.model_fields))
+    unknown = [str(key) for key in feature if key not in known]
+    if "kind" in feature or not unknown:
+        return None
+    return difflib.get_close_matches("kind", unknown, n=1, cutoff=0.0)[0], known
 
 
 def _shown(value: Any) -> str:

@@ -14,10 +14,43 @@ import pyarrow as pa
 import pyarrow.ipc
 import pyarrow.parquet
 
-from feature_cross.error import DataError
+from feature_cross.error import DataError, FlagError
 from feature_cross.source import FORMATS
 
-__all__ = ["Sink"]
+__all__ = ["Sink", "check_apart"]
+
+
+def check_apart(data: str | os.PathLike[str], out: str | os.PathLike[str]) -> None:
+    """Refuse an output that is its own input, before either is opened.
+
+    Parameters
+    ----------
+    data
+        File or folder to read.
+    out
+        File to write. In the folder it would be input of the next run, so it is refused there even if new.
+
+    Raises
+    ------
+    FlagError
+        The two are one file, by whatever names, or `out` is in the folder.
+    """
+    source, target = Path(data), Path(out)
+    try:
+        if source.is_dir():
+            root = source.resolve()
+            inside = (
+                root in (target.parent.resolve() / target.name).parents or root in target.resolve().parents
+            )
+            # a link in the folder can lead to a file outside of it
+            if inside or (
+                target.exists() and any(p.exists() and p.samefile(target) for p in source.rglob("*"))
+            ):
+                raise FlagError(f"--out is {target}, which is in the input folder {source}; write elsewhere")
+        elif source.exists() and target.exists() and source.samefile(target):
+            raise FlagError(f"--out is {target}, which is the input {source} itself; write to another file")
+    except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links
+        raise DataError(f"{target}: cannot be compared with {source}: {error}") from error
 
 
 class Sink:

@@ -133,7 +133,10 @@ def test_check_reports_errors_with_exit_code_1(files: Path, capsys: pytest.Captu
     assert code == 1 and [(p["code"], p["line"]) for p in found["problems"]] == [("duplicate-slot", 16)]
     assert run("check", files / "c.yaml") == 1
     text = capsys.readouterr().out
-    assert "c.yaml:16: features.city_x_price.slot: slot 1" in text and "1 errors, 0 warnings" in text
+    assert "c.yaml:16: features.city_x_price.slot: slot 1" in text and "1 error, 0 warnings" in text
+    (files / "c.yaml").write_text(CONFIG.replace("slot: 2", "slot: 1").replace("slot: 3", "slot: 1"))
+    assert run("check", files / "c.yaml") == 1
+    assert "c.yaml: 2 errors, 0 warnings" in capsys.readouterr().out
 
 
 def test_check_reports_columns_that_do_not_fit(files: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -103,6 +103,38 @@ def test_run_reports_as_json(files: Path, capsys: pytest.CaptureFixture[str]) ->
     assert report["rows"] == 200 and report["ids"]["user_x_city"] == 200
 
 
+@pytest.mark.parametrize(
+    ("data", "out"),
+    [
+        ("t.parquet", "t.parquet"),
+        ("t.parquet", "folder/../t.parquet"),
+        ("t.parquet", "link.parquet"),
+        (".", "t.parquet"),
+        (".", "folder/new.parquet"),
+        ("folder", "t.parquet"),  # the folder has a link to it
+    ],
+)
+def test_run_never_writes_over_its_input(
+    files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], data: str, out: str
+) -> None:
+    monkeypatch.chdir(files)
+    Path("folder").mkdir()
+    for link in ("link.parquet", "folder/in.parquet"):
+        Path(link).symlink_to(files / "t.parquet")
+    before = Path("t.parquet").read_bytes()
+    # the config is not there: the refusal comes before it is read
+    assert run("run", data, "--config", "none.yaml", "--out", out) == 2
+    assert f"--out is {Path(out)}, which is" in capsys.readouterr().err
+    assert Path("t.parquet").read_bytes() == before
+
+
+def test_run_into_a_pipe_prints_no_empty_line(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("run", files / "t.parquet", "--config", files / "c.yaml", "--out", files / "o.parquet") == 0
+    printed = capsys.readouterr()
+    assert printed.out == "" and printed.err.splitlines()[0].strip()
+    assert "user_x_city" in printed.err
+
+
 def test_run_that_fails_leaves_nothing_and_keeps_what_was_there(
     files: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -194,18 +226,19 @@ def test_explain_takes_any_row_of_a_file(files: Path, capsys: pytest.CaptureFixt
 
 
 @pytest.mark.parametrize(
-    ("flags", "message"),
+    ("flags", "code", "message"),
     [
-        (["--values", "{"], "is not JSON"),
-        (["--values", "[]"], "must be an object"),
-        (["--values", "{}"], "is not in the row"),
-        (["--values", "{}", "--feature", "none"], "'none' is not a feature"),
+        (["--values", "{"], 2, "is not JSON"),
+        (["--values", "[" * 100_000], 2, "is not JSON"),
+        (["--values", "[]"], 2, "must be an object"),
+        (["--values", "{}"], 1, "is not in the row"),
+        (["--values", "{}", "--feature", "none"], 1, "'none' is not a feature"),
     ],
 )
 def test_explain_says_what_is_wrong(
-    files: Path, capsys: pytest.CaptureFixture[str], flags: list[str], message: str
+    files: Path, capsys: pytest.CaptureFixture[str], flags: list[str], code: int, message: str
 ) -> None:
-    assert run("explain", "--config", files / "c.yaml", *flags) == 1
+    assert run("explain", "--config", files / "c.yaml", *flags) == code
     assert message in capsys.readouterr().err
 
 

@@ -39,6 +39,14 @@ def problems(text: str) -> list[tuple[str, int | None, str]]:
 CASES = [
     ("  f: {kind: atribute, slot: 1, of: user.id}", "kind", 13, "did you mean 'attribute'?"),
     ("  f: {slot: 1, of: user.id}", "kind", 13, "kind is None"),
+    (
+        "  f:\n    kid: weak\n    of: user.id",
+        "unknown-key",
+        14,
+        "unknown key 'kid'; did you mean 'kind'? (kn",
+    ),
+    ("  f: {slto: 1, knid: weak, of: user.id}", "unknown-key", 13, "'knid'; did you mean 'kind'?"),
+    ("  f: {slto: 1, of: user.id}", "unknown-key", 13, "did you mean 'slot'?"),
     ("  f:\n    kind: attribute\n    slto: 1\n    of: user.id", "unknown-key", 15, "did you mean 'slot'?"),
     ("  f: {kind: attribute, slot: 1}", "missing-key", 13, "'of' is required"),
     ("  f: {kind: attribute, of: user.id}", "missing-slot", 13, "f needs a slot: ids.slot_bits is 4"),
