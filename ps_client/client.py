@@ -200,13 +200,9 @@ class Client:
             policy (other tables ignore them). None: a show for each time an id stands here, no click.
         """
         self._check_usable()
-        rate = check_learning_rate(learning_rate)
-        declared = find_table(self.tables, table)
-        checked = as_ids(declared, ids)
-        events = [as_events(declared, name, e, checked) for name, e in (("shows", shows), ("clicks", clicks))]
-        values = as_gradients(declared, checked, gradients, self._wire_dtype)
-        if checked.shape[0]:
-            self._exchange.push([self._summed(declared, checked, values, rate, *events)])
+        part = self._part(table, ids, gradients, check_learning_rate(learning_rate), shows, clicks)
+        if part.ids.shape[0]:
+            self._exchange.push([part])
 
     def push_many(
         self, gradients: Mapping[str, tuple[ArrayLike, ArrayLike]], learning_rate: float | None = None
@@ -236,14 +232,25 @@ class Client:
         """
         self._check_usable()
         rate = check_learning_rate(learning_rate)
-        checked = []
-        for name, (ids, values) in gradients.items():
-            table = find_table(self.tables, name)
-            table_ids = as_ids(table, ids)
-            checked.append((table, table_ids, as_gradients(table, table_ids, values, self._wire_dtype)))
-        tables = [self._summed(*step, rate) for step in checked if step[1].shape[0]]
-        if tables:
-            self._exchange.push(tables)
+        parts = [self._part(name, ids, values, rate) for name, (ids, values) in gradients.items()]
+        if parts := [part for part in parts if part.ids.shape[0]]:
+            self._exchange.push(parts)
+
+    def _part(
+        self,
+        name: str,
+        ids: ArrayLike,
+        gradients: ArrayLike,
+        rate: float | None,
+        shows: ArrayLike | None = None,
+        clicks: ArrayLike | None = None,
+    ) -> TableGradients:
+        """One table's part of a push, checked whole and its duplicates summed; nothing is sent yet."""
+        table = find_table(self.tables, name)
+        checked = as_ids(table, ids)
+        events = [as_events(table, kind, e, checked) for kind, e in (("shows", shows), ("clicks", clicks))]
+        values = as_gradients(table, checked, gradients, self._wire_dtype)
+        return self._summed(table, checked, values, rate, *events)
 
     def _summed(
         self,

@@ -99,11 +99,6 @@ class Arena:
         return int(self._counts.sum())
 
     @property
-    def granted_rows(self) -> int:
-        """Rows that the budget has granted."""
-        return self._granted_rows
-
-    @property
     def segments(self) -> int:
         """Number of index segments."""
         return int(self._geometry[index.SEGMENTS])

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a shard does when a write fails or is lost: poison, numbers that never come twice, log before rows."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,6 @@ TABLES: list[dict[str, Any]] = [
     {"name": "item", "dim": 2, "optimizer": {"kind": "ftrl", "learning_rate": 0.5}},
 ]
 IDS = np.array([1, 2, 3], np.uint64)
-Action = Callable[[], object]
 
 
 @pytest.fixture
