@@ -120,6 +120,20 @@ def test_a_data_dir_that_another_process_holds(
     assert first.stop() == 0
 
 
+def test_another_number_of_shards_is_refused_and_makes_no_folder(
+    trained: tuple[ServerProcess, str], make_config: MakeConfig, tmp_path: Path
+) -> None:
+    first, endpoint = trained
+    before = sorted(path.name for path in tmp_path.rglob("shard-*"))
+    config = make_config(tables=[ZEROS], durability="none", shards=3)
+    with ServerProcess("serve", config, "--shard", "2") as second:
+        assert second.finish() == 2
+        assert "shards is 3" in second.text() and "is split over 1" in second.text()
+    assert sorted(path.name for path in tmp_path.rglob("shard-*")) == before == ["shard-0000"]
+    assert_rows(endpoint)
+    assert first.stop() == 0
+
+
 def test_a_stop_loses_nothing_even_without_a_log(
     trained: tuple[ServerProcess, str], make_config: MakeConfig
 ) -> None:
