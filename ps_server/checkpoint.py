@@ -79,6 +79,10 @@ class Life:
             return False
         return self.durability == "none" or self.boot_id != boot_id
 
+    def lost_unsynced_log(self, boot_id: str) -> bool:
+        """Whether the machine went down under `os`: then the log may have holes, and no one promised else."""
+        return not self.clean and self.durability == "os" and self.boot_id != boot_id
+
 
 def boot_id() -> str:
     """Random id of this machine's boot (Linux); empty elsewhere, which counts as unchanged."""

@@ -26,9 +26,10 @@ from ps_server import checkpoint
 from ps_server.budget import Budget
 from ps_server.checkpoint import CheckpointState, Life
 from ps_server.config import ClusterConfig
-from ps_server.log import KIND_EVICT, KIND_PUSH, PushLog, Record, cut_torn_end, read_records
+from ps_server.log import PushLog
 from ps_server.request import summed
 from ps_server.row import LSN_BYTES, RowLayout
+from ps_server.segment import KIND_EVICT, KIND_PUSH, Record, cut_lost_end, cut_torn_end, read_records
 from ps_server.session import Sessions
 from ps_server.store import Store
 from ps_server.table import Table
@@ -195,6 +196,8 @@ def open_directory(
         sessions = Sessions(state.clients)
         lsn, replayed = state.lsn, 0
         if not read_only:
+            if life.lost_unsynced_log(checkpoint.boot_id()):
+                cut_lost_end(directory / "log", state.lsn)
             lsn, replayed = _replay(directory / "log", state.lsn, tables, sessions, progress)
         opened = Opened(
             store=store, tables=tables, budget=budget, sessions=sessions, state=state, life=life, log=None,
@@ -243,5 +246,6 @@ def _begin_life(opened: Opened, config: ClusterConfig, directory: Path) -> None:
     opened.life = Life(clean=False, durability=config.durability, boot_id=boot, lsn_reserved=reserved)
     checkpoint.write_life(opened.store, opened.life)
     if config.durability != "none":
-        opened.log = PushLog(directory / "log", opened.lsn, next_lsn)
+        durable = config.durability == "fsync"
+        opened.log = PushLog(directory / "log", opened.lsn, next_lsn, durable=durable)
     opened.lsn = next_lsn - 1

@@ -36,7 +36,6 @@ from ps_server.arena import Ids
 from ps_server.checkpoint import CheckpointState
 from ps_server.config import ClusterConfig
 from ps_server.eviction import Moment, evict_by_policy, spared
-from ps_server.log import KIND_EVICT, KIND_PUSH, Record, list_segments
 from ps_server.recovery import Opened, encode_eviction, open_directory
 from ps_server.request import (
     as_read_only,
@@ -48,6 +47,7 @@ from ps_server.request import (
     table_of,
     without_frozen,
 )
+from ps_server.segment import KIND_EVICT, KIND_PUSH, Record, list_segments
 from ps_server.status import cluster_message, stats_message
 from ps_server.table import Table, TablePush
 

@@ -24,8 +24,8 @@ from rowhouse.placement import PARTITION_SHIFT, PartitionMap
 from ps_server import checkpoint
 from ps_server.checkpoint import CheckpointState, Life
 from ps_server.directory import Descriptor, held, open_store, read_descriptor
-from ps_server.log import KIND_EVICT, KIND_PUSH, find_end, list_segments, read_header, read_segment
 from ps_server.row import RowLayout, get_lsn
+from ps_server.segment import KIND_EVICT, KIND_PUSH, find_end, list_segments, read_header, read_segment
 from ps_server.store import Keys, RowFamily, Store, Values
 
 CHUNK_ROWS: Final = 16_384

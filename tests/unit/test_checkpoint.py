@@ -12,9 +12,9 @@ from rowhouse.error import ConfigError, CorruptionError
 
 from ps_server import checkpoint
 from ps_server.checkpoint import CheckpointState, Life
-from ps_server.log import list_segments
+from ps_server.segment import list_segments
 from ps_server.store import Store
-from tests.driver import Driver, shard_config
+from tests.driver import Driver, shard_config, snapshot
 
 SGD = {"kind": "sgd", "learning_rate": 1.0}
 TABLE: dict[str, Any] = {"name": "t", "dim": 4, "optimizer": SGD}
@@ -96,6 +96,33 @@ def test_a_machine_that_went_down_under_os_never_reuses_a_number(tmp_path: Path)
     driver.sequences[99] = 2
     assert driver.push({"t": (IDS, np.ones((5, 4), np.float32))}).lsn > checkpoint.LSN_RESERVE
     driver.crash(tmp_path / "again")
+    np.testing.assert_array_equal(driver.pull("t", IDS), rows - np.float32(1))
+    driver.shard.close()
+
+
+@pytest.mark.parametrize("went_down", [False, True])
+def test_a_hole_in_the_log_is_damage_unless_the_machine_went_down_under_os(
+    tmp_path: Path, went_down: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    driver = Driver(shard_config(tmp_path, [TABLE]), tmp_path / "s")
+    rows = driver.pull("t", IDS)
+    for _ in range(3):
+        driver.push({"t": (IDS, np.ones((5, 4), np.float32))})
+    if went_down:
+        checkpoint.write_life(driver.shard._store, replace(driver.shard._opened.life, boot_id="another"))
+    snapshot(driver.directory, tmp_path / "copy")
+    path = list_segments(tmp_path / "copy" / "log")[0]
+    driver.abandon()
+    data = path.read_bytes().rstrip(b"\0")
+    third = (len(data) - 32) // 3
+    path.write_bytes(data[: 32 + third] + bytes(third) + data[32 + 2 * third :])
+    if not went_down:
+        with pytest.raises(CorruptionError, match="header fails its checksum"):
+            Driver(driver.config, tmp_path / "copy")
+        return
+    driver = Driver(driver.config, tmp_path / "copy")
+    assert driver.shard.replayed_records == 1
+    assert "goes up to LSN 1 " in caplog.text
     np.testing.assert_array_equal(driver.pull("t", IDS), rows - np.float32(1))
     driver.shard.close()
 

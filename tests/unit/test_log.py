@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 from rowhouse.error import CorruptionError
 
-from ps_server.log import (
+from ps_server.log import SPARE_NAME, PushLog
+from ps_server.segment import (
     KIND_EVICT,
     KIND_PUSH,
     RECORD_HEADER,
     TRAILER_BYTES,
-    PushLog,
     Record,
+    cut_lost_end,
     cut_torn_end,
     encode_record,
     list_segments,
@@ -22,7 +23,7 @@ from ps_server.log import (
 
 
 def _write(directory: Path, first: int, last: int, rotate_after: tuple[int, ...] = ()) -> list[Record]:
-    log = PushLog(directory, first - 1, first)
+    log = PushLog(directory, first - 1, first, durable=True)
     records = [
         Record(lsn, KIND_PUSH, lsn * 10, bytes([lsn % 251]) * (lsn * 7)) for lsn in range(first, last + 1)
     ]
@@ -44,7 +45,7 @@ def test_reads_back_what_was_written_over_segments(tmp_path: Path) -> None:
 
 def test_goes_on_after_reopening_and_after_skipped_numbers(tmp_path: Path) -> None:
     records = _write(tmp_path, 1, 3)
-    log = PushLog(tmp_path, 3, 1000)
+    log = PushLog(tmp_path, 3, 1000, durable=True)
     log.append(Record(1000, KIND_EVICT, 0, b""))
     log.close()
     assert [r.lsn for r in read_records(tmp_path, 0)] == [1, 2, 3, 1000]
@@ -52,7 +53,7 @@ def test_goes_on_after_reopening_and_after_skipped_numbers(tmp_path: Path) -> No
 
 
 def test_drop_before_deletes_whole_segments_only(tmp_path: Path) -> None:
-    log = PushLog(tmp_path, 0, 1)
+    log = PushLog(tmp_path, 0, 1, durable=True)
     for lsn in (1, 2):
         log.append(Record(lsn, KIND_PUSH, 0, b"x"))
     log.rotate()
@@ -102,7 +103,7 @@ def test_a_write_that_broke_off_anywhere_in_allocated_space_is_a_torn_end(
     found = 2 if written >= RECORD_HEADER.size + 14 else 1
     assert list(read_records(tmp_path, 0)) == records[:found]
     cut_torn_end(tmp_path)
-    log = PushLog(tmp_path, found, found + 1)
+    log = PushLog(tmp_path, found, found + 1, durable=True)
     log.append(Record(found + 1, KIND_PUSH, 0, b"next"))
     log.close()
     assert [r.lsn for r in read_records(tmp_path, 0)] == list(range(1, found + 2))
@@ -147,3 +148,94 @@ def test_a_cut_or_missing_earlier_segment_is_found(tmp_path: Path) -> None:
     first.unlink()
     with pytest.raises(CorruptionError, match="records after 0 are missing"):
         list(read_records(tmp_path, 0))
+
+
+def _run_over(directory: Path, rounds: int) -> PushLog:
+    """An `os` log whose segments are dropped and used again, shorter each time."""
+    log = PushLog(directory, 0, 1, durable=False)
+    for round_ in range(rounds):
+        log.append(Record(log.written_lsn + 1, KIND_PUSH, 0, bytes([65 + round_]) * (5000 - 1000 * round_)))
+        kept = log.written_lsn
+        log.rotate()
+        log.append(Record(kept + 1, KIND_PUSH, 0, b"short"))
+        log.drop_before(kept)
+    return log
+
+
+def test_a_dropped_segment_is_written_again_and_shows_nothing_of_what_it_held(tmp_path: Path) -> None:
+    log = _run_over(tmp_path, 1)
+    spare = tmp_path / SPARE_NAME
+    inode, size = spare.stat().st_ino, spare.stat().st_size
+    assert size > 5000
+    assert not any(spare.read_bytes())
+    log.rotate()
+    path = list_segments(tmp_path)[-1]
+    assert (path.stat().st_ino, path.stat().st_size, spare.exists()) == (inode, size, False)
+    log.append(Record(3, KIND_PUSH, 0, b"new"))
+    assert [r.payload for r in read_records(tmp_path, 1)] == [b"short", b"new"]  # as a kill leaves it now
+    assert cut_torn_end(tmp_path) == 0
+    log.append(Record(4, KIND_PUSH, 0, b"n" * 9000))  # past the end of what was there
+    log.close()
+    assert [len(r.payload) for r in read_records(tmp_path, 1)] == [5, 3, 9000]
+
+
+def test_a_synced_log_never_uses_a_segment_again(tmp_path: Path) -> None:
+    log = PushLog(tmp_path, 0, 1, durable=True)
+    log.append(Record(1, KIND_PUSH, 0, b"x" * 5000))
+    log.rotate()
+    log.drop_before(1)
+    assert [p.name for p in tmp_path.iterdir()] == [f"{2:020d}.log"]
+    log.close()
+
+
+def test_a_spare_that_a_kill_left_is_removed(tmp_path: Path) -> None:
+    (tmp_path / SPARE_NAME).write_bytes(b"half zero, half old records")
+    log = PushLog(tmp_path, 0, 1, durable=False)
+    assert not (tmp_path / SPARE_NAME).exists()
+    log.close()
+
+
+@pytest.mark.parametrize("damage", ["zeros", "header", "missing", "stale", "first"])
+def test_after_the_machine_went_down_the_log_ends_where_it_is_not_whole(
+    tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    _write(tmp_path, 1, 9, rotate_after=(3, 6))
+    one, two, three = list_segments(tmp_path)
+    if damage == "zeros":  # the last pages of the second segment never reached the disk
+        two.write_bytes(two.read_bytes()[:-60] + bytes(60))
+    elif damage == "header":
+        two.write_bytes(bytes(100))
+    elif damage == "missing":
+        two.unlink()
+    elif damage == "stale":  # an older cycle's content under the new name
+        two.write_bytes(one.read_bytes())
+    else:
+        one.write_bytes(b"")
+    with pytest.raises(CorruptionError):
+        list(read_records(tmp_path, 0))
+    cut_lost_end(tmp_path, 0)
+    last = {"zeros": 5, "first": 0}.get(damage, 3)
+    assert [r.lsn for r in read_records(tmp_path, 0)] == list(range(1, last + 1))
+    assert f"goes up to LSN {last} " in caplog.text
+    assert not three.exists()
+    log = PushLog(tmp_path, last, 100, durable=False)
+    log.append(Record(100, KIND_PUSH, 0, b""))
+    log.close()
+    assert [r.lsn for r in read_records(tmp_path, 0)] == [*range(1, last + 1), 100]
+
+
+def test_a_whole_log_loses_nothing_after_the_machine_went_down(tmp_path: Path) -> None:
+    records = _write(tmp_path, 1, 9, rotate_after=(3, 6))
+    cut_lost_end(tmp_path, 0)
+    assert list(read_records(tmp_path, 0)) == records
+    cut_lost_end(tmp_path / "none", 0)
+
+
+def test_a_rotation_before_the_first_record_keeps_the_skipped_numbers(tmp_path: Path) -> None:
+    log = PushLog(tmp_path, 1, 1000, durable=False)
+    log.rotate()
+    log.drop_before(999)
+    log.append(Record(1000, KIND_PUSH, 0, b"x"))
+    log.close()
+    assert [p.name for p in list_segments(tmp_path)] == [f"{1000:020d}.log"]
+    assert [r.lsn for r in read_records(tmp_path, 1)] == [1000]

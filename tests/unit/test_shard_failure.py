@@ -13,7 +13,7 @@ from rowhouse.error import (
 )
 from rowhouse.v1 import rowhouse_pb2 as pb
 
-from ps_server.log import list_segments
+from ps_server.segment import list_segments
 from ps_server.request import checked_parts
 from tests.driver import Driver, shard_config
 

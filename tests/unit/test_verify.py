@@ -14,8 +14,8 @@ from rowhouse.mix import mix64
 from ps_server import checkpoint, psctl
 from ps_server.checkpoint import Life
 from ps_server.directory import open_store, read_descriptor
-from ps_server.log import list_segments
 from ps_server.row import put_lsn
+from ps_server.segment import list_segments
 from ps_server.verify import Report, verify_directory
 from tests.stopped import fill, flip, largest_file, make_config, open_shard, push, stopped, write_values
 
