@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from examples.dataset import Dataset
 from examples.recipe import MIRROR, Recipe, Run
-from ps_client import Client
+from ps_client import StepClient
 from ps_client.torch import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor, PoolingType
 
 DEEP_DIM = 16
@@ -30,14 +30,14 @@ class Rows(nn.Module):
     Parameters
     ----------
     client
-        Connected to a cluster that has the run's tables.
+        Connected to a cluster that has the run's tables; for `prefetch` a pipeline of one.
     recipe
         The model's tables and features.
     run
         Which arm's tables, and what they are called.
     """
 
-    def __init__(self, client: Client, recipe: Recipe, run: Run) -> None:
+    def __init__(self, client: StepClient, recipe: Recipe, run: Run) -> None:
         super().__init__()
         tables = recipe.arm_tables(run.arm)
         views = ("", MIRROR) if recipe.mirror else ("",)
@@ -65,6 +65,10 @@ class Rows(nn.Module):
             }
             for view in views
         ]
+
+    def prefetch(self, batch: Dataset) -> None:
+        """Start the pull of a later `forward`."""
+        self.collection.prefetch(self._keyed(batch))
 
     def forward(self, batch: Dataset) -> list[tuple[Tensor, Tensor]]:
         """For each view: the summed wide rows (B,), and the deep rows side by side (B, features · dim)."""

@@ -38,7 +38,7 @@ from examples.leash import follow_parent
 from examples.metric import auc
 from examples.model import Dense, Rows
 from examples.recipe import ARMS, EXAMPLES, Example, Recipe, Run
-from ps_client import Client, connect
+from ps_client import Pipeline, connect
 
 PROBES: Final = 6
 """Points of a run's AUC curve."""
@@ -83,8 +83,8 @@ class Trainer:
 
     Parameters
     ----------
-    client
-        Connected to the cluster.
+    pipeline
+        Over a client of the cluster.
     recipe
         The model.
     run
@@ -93,10 +93,10 @@ class Trainer:
         Datasets with at least the run's features.
     """
 
-    def __init__(self, client: Client, recipe: Recipe, run: Run, train: Dataset, test: Dataset) -> None:
+    def __init__(self, pipeline: Pipeline, recipe: Recipe, run: Run, train: Dataset, test: Dataset) -> None:
         self.recipe, self.run, self.train = recipe, run, train
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
-        self.rows = Rows(client, recipe, run)
+        self.pipeline, self.rows = pipeline, Rows(pipeline, recipe, run)
         self.dense = DistributedDataParallel(Dense(recipe, run))
         self.optimizer = torch.optim.Adam(self.dense.parameters(), lr=recipe.dense_learning_rate)
         share = len(train) // self.world
@@ -117,7 +117,7 @@ class Trainer:
         for _ in range(self.recipe.epochs):
             mine = order.permutation(len(self.train))[self.rank :: self.world]
             share = self.train.take(mine[: self.epoch_steps * self.batch_size])
-            for batch in share.batches(self.batch_size):
+            for batch in self.pipeline.ahead(share.batches(self.batch_size), self.rows.prefetch):
                 started_s = time.perf_counter()
                 self.step(batch)
                 train_s += time.perf_counter() - started_s
@@ -175,11 +175,12 @@ def _train(arguments: argparse.Namespace) -> None:
     features = recipe.features("with" if any(run.arm == "with" for run in runs) else "without")
     train, test = (read(arguments.ids / f"{part}.parquet", features) for part in ("train", "test"))
     arguments.out.mkdir(parents=True, exist_ok=True)
-    with connect(arguments.endpoints) as client:
+    with connect(arguments.endpoints) as client, client.pipeline() as pipeline:
         for run in runs:
-            trainer = Trainer(client, recipe, run, train, test)
+            trainer = Trainer(pipeline, recipe, run, train, test)
             trainer.fit()
             if trainer.rank == 0:
+                pipeline.flush()  # what is saved here and what is on the shards are of one step
                 torch.save(trainer.dense.module.state_dict(), dense_path(arguments.out, run))
 
 

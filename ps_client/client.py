@@ -3,7 +3,8 @@
 
     ids ─▶ validation ─▶ dedup (plan, kernel) ─▶ split by shard ─▶ calls (exchange, lane, retry) ─▶ gather
 
-This module is the public face: it checks and hands over. ps_client.torch builds on it.
+This module is the public face: step.py has what a training step uses, here is what it is made of, and the
+calls of an operator. ps_client.torch builds on it.
 
 Invariants: 1. nothing is sent before the whole step is checked; 2. a push is applied once on each
 shard, however often it had to be sent; 3. answers come in the caller's order.
@@ -13,24 +14,21 @@ made one after the other. It must not be used after a fork: the child gets Preco
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from types import TracebackType
-from typing import Final, Literal, NoReturn, Self
+from typing import Final, Literal, Self
 
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
-from rowhouse import dtype
 from rowhouse.error import InvalidRequestError, PreconditionError
 from rowhouse.message import TableGradients
 from rowhouse.v1 import rowhouse_pb2 as pb
 
 from ps_client.cluster import Cluster
 from ps_client.exchange import Exchange
-from ps_client.kernel import as_read_only, gather, sum_duplicates
+from ps_client.pipeline import PREFETCH_MAX, PUSH_MAX, Pipeline
 from ps_client.plan import distinct
 from ps_client.retry import Retry
+from ps_client.step import Asked, StepClient, UniqueRows
 from ps_client.table import Table, find_table
-from ps_client.validation import as_events, as_gradients, as_ids, check_learning_rate, check_out, wire_code
+from ps_client.validation import wire_code
 
 FREEZE_MODES: Final = {
     "off": pb.FREEZE_MODE_OFF, "refuse": pb.FREEZE_MODE_REFUSE, "ignore": pb.FREEZE_MODE_IGNORE,
@@ -38,26 +36,7 @@ FREEZE_MODES: Final = {
 """What a frozen table does with a push: apply it, raise TableFrozenError, or drop its gradients."""
 
 
-@dataclass(frozen=True, slots=True)
-class UniqueRows:
-    """Rows of the distinct ids of one pull.
-
-    Attributes
-    ----------
-    ids
-        (u,) uint64 in the order of first appearance.
-    inverse
-        (n,) int64: `rows[inverse]` is what `pull` gives.
-    rows
-        (u, dim) float32; may be a read-only view of the shard's answer.
-    """
-
-    ids: NDArray[np.uint64]
-    inverse: NDArray[np.int64]
-    rows: NDArray[np.float32]
-
-
-class Client:
+class Client(StepClient):
     """Pulls rows and pushes gradients. Made by `connect` (connection.py).
 
     Parameters
@@ -87,199 +66,26 @@ class Client:
         """Number of shards."""
         return len(self._cluster.transports)
 
-    def pull(
-        self, table: str, ids: ArrayLike, out: NDArray[np.float32] | None = None, *, read_only: bool = False
-    ) -> NDArray[np.float32]:
-        """Rows of `ids`, in their order. An id without a row gets the row that a push would start from.
-
-        Parameters
-        ----------
-        table
-            Name of the table.
-        ids
-            (n,) integers; duplicates allowed. Signed ids must not be negative.
-        out
-            Where to write: C-contiguous (n, dim) float32. None: a new array.
-        read_only
-            For evaluation and export: rows do not move into the hot set.
-
-        Returns
-        -------
-        ndarray
-            (n, dim) float32: `out`, or a new array.
-
-        Raises
-        ------
-        InvalidRequestError
-            Wrong ids or a wrong `out` (nothing was sent); UnknownTableError for an unknown table.
-        UnavailableError
-            No answer within the client's timeout.
-        """
-        self._check_usable()
-        declared = find_table(self.tables, table)
-        checked = as_ids(declared, ids)
-        if out is not None:
-            check_out(declared, checked.shape[0], out)
-        plan = distinct(declared, checked)
-        rows = self._exchange.pull([plan], self._wire_dtype, read_only)[0]
-        answer = np.empty((checked.shape[0], declared.dim), np.float32) if out is None else out
-        gather(as_read_only(rows), plan.inverse, answer)
-        return answer
-
-    def pull_many(
-        self, ids: Mapping[str, ArrayLike], *, read_only: bool = False
-    ) -> dict[str, NDArray[np.float32]]:
-        """Rows of several tables in one step: one call per shard, whatever the number of tables.
-
-        Parameters
-        ----------
-        ids
-            (n,) integers by table name, as for `pull`.
-        read_only
-            As for `pull`.
-
-        Returns
-        -------
-        dict
-            (n, dim) float32 by table name.
-        """
-        answers = {}
-        for table, unique in self.pull_unique(ids, read_only=read_only).items():
-            answer = np.empty((unique.inverse.shape[0], unique.rows.shape[1]), np.float32)
-            gather(as_read_only(unique.rows), unique.inverse, answer)
-            answers[table] = answer
-        return answers
-
-    def pull_unique(self, ids: Mapping[str, ArrayLike], *, read_only: bool = False) -> dict[str, UniqueRows]:
-        """As `pull_many`, but each distinct id's row once, with the inverse; the base of ps_client.torch.
-
-        Parameters
-        ----------
-        ids
-            (n,) integers by table name, as for `pull`.
-        read_only
-            As for `pull`.
-
-        Returns
-        -------
-        dict
-            UniqueRows by table name.
-        """
-        self._check_usable()
-        declared = [(find_table(self.tables, table), values) for table, values in ids.items()]
-        plans = [distinct(table, checked) for table, checked in [(t, as_ids(t, v)) for t, v in declared]]
+    def _fetch(self, asked: Asked, read_only: bool) -> list[UniqueRows]:
+        plans = [distinct(table, ids) for table, ids in asked]
         rows = self._exchange.pull(plans, self._wire_dtype, read_only)
-        return {
-            p.table.name: UniqueRows(p.ids, p.inverse, values) for p, values in zip(plans, rows, strict=True)
-        }
+        return [UniqueRows(p.ids, p.inverse, found) for p, found in zip(plans, rows, strict=True)]
 
-    def push(
-        self,
-        table: str,
-        ids: ArrayLike,
-        gradients: ArrayLike,
-        learning_rate: float | None = None,
-        *,
-        shows: ArrayLike | None = None,
-        clicks: ArrayLike | None = None,
-    ) -> None:
-        """Apply gradients to one table; see `push_many` for what it raises.
+    def _send(self, parts: Sequence[TableGradients]) -> None:
+        self._exchange.push(parts)
+
+    def pipeline(
+        self, *, staleness: int = 0, prefetch_max: int = PREFETCH_MAX, push_max: int = PUSH_MAX
+    ) -> Pipeline:
+        """Pulls ahead of the model and pushes behind it, over this client; see Pipeline.
 
         Parameters
         ----------
-        table
-            Name of the table.
-        ids
-            (n,) integers; gradients of duplicates are summed in fp32, in their order.
-        gradients
-            (n, dim) floating-point, finite.
-        learning_rate
-            Overrides the optimizer's learning rate for this push.
-        shows, clicks
-            (n,) not negative: how often each id was shown and clicked, for a table with a show/click
-            policy (other tables ignore them). None: a show for each time an id stands here, no click.
+        staleness, prefetch_max, push_max
+            As for Pipeline.
         """
         self._check_usable()
-        part = self._part(table, ids, gradients, check_learning_rate(learning_rate), shows, clicks)
-        if part.ids.shape[0]:
-            self._exchange.push([part])
-
-    def push_many(
-        self, gradients: Mapping[str, tuple[ArrayLike, ArrayLike]], learning_rate: float | None = None
-    ) -> None:
-        """Apply one step's gradients to several tables, once on each shard; returns when they are applied.
-
-        Each shard applies its part as a whole. When a part fails, those of other shards may be applied
-        all the same. A part whose fate is not known (no answer in time) is kept and sent again under
-        its own number before the next push to its shard, so it must not be pushed anew; `flush` waits
-        for it. A part that a shard refused changed nothing.
-
-        Parameters
-        ----------
-        gradients
-            (ids, gradients) by table name, as for `push`.
-        learning_rate
-            As for `push`, for every table of this step.
-
-        Raises
-        ------
-        InvalidRequestError
-            Wrong ids, shapes or values (nothing was sent); UnknownTableError for an unknown table.
-        TableFrozenError
-            A table refuses pushes.
-        UnavailableError
-            No answer within the client's timeout.
-        """
-        self._check_usable()
-        rate = check_learning_rate(learning_rate)
-        parts = [self._part(name, ids, values, rate) for name, (ids, values) in gradients.items()]
-        if parts := [part for part in parts if part.ids.shape[0]]:
-            self._exchange.push(parts)
-
-    def _part(
-        self,
-        name: str,
-        ids: ArrayLike,
-        gradients: ArrayLike,
-        rate: float | None,
-        shows: ArrayLike | None = None,
-        clicks: ArrayLike | None = None,
-    ) -> TableGradients:
-        """One table's part of a push, checked whole and its duplicates summed; nothing is sent yet."""
-        table = find_table(self.tables, name)
-        checked = as_ids(table, ids)
-        events = [as_events(table, kind, e, checked) for kind, e in (("shows", shows), ("clicks", clicks))]
-        values = as_gradients(table, checked, gradients, self._wire_dtype)
-        return self._summed(table, checked, values, rate, *events)
-
-    def _summed(
-        self,
-        table: Table,
-        ids: NDArray[np.uint64],
-        gradients: NDArray[np.float32],
-        rate: float | None,
-        shows: NDArray[np.float32] | None = None,
-        clicks: NDArray[np.float32] | None = None,
-    ) -> TableGradients:
-        plan = distinct(table, ids)
-        count = plan.ids.shape[0]
-        sums = (
-            gradients
-            if count == ids.shape[0]
-            else sum_duplicates(as_read_only(gradients), plan.inverse, count)
-        )
-        if sums is not gradients:  # a sum of finite gradients may still overflow
-            sums = as_gradients(table, plan.ids, sums, self._wire_dtype)
-        narrow = dtype.narrow(sums, self._wire_dtype)
-        if not table.scored:
-            shows = clicks = None
-        elif shows is None and count < ids.shape[0]:
-            shows = np.ones(ids.shape[0], np.float32)  # each duplicate is a show of its own
-        events = [
-            e if e is None else sum_duplicates(as_read_only(e[:, np.newaxis]), plan.inverse, count)[:, 0]
-            for e in (shows, clicks)
-        ]
-        return TableGradients(table.name, self._wire_dtype, plan.ids, narrow, rate, *events)
+        return Pipeline(self, staleness=staleness, prefetch_max=prefetch_max, push_max=push_max)
 
     def flush(self) -> None:
         """Send again each push whose answer is missing, and return when all of them are applied.
@@ -365,13 +171,6 @@ class Client:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    def __deepcopy__(self, memo: dict[int, object]) -> Self:
-        # A copy of a model (an average of its weights, say) goes on with the same connections.
-        return self
-
-    def __reduce__(self) -> NoReturn:
-        raise TypeError("a Client cannot be pickled: call connect() in the process that needs one")
 
     def _check_usable(self) -> None:
         if self._process != os.getpid():

@@ -12,9 +12,9 @@ from rowhouse.error import InvalidRequestError
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ps_client.client import Client
+from ps_client.step import StepClient
 from ps_client.table import find_table
-from ps_client.torch.lookup import look_up
+from ps_client.torch.lookup import look_up, prefetch
 
 MODES: Final = ("sum", "mean", "max")
 
@@ -75,7 +75,7 @@ class EmbeddingBag(nn.Module):
     Parameters
     ----------
     client
-        A connected client.
+        A connected client, or its pipeline.
     table
         Name of the table.
     mode
@@ -98,7 +98,7 @@ class EmbeddingBag(nn.Module):
 
     def __init__(
         self,
-        client: Client,
+        client: StepClient,
         table: str,
         mode: str = "sum",
         *,
@@ -153,6 +153,19 @@ class EmbeddingBag(nn.Module):
         )[self.table]
         return pool(found.rows, found.inverse, offsets, self.mode, weights, last)
 
+    def prefetch(self, input: Tensor) -> None:
+        """Start the pull of a later `forward`; the module's client must be a Pipeline.
+
+        Parameters
+        ----------
+        input
+            The ids as `forward` will have them, in the same mode (training or evaluation).
+        """
+        ids = input.reshape(-1)
+        if self.padding_idx is not None:
+            ids = ids[self._kept(ids)]
+        prefetch(self.client, {self.table: ids}, recorded=self.training)
+
     def _check(self, ids: Tensor, offsets: Tensor | None, weights: Tensor | None) -> None:
         if ids.dim() not in (1, 2):
             raise ValueError(f"input has shape {tuple(ids.shape)}; it must have one or two dimensions")
@@ -172,9 +185,13 @@ class EmbeddingBag(nn.Module):
         self, ids: Tensor, offsets: Tensor, weights: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """The same bags without the padding id; offsets keep their form."""
-        assert self.padding_idx is not None
-        signed = self.padding_idx - (1 << 64) if self.padding_idx >= 1 << 63 else self.padding_idx
-        kept = ids.to(torch.int64) != signed
+        kept = self._kept(ids)
         before = kept.new_zeros(ids.shape[0] + 1, dtype=torch.int64)
         torch.cumsum(kept, dim=0, out=before[1:])
         return ids[kept], before[offsets.to(torch.int64)], None if weights is None else weights[kept]
+
+    def _kept(self, ids: Tensor) -> Tensor:
+        """Which ids are not the padding id."""
+        assert self.padding_idx is not None
+        signed = self.padding_idx - (1 << 64) if self.padding_idx >= 1 << 63 else self.padding_idx
+        return ids.to(torch.int64) != signed

@@ -15,12 +15,12 @@ from rowhouse.error import ConfigError, InvalidRequestError
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ps_client.client import Client
+from ps_client.step import StepClient
 from ps_client.table import find_table
 from ps_client.torch import jagged as light
 from ps_client.torch.bag import check_gradient_scale, pool
 from ps_client.torch.keyed import JaggedTensor, KeyedJaggedTensor, KeyedTensor
-from ps_client.torch.lookup import Found, look_up
+from ps_client.torch.lookup import Found, look_up, prefetch
 
 
 class TableConfig(Protocol):
@@ -39,7 +39,7 @@ class TableConfig(Protocol):
         """Features looked up in it."""
 
 
-def check_configs(client: Client, configs: Sequence[TableConfig]) -> None:
+def check_configs(client: StepClient, configs: Sequence[TableConfig]) -> None:
     """Refuse configs that do not fit one another or the cluster's tables.
 
     Raises
@@ -74,7 +74,7 @@ def output_names(configs: Sequence[TableConfig]) -> list[list[str]]:
 class _Collection(nn.Module):
     """What both collections share: the configs, and one lookup for all of them."""
 
-    def __init__(self, client: Client, tables: Sequence[TableConfig], gradient_scale: float) -> None:
+    def __init__(self, client: StepClient, tables: Sequence[TableConfig], gradient_scale: float) -> None:
         super().__init__()
         self._configs = list(tables)
         check_configs(client, self._configs)
@@ -91,24 +91,38 @@ class _Collection(nn.Module):
         return [name for names in self._names for name in names]
 
     def _check_batch(self, features: object) -> None:
+        needed = sorted({feature for config in self._configs for feature in config.feature_names})
         # Our own is taken beside torchrec's too, where that is installed.
         if not isinstance(features, KeyedJaggedTensor | light.KeyedJaggedTensor):
-            needed = sorted({feature for config in self._configs for feature in config.feature_names})
             has = f" with the keys {list(features)}" if isinstance(features, Mapping) else ""
             raise InvalidRequestError(
                 f"the batch is a {type(features).__name__}{has}; it must be a KeyedJaggedTensor with the "
                 f"features {needed}"
             )
-
-    def _look_up(self, features: KeyedJaggedTensor) -> list[tuple[str, TableConfig, JaggedTensor, Found]]:
-        """(output name, config, the feature's batch, its rows) of each output."""
-        needed = {feature for config in self._configs for feature in config.feature_names}
-        if missing := sorted(needed - set(features.keys())):
+        if missing := [feature for feature in needed if feature not in features.keys()]:  # noqa: SIM118
             raise InvalidRequestError(
                 f"features {missing} are not among the batch's keys {list(features.keys())}"
             )
+
+    def prefetch(self, features: KeyedJaggedTensor) -> None:
+        """Start the pull of a later `forward`; the module's client must be a Pipeline.
+
+        Parameters
+        ----------
+        features
+            The batch as `forward` will have it, in the same mode (training or evaluation).
+        """
+        self._check_batch(features)
+        prefetch(self.client, self._ids(features.to_dict()), recorded=self.training)
+
+    def _ids(self, batch: Mapping[str, JaggedTensor]) -> dict[str, Tensor]:
+        """The ids of each table, features one after the other."""
+        return {c.name: torch.cat([batch[f].values() for f in c.feature_names]) for c in self._configs}
+
+    def _look_up(self, features: KeyedJaggedTensor) -> list[tuple[str, TableConfig, JaggedTensor, Found]]:
+        """(output name, config, the feature's batch, its rows) of each output."""
         batch = features.to_dict()
-        ids = {c.name: torch.cat([batch[f].values() for f in c.feature_names]) for c in self._configs}
+        ids = self._ids(batch)
         found = look_up(self.client, ids, recorded=self.training, gradient_scale=self.gradient_scale)
         outputs = []
         for config, names in zip(self._configs, self._names, strict=True):
@@ -126,7 +140,7 @@ class EmbeddingBagCollection(_Collection):
     Parameters
     ----------
     client
-        A connected client.
+        A connected client, or its pipeline.
     tables
         One EmbeddingBagConfig (ours or torchrec's) per table.
     is_weighted
@@ -144,7 +158,7 @@ class EmbeddingBagCollection(_Collection):
 
     def __init__(
         self,
-        client: Client,
+        client: StepClient,
         tables: Sequence[Any],
         *,
         is_weighted: bool = False,
@@ -198,7 +212,7 @@ class EmbeddingCollection(_Collection):
     Parameters
     ----------
     client
-        A connected client.
+        A connected client, or its pipeline.
     tables
         One EmbeddingConfig (ours or torchrec's) per table; dims may differ.
     gradient_scale
@@ -212,7 +226,7 @@ class EmbeddingCollection(_Collection):
         The cluster has no such table, or its dim differs.
     """
 
-    def __init__(self, client: Client, tables: Sequence[Any], *, gradient_scale: float = 1.0) -> None:
+    def __init__(self, client: StepClient, tables: Sequence[Any], *, gradient_scale: float = 1.0) -> None:
         super().__init__(client, tables, gradient_scale)
 
     def forward(self, features: KeyedJaggedTensor) -> dict[str, JaggedTensor]:

@@ -20,10 +20,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rowhouse.error import InvalidRequestError
+from rowhouse.error import InvalidRequestError, PreconditionError
 from torch import Tensor
 
-from ps_client.client import Client, UniqueRows
+from ps_client.pipeline import Pipeline
+from ps_client.step import StepClient, UniqueRows
 
 _SIGNED = {torch.int64, torch.int32, torch.int16, torch.int8}
 _UNSIGNED = {torch.uint8, torch.uint16, torch.uint32, torch.uint64}
@@ -60,7 +61,7 @@ class Found:
 class _Step:
     """What the backward of one lookup needs."""
 
-    client: Client
+    client: StepClient
     unique: Mapping[str, UniqueRows]
     gradient_scale: float
     device: torch.device
@@ -96,8 +97,22 @@ class _Rows(torch.autograd.Function):
         return None, None
 
 
+def prefetch(client: StepClient, ids: Mapping[str, Tensor], *, recorded: bool) -> None:
+    """Start the pull that a `look_up` of the same ids will make.
+
+    Raises
+    ------
+    PreconditionError
+        The client is not a Pipeline.
+    """
+    if not isinstance(client, Pipeline):
+        raise PreconditionError("prefetch needs a pipeline: make the module with client.pipeline()")
+    bits = {table: id_bits(tensor) for table, tensor in ids.items()}
+    client.prefetch(bits, read_only=not (recorded and torch.is_grad_enabled()))
+
+
 def look_up(
-    client: Client, ids: Mapping[str, Tensor], *, recorded: bool, gradient_scale: float
+    client: StepClient, ids: Mapping[str, Tensor], *, recorded: bool, gradient_scale: float
 ) -> dict[str, Found]:
     """Rows of several tables in one pull.
 

@@ -30,11 +30,20 @@ def test_the_first_program_prints_what_it_says(tmp_path: Path) -> None:
     assert done.stdout.splitlines()[-1].startswith("8 ")
 
 
-@pytest.mark.parametrize("name", [n for n in vars(ps_client.Client) if not n.startswith("_")])
-def test_every_call_of_a_client_and_its_arguments_are_in_the_document(name: str) -> None:
-    rows = [line for line in TEXT.splitlines() if re.match(rf"\|.*`{name}[(`]", line)]
-    assert rows, f"docs/client.md does not name Client.{name}"
-    call = getattr(ps_client.Client, name)
+FACES: dict[type, str] = {
+    kind: TEXT.split(heading)[1].split("\n## ")[0]
+    for kind, heading in ((ps_client.Client, "\n## Client\n"), (ps_client.Pipeline, "\n## Pipelining\n"))
+}
+CALLS = [(kind, name) for kind in FACES for name in dir(kind) if not name.startswith("_")]
+
+
+@pytest.mark.parametrize(("kind", "name"), CALLS)
+def test_every_call_of_a_client_and_its_arguments_are_in_the_document(kind: type, name: str) -> None:
+    rows = [line for line in FACES[kind].splitlines() if re.match(rf"\|.*`{name}[(`]", line)]
+    assert rows, f"docs/client.md does not name {kind.__name__}.{name}"
+    call = getattr(kind, name)
+    if f"`{name}`" in rows[0]:
+        return  # as of a client, where its arguments are named
     arguments = [] if isinstance(call, property) else list(inspect.signature(call).parameters)[1:]
     for argument in arguments:
         # What maps table names to arrays is written as the mapping itself, {table: ...}.
