@@ -37,6 +37,7 @@ _EXAMPLES: Final = """\
 examples:
   ps-server up --config cluster.yaml
   ps-server up --config cluster.yaml --durability fsync --memory-budget 4GiB
+  ps-server up --config cluster.yaml --host unix:/run/rowhouse   (socket files in that folder)
   ps-server serve --config cluster.yaml --shard 0
 
 a config that works:
@@ -76,8 +77,8 @@ def _add_config_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--log-level", default="INFO", choices=["DEBUG", "INFO", "WARNING", "ERROR"])
     group = parser.add_argument_group("instead of the config's value")
     group.add_argument("--data-dir", metavar="DIR")
-    group.add_argument("--shards", metavar="COUNT|HOST:PORT,…", type=_shards_flag)
-    group.add_argument("--host", metavar="HOST")
+    group.add_argument("--shards", metavar="COUNT|HOST:PORT,…|unix:/PATH,…", type=_shards_flag)
+    group.add_argument("--host", metavar="HOST|unix:/FOLDER")
     group.add_argument("--base-port", metavar="PORT", type=int)
     group.add_argument("--durability", metavar="none|os|fsync")
     group.add_argument("--memory-budget", metavar="SIZE")

@@ -33,6 +33,7 @@ from rowhouse.limit import DIM_MAX, SHARDS_MAX, TABLE_NAME_BYTES_MAX, TABLES_PER
 from ps_server.admission import AdmissionConfig
 from ps_server.config_error import describe
 from ps_server.document import Document, parse_document
+from ps_server.endpoint import SOCKET_PREFIX, check_endpoint, has_open_port
 from ps_server.initializer import InitializerConfig
 from ps_server.optimizer import OptimizerConfig
 from ps_server.score import ShowClick
@@ -88,18 +89,6 @@ def parse_bytes(text: str | int) -> int:
     return int(whole + fraction) * _UNITS[unit] // scale
 
 
-def split_endpoint(endpoint: str) -> tuple[str, int]:
-    """Host and port of "host:port" or "[v6]:port"; ConfigError when it is neither."""
-    host, _, port = endpoint.rpartition(":")
-    inner = host[1:-1] if host.startswith("[") and host.endswith("]") else host
-    bare_v6 = ":" in inner and inner == host
-    if not inner or bare_v6 or re.search(r"[\s/,]", inner) or not re.fullmatch(r"[0-9]{1,5}", port):
-        raise ConfigError(f"endpoint is {endpoint!r}; it must be host:port or [v6]:port")
-    if not 0 <= int(port) <= 65535:
-        raise ConfigError(f"endpoint {endpoint!r}: port is {port}; it must be 0 to 65535")
-    return inner, int(port)
-
-
 def _bytes_field(value: Any) -> int:
     try:
         return parse_bytes(value)
@@ -121,15 +110,15 @@ def _shards(value: Any) -> Any:
             raise ValueError(f"a count of shards must be 1 to {SHARDS_MAX}")
         return value
     if not isinstance(value, list | tuple) or not all(isinstance(e, str) for e in value):
-        raise ValueError("it must be a count or a list of 'host:port'")
+        raise ValueError("it must be a count or a list of 'host:port' or 'unix:/path'")
     if not 1 <= len(value) <= SHARDS_MAX:
         raise ValueError(f"it has {len(value)} endpoints; it must have 1 to {SHARDS_MAX}")
     for endpoint in value:
         try:
-            split_endpoint(endpoint)
+            check_endpoint(endpoint)
         except ConfigError as error:
             raise ValueError(str(error)) from None
-    twice = sorted({e for e in value if value.count(e) > 1 and split_endpoint(e)[1] != 0})
+    twice = sorted({e for e in value if value.count(e) > 1 and not has_open_port(e)})
     if twice:
         raise ValueError(f"endpoint {twice[0]!r} is there twice; each shard needs its own")
     return tuple(value)
@@ -250,9 +239,10 @@ class ClusterConfig(_Model):
         Folder of all local shards; shard i lives in `shard_directory(config, i)`. A relative path in
         a file counts from the file's folder, in a mapping from the working directory.
     shards
-        A count (endpoints are then host:base_port, host:base_port+1, …) or the list of "host:port".
+        A count (endpoints are then host:base_port, host:base_port+1, …) or the list of "host:port", or of
+        "unix:/path" for socket files on this machine.
     host
-        Host of the endpoints when `shards` is a count.
+        Host of the endpoints when `shards` is a count; "unix:/folder" for socket files in that folder.
     base_port
         First port when `shards` is a count; 0 lets the system pick free ones, and `ps-server up`
         writes them to `<data_dir>/endpoints.json`.
@@ -292,7 +282,9 @@ class ClusterConfig(_Model):
 
     @model_validator(mode="after")
     def _ports_fit(self) -> Self:
-        if isinstance(self.shards, int):
+        if isinstance(self.shards, int) and self.host.startswith(SOCKET_PREFIX):
+            _shards(list(self.endpoints))
+        elif isinstance(self.shards, int):
             if self.base_port and self.base_port + self.shards - 1 > 65535:
                 last = self.base_port + self.shards - 1
                 raise ValueError(
@@ -311,6 +303,8 @@ class ClusterConfig(_Model):
         """Address of each shard, by index; port 0 where the system is to pick one."""
         if not isinstance(self.shards, int):
             return self.shards
+        if self.host.startswith(SOCKET_PREFIX):
+            return tuple(f"{self.host.rstrip('/')}/shard-{i:04d}.sock" for i in range(self.shards))
         host = f"[{self.host}]" if ":" in self.host else self.host
         step = 1 if self.base_port else 0
         return tuple(f"{host}:{self.base_port + i * step}" for i in range(self.shards))

@@ -21,7 +21,7 @@ from rowhouse.error import ERROR_METADATA_KEY, RowhouseError, from_status
 from rowhouse.v1 import rowhouse_pb2 as pb
 from rowhouse.v1 import rowhouse_pb2_grpc
 
-from ps_server.config import split_endpoint
+from ps_server.endpoint import check_endpoint
 
 _EXAMPLES: Final = """\
 examples:
@@ -116,7 +116,7 @@ def _endpoints_flag(text: str) -> list[str]:
     endpoints = text.split(",")
     for endpoint in endpoints:
         try:
-            split_endpoint(endpoint)
+            check_endpoint(endpoint)
         except RowhouseError as error:
             raise argparse.ArgumentTypeError(str(error)) from None
     return endpoints

@@ -1,21 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One shard as a gRPC server: port, health, reflection, and the order of start and stop.
+"""One shard as a gRPC server: port or socket file, health, reflection, and the order of start and stop.
 
 Start: listen (health NOT_SERVING), open the shard (recovery), attach it, health SERVING.
 Stop: health NOT_SERVING, refuse new calls, let running ones end, close the shard (a checkpoint).
 What a call does is service.py's business; several shards are supervisor.py's.
 
-Invariants: 1. health is SERVING only while a recovered, unpoisoned shard is attached; 2. a port that
-another process listens on is an error, never shared; 3. a clean stop closes the shard exactly once.
+Invariants: 1. health is SERVING only while a recovered, unpoisoned shard is attached; 2. a port or socket
+file that another process listens on is an error, never shared; 3. a clean stop closes the shard exactly
+once.
 Thread safety: start, run and stop belong to one thread; `stop` may be asked for from a signal handler
 through StopFlag.
 """
 
-import errno
 import logging
-import os
 import signal
-import socket
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -30,7 +28,8 @@ from rowhouse.error import ConfigError, PoisonedError, StoreError
 from rowhouse.limit import MESSAGE_BYTES_MAX
 from rowhouse.malloc import keep_large_blocks
 
-from ps_server.config import ClusterConfig, shard_directory, split_endpoint
+from ps_server.config import ClusterConfig, shard_directory
+from ps_server.endpoint import bind_problem, clear_socket_file, has_open_port, socket_path
 from ps_server.service import SERVICE_NAME, ParameterService, ServedShard
 
 STOP_GRACE_S: Final = 30.0
@@ -97,7 +96,7 @@ class Server:
     Attributes
     ----------
     endpoint
-        "host:port" that this server listens on, after `start`.
+        "host:port" or "unix:/path" that this server listens on, after `start`.
     """
 
     def __init__(self, config: ClusterConfig, index: int, open_shard: OpenShard) -> None:
@@ -123,7 +122,7 @@ class Server:
         Raises
         ------
         ConfigError
-            The endpoint cannot be bound (a port in use), or other shards' ports are not known.
+            The endpoint cannot be bound (a port or socket file in use), or other shards' ports are not known.
         RowhouseError
             Whatever opening the shard raises; the port is free again then.
         """
@@ -179,38 +178,24 @@ class Server:
             self._health.set(name, status.SERVING if serving else status.NOT_SERVING)
 
     def _listen(self) -> None:
-        host, port = split_endpoint(self.endpoint)
         others = [e for i, e in enumerate(self._config.endpoints) if i != self._index]
-        if unknown := [e for e in others if split_endpoint(e)[1] == 0]:
+        if unknown := [e for e in others if has_open_port(e)]:
             raise ConfigError(
                 f"shards: endpoint {unknown[0]!r} has port 0, so clients of shard {self._index} could not "
                 "be told where it is; give every port, or use `ps-server up`, which picks them"
             )
+        if (path := socket_path(self.endpoint)) is not None:
+            clear_socket_file(path)
         try:
             bound = self._server.add_insecure_port(self.endpoint)
         except RuntimeError:
             bound = 0
         if bound == 0:
-            reason = _bind_problem(host, port)
+            reason = bind_problem(self.endpoint)
             raise ConfigError(f"shard {self._index} cannot listen on {self.endpoint!r}: {reason}")
-        if port == 0:
+        if has_open_port(self.endpoint):
             self.endpoint = f"{self.endpoint.rpartition(':')[0]}:{bound}"
             resolved = tuple(
                 self.endpoint if i == self._index else e for i, e in enumerate(self._config.endpoints)
             )
             self._config = self._config.model_copy(update={"shards": resolved})
-
-
-def _bind_problem(host: str, port: int) -> str:
-    """Why `host`:`port` cannot be bound, in the system's words (gRPC does not tell)."""
-    try:
-        family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind, proto) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-            probe.listen(1)
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            return f"port {port} is in use by another process; stop it or choose another port"
-        return os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
-    return "gRPC refused it, though the system allows it now; try again"

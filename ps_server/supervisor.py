@@ -31,8 +31,9 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from rowhouse.error import ConfigError, DirectoryInUseError, StoreError, UnavailableError
 
-from ps_server.config import ClusterConfig, split_endpoint
+from ps_server.config import ClusterConfig
 from ps_server.directory import claim_data_dir
+from ps_server.endpoint import clear_socket_file, socket_path, split_endpoint
 from ps_server.server import StopFlag
 
 _POLL_S: Final = 0.1
@@ -112,10 +113,14 @@ def check_health(endpoint: str) -> bool:
 
 def resolve_ports(config: ClusterConfig) -> ClusterConfig:
     """`config` with a list of endpoints in which every port 0 has become a free port; ConfigError, before
-    any shard is started, when one of the ports is taken."""
+    any shard is started, when one of the ports or socket files is taken."""
     endpoints, held = [], []
     try:
         for endpoint in config.endpoints:
+            if (path := socket_path(endpoint)) is not None:
+                clear_socket_file(path)
+                endpoints.append(endpoint)
+                continue
             host, port = split_endpoint(endpoint)
             family = socket.AF_INET6 if ":" in host else socket.AF_INET
             held.append(socket.socket(family, socket.SOCK_STREAM))

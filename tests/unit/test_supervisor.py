@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from rowhouse.error import ConfigError, DirectoryInUseError, StoreError, UnavailableError
 
-from ps_server.config import ClusterConfig, load_config, split_endpoint
+from ps_server.config import ClusterConfig, load_config
+from ps_server.endpoint import split_endpoint
 from ps_server.server import StopFlag
 from ps_server.supervisor import RestartPolicy, Supervisor, resolve_ports
 from tests.conftest import MakeConfig

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where a shard listens: "host:port", "[v6]:port", or "unix:/path" for a socket file.
+
+gRPC replaces a socket file that is there already, whoever listens on it, so a taken one must be found
+before gRPC sees it. A file that nobody listens on was left by a killed shard and is removed.
+
+Thread safety: pure functions, beside the sockets and files that they look at.
+"""
+
+import errno
+import os
+import re
+import socket
+import stat
+from pathlib import Path
+from typing import Final
+
+from rowhouse.error import ConfigError
+
+SOCKET_PREFIX: Final = "unix:"
+
+SOCKET_PATH_BYTES_MAX: Final = 107
+"""Linux's struct sockaddr_un has 108 bytes for the path, one of them for its end."""
+
+
+def socket_path(endpoint: str) -> Path | None:
+    """Path of "unix:/path", None for any other endpoint; ConfigError when it is not absolute or too long."""
+    if not endpoint.startswith(SOCKET_PREFIX):
+        return None
+    path = endpoint.removeprefix(SOCKET_PREFIX)
+    if not re.fullmatch(r"/[^\s,]*[^\s,/]", path) or path.startswith("//"):
+        raise ConfigError(
+            f"endpoint is {endpoint!r}; it must be unix:/path, absolute, without white space and commas"
+        )
+    if len(path.encode()) > SOCKET_PATH_BYTES_MAX:
+        raise ConfigError(
+            f"endpoint {endpoint!r}: the path has {len(path.encode())} bytes; at most {SOCKET_PATH_BYTES_MAX}"
+        )
+    return Path(path)
+
+
+def split_endpoint(endpoint: str) -> tuple[str, int]:
+    """Host and port of "host:port" or "[v6]:port"; ConfigError when it is neither."""
+    host, _, port = endpoint.rpartition(":")
+    inner = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    bare_v6 = ":" in inner and inner == host
+    if not inner or bare_v6 or re.search(r"[\s/,]", inner) or not re.fullmatch(r"[0-9]{1,5}", port):
+        raise ConfigError(f"endpoint is {endpoint!r}; it must be host:port, [v6]:port or unix:/path")
+    if not 0 <= int(port) <= 65535:
+        raise ConfigError(f"endpoint {endpoint!r}: port is {port}; it must be 0 to 65535")
+    return inner, int(port)
+
+
+def check_endpoint(endpoint: str) -> None:
+    """ConfigError unless it has one of the three forms."""
+    if socket_path(endpoint) is None:
+        split_endpoint(endpoint)
+
+
+def has_open_port(endpoint: str) -> bool:
+    """Whether its port is 0, for the system to pick one."""
+    return socket_path(endpoint) is None and split_endpoint(endpoint)[1] == 0
+
+
+def clear_socket_file(path: Path) -> None:
+    """Make room for a socket file at `path`: its folder exists, and what a killed shard left is gone.
+
+    Raises
+    ------
+    ConfigError
+        Somebody listens there, the file is no socket, or the system refuses; the message says which.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise ConfigError(f"socket file {str(path)!r}: {error.strerror}") from None
+    if not stat.S_ISSOCK(mode):
+        raise ConfigError(f"socket file {str(path)!r}: a file that is no socket is there; move it away")
+    if _somebody_listens(path):
+        raise ConfigError(
+            f"socket file {str(path)!r} is in use by another process; stop it or choose another path"
+        )
+    path.unlink(missing_ok=True)
+
+
+def _somebody_listens(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(str(path))
+        except (ConnectionRefusedError, FileNotFoundError):
+            return False
+        except BlockingIOError:
+            return True  # a listener whose queue is full
+        except OSError as error:
+            raise ConfigError(f"socket file {str(path)!r}: {error.strerror}") from None
+    return True
+
+
+def bind_problem(endpoint: str) -> str:
+    """Why `endpoint` cannot be bound, in the system's words (gRPC does not tell)."""
+    if (path := socket_path(endpoint)) is not None:
+        return f"gRPC refused to make {str(path)!r}; see its message above"
+    host, port = split_endpoint(endpoint)
+    try:
+        family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, proto) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+            probe.listen(1)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            return f"port {port} is in use by another process; stop it or choose another port"
+        return os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
+    return "gRPC refused it, though the system allows it now; try again"
