@@ -9,11 +9,13 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from feature_cross.command import run_check, run_data, run_explain, run_schema
 from feature_cross.error import CrossError
 from feature_cross.limit import BATCH_ROWS_DEFAULT
+from feature_cross.rank.flag import add_rank_commands
 
 __all__ = ["main"]
 
@@ -88,6 +90,7 @@ def _parser() -> argparse.ArgumentParser:
         commands, "schema", run_schema, "print the JSON Schema of the config, for editors",
         "feature-cross schema > crosses.schema.json",
     )  # fmt: skip
+    add_rank_commands(partial(_command, commands))
     return parser
 
 

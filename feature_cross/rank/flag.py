@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The flags of `rank`, `prune` and `suggest`. Thread safety: a process's main thread."""
+
+import argparse
+import os
+from collections.abc import Callable
+
+from feature_cross.rank.budget import DTYPE_BYTES, parse_bytes
+from feature_cross.rank.command import run_rank
+from feature_cross.rank.ranking import OVER
+
+__all__ = ["add_rank_commands"]
+
+Command = Callable[[str, Callable[[argparse.Namespace], int], str, str], argparse.ArgumentParser]
+
+
+def add_rank_commands(command: Command) -> None:
+    """Register the subcommands; `command(name, action, summary, example)` makes a parser."""
+    rank = command(
+        "rank", run_rank, "measure what each cross gains in held-out log loss and AUC over its parts",
+        "feature-cross rank crosses.yaml clicks.parquet --label clicked --time-column time",
+    )  # fmt: skip
+    _add_data(rank)
+    rank.add_argument("--feature", action="append", default=[], help="only this cross (repeatable)")
+    rank.add_argument(
+        "--over", choices=OVER, default="parts",
+        help="judge a cross against its own parts (default), all plain columns, or every other feature",
+    )  # fmt: skip
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", help="YAML config")
+    parser.add_argument("data", help="Parquet, Arrow IPC or CSV file, or a folder of one of them")
+    parser.add_argument("--label", required=True, help="column of the label: bool, or 0 and 1")
+    parser.add_argument("--time-column", help="train on the oldest rows, report on the newest")
+    parser.add_argument("--group-column", help="rows that share a value (a user, a session) are dependent")
+    parser.add_argument(
+        "--split", type=_shares, default=(0.6, 0.2, 0.2), metavar="T,S,F",
+        help="shares of training, selection and final rows (60,20,20)",
+    )  # fmt: skip
+    parser.add_argument("--seed", type=_at_least(0), default=0, help="of the choice and division of rows (0)")
+    parser.add_argument(
+        "--max-rows", type=_at_least(1), default=1_000_000, help="of more a random choice is read (1,000,000)"
+    )
+    parser.add_argument("--level", type=_level, default=0.95, help="of the intervals, all together (0.95)")
+    parser.add_argument(
+        "--correction",
+        choices=("holm", "bh"),
+        default="holm",
+        help="of p: family-wise error, or false discoveries",
+    )
+    parser.add_argument("--dim", type=_at_least(1), default=16, help="weights per row, for bytes (16)")
+    parser.add_argument(
+        "--dtype", choices=tuple(DTYPE_BYTES), default="fp32", help="of a weight, for bytes (fp32)"
+    )
+    parser.add_argument(
+        "--threads", type=_at_least(1), default=os.cpu_count() or 1, help="threads (all cores)"
+    )
+
+
+def budget(text: str) -> int:
+    """A budget in bytes, as an argument."""
+    try:
+        return parse_bytes(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _at_least(bound: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        value = int(text)
+        if value < bound:
+            raise argparse.ArgumentTypeError(f"is {value}; it must be at least {bound}")
+        return value
+
+    return number
+
+
+def _level(text: str) -> float:
+    value = float(text)
+    if not 0.5 <= value < 1:
+        raise argparse.ArgumentTypeError(f"is {value}; it must be from 0.5 to below 1")
+    return value
+
+
+def _shares(text: str) -> tuple[float, float, float]:
+    try:
+        numbers = [float(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if len(numbers) != 3 or not all(number > 0 for number in numbers):
+        raise argparse.ArgumentTypeError(f"is {text!r}; it must be three numbers above 0, as 60,20,20")
+    whole = sum(numbers)
+    return numbers[0] / whole, numbers[1] / whole, numbers[2] / whole
