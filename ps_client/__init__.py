@@ -6,10 +6,13 @@ rows = client.pull("user", ids)
 client.push("user", ids, gradients)
 """
 
+from ps_client.asynchronous import AsyncClient, connect_async
 from ps_client.client import Client
 from ps_client.connection import connect
 from ps_client.pipeline import Pipeline
 from ps_client.step import StepClient, UniqueRows
 from ps_client.table import Table
 
-__all__ = ["Client", "Pipeline", "StepClient", "Table", "UniqueRows", "connect"]
+__all__ = [
+    "AsyncClient", "Client", "Pipeline", "StepClient", "Table", "UniqueRows", "connect", "connect_async",
+]  # fmt: skip

@@ -84,6 +84,10 @@ class StepClient(ABC):
     def flush(self) -> None:
         """Return when every push made so far is known to be applied."""
 
+    @abstractmethod
+    def close(self) -> None:
+        """End; a second call does nothing."""
+
     def _asked(self, ids: Mapping[str, ArrayLike]) -> Asked:
         declared = [(find_table(self.tables, table), values) for table, values in ids.items()]
         return [(table, as_ids(table, values)) for table, values in declared]

@@ -315,5 +315,5 @@ except ImportError as failure:
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60
     )
-    assert done.stdout.startswith("['Client', 'Pipeline', 'StepClient', 'Table', 'UniqueRows', 'connect'] ")
+    assert done.stdout.startswith("['AsyncClient', 'Client', 'Pipeline', ")
     assert "ps_client.torch needs PyTorch" in done.stdout
