@@ -6,7 +6,7 @@ read-only views.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +14,10 @@ from numpy.typing import NDArray
 
 from feature_cross.error import LimitError
 
-__all__ = ["CrossBatch"]
+__all__ = ["WEIGHT_SUFFIX", "CrossBatch"]
+
+WEIGHT_SUFFIX = ".weight"
+"""Of the Arrow column that holds a feature's weights; a dot is in no feature's own name."""
 
 _ARROW_LIST_MAX = (1 << 31) - 1
 """Elements under the int32 offsets of an Arrow list column."""
@@ -40,11 +43,14 @@ class CrossBatch:
         (ids, offsets) by feature, in the order of declaration.
     rows
         B.
+    weights
+        (T,) float32 of each feature that has weights, one per id.
     """
 
     schema: pa.Schema
     columns: Mapping[str, tuple[NDArray[np.uint64], NDArray[np.int64]]]
     rows: int
+    weights: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
 
     @property
     def features(self) -> tuple[str, ...]:
@@ -59,7 +65,10 @@ class CrossBatch:
         return self.rows
 
     def to_arrow(self) -> pa.RecordBatch:
-        """A list<uint64> column per feature; the ids are not copied. LimitError past 2^31 - 1 ids."""
+        """A list<uint64> column per feature, then a list<float32> column NAME.weight per weighted one.
+
+        The ids are not copied. LimitError past 2^31 - 1 ids of a feature.
+        """
         arrays = []
         for name, (ids, offsets) in self.columns.items():
             if len(ids) > _ARROW_LIST_MAX:
@@ -68,6 +77,9 @@ class CrossBatch:
                 )
                 raise LimitError(message)
             arrays.append(pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), pa.array(ids)))
+        for name, weights in self.weights.items():
+            offsets = self.columns[name][1].astype(np.int32)
+            arrays.append(pa.ListArray.from_arrays(pa.array(offsets), pa.array(weights)))
         return pa.RecordBatch.from_arrays(arrays, schema=self.schema)
 
     def jagged(self) -> tuple[tuple[str, ...], NDArray[np.int64], NDArray[np.int32]]:
@@ -87,3 +99,16 @@ class CrossBatch:
         values = np.concatenate([ids for ids, _ in self.columns.values()]).view(np.int64)
         lengths = np.concatenate([np.diff(offsets) for _, offsets in self.columns.values()]).astype(np.int32)
         return self.features, values, lengths
+
+    def jagged_weights(self) -> NDArray[np.float32] | None:
+        """Weights of the values of `jagged()`, (sum of T,) float32; 1 where a feature has none.
+
+        None if no feature has weights.
+        """
+        if not self.weights:
+            return None
+        named = self.weights
+        parts = [
+            named[n] if n in named else np.ones(len(ids), np.float32) for n, (ids, _) in self.columns.items()
+        ]
+        return np.concatenate(parts)

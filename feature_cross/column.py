@@ -34,15 +34,18 @@ from feature_cross.id_format import (
 )
 from feature_cross.kernel.jagged import gather, hash_buckets
 from feature_cross.kernel.xxh64 import hash_integers, hash_strings
+from feature_cross.moment import date_part
+from feature_cross.text import check_strings, normalise_strings, reason
 
 __all__ = [
     "ColumnSpec",
     "Hashed",
     "RawColumn",
+    "canonical_hashes",
     "canonical_values",
     "column_spec",
     "hash_column",
-    "normalise_strings",
+    "number_column",
 ]
 
 Hashes = NDArray[np.uint64]
@@ -148,7 +151,7 @@ def _hash_flat(array: pa.Array, spec: ColumnSpec) -> Hashed:
     if spec.attribute.cast:
         array = _cast(array, spec)
     if spec.attribute.normalise:
-        array = normalise_strings(array, spec)
+        array = normalise_strings(array, spec.attribute, spec.label)
     return _HASHERS["bucket" if spec.attribute.buckets else spec.attribute.type](array, spec)
 
 
@@ -157,7 +160,7 @@ def _hash_dictionary(array: pa.DictionaryArray, spec: ColumnSpec) -> Hashed:
     if spec.attribute.cast:
         values = _cast(values, spec)
     if spec.attribute.normalise:
-        values = normalise_strings(values, spec)
+        values = normalise_strings(values, spec.attribute, spec.label)
     hasher = _HASHERS["bucket" if spec.attribute.buckets else spec.attribute.type]
     unique = hasher(values, spec)
     if len(values) == 0:
@@ -189,13 +192,8 @@ def _cast(array: pa.Array, spec: ColumnSpec) -> pa.Array:
         return array.cast(target)
     except pa.ArrowInvalid as error:
         raise DataError(
-            f"{spec.label} cannot be converted to {spec.attribute.type}: {_reason(error)}"
+            f"{spec.label} cannot be converted to {spec.attribute.type}: {reason(error)}"
         ) from error
-
-
-def _reason(error: Exception) -> str:
-    text = str(error).splitlines()[0]
-    return text if len(text) <= 200 else text[:197] + "..."
 
 
 def _mistyped(array: pa.Array, spec: ColumnSpec, takes: str, hint: str = "") -> DataError:
@@ -216,39 +214,8 @@ def _plain(array: pa.Array) -> NDArray[Any]:
     return values
 
 
-def _check_strings(array: pa.Array, spec: ColumnSpec) -> pa.Array:
-    kind = array.type
-    if pa.types.is_string_view(kind):
-        array = array.cast(pa.large_string())
-    elif not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-        hint = "; set cast: true for their decimal text" if pa.types.is_integer(kind) else ""
-        raise _mistyped(array, spec, "text", hint)
-    try:
-        array.validate(full=True)
-    except pa.ArrowInvalid as error:
-        raise DataError(f"{spec.label} is not valid text: {_reason(error)}") from error
-    return array
-
-
-_NORMALISERS: Final[dict[str, Callable[[pa.Array], pa.Array]]] = {
-    "strip": pc.utf8_trim_whitespace,
-    "lower": pc.utf8_lower,
-    "ascii_lower": pc.ascii_lower,
-    "nfc": lambda array: pc.utf8_normalize(array, "NFC"),
-    "nfkc": lambda array: pc.utf8_normalize(array, "NFKC"),
-}
-
-
-def normalise_strings(array: pa.Array, spec: ColumnSpec) -> pa.Array:
-    """The attribute's normalisation of each string; DataError where the column is not valid text."""
-    array = _check_strings(array, spec)
-    for step in spec.attribute.normalise:
-        array = _NORMALISERS[step](array)
-    return array
-
-
 def _hash_strings(array: pa.Array, spec: ColumnSpec) -> Hashed:
-    array = _check_strings(array, spec)
+    array = check_strings(array, spec.attribute, spec.label)
     out = np.empty(len(array), np.uint64)
     nulls = _null_mask(array)
     if len(array) == 0:
@@ -291,50 +258,63 @@ def _hash_bools(array: pa.Array, spec: ColumnSpec) -> Hashed:
     return Hashed(table[_plain(array).astype(np.intp)], _null_mask(array))
 
 
-def _hash_buckets(array: pa.Array, spec: ColumnSpec) -> Hashed:
+def _check_numbers(array: pa.Array, spec: ColumnSpec) -> None:
     if not (pa.types.is_integer(array.type) or pa.types.is_floating(array.type)):
         raise _mistyped(array, spec, "numbers")
     if spec.attribute.type == "int" and not pa.types.is_integer(array.type):
         raise _mistyped(array, spec, "integers")
+
+
+def _hash_buckets(array: pa.Array, spec: ColumnSpec) -> Hashed:
+    _check_numbers(array, spec)
     values = np.ascontiguousarray(_plain(array), np.float64)
     out, unknown = np.empty(len(values), np.uint64), np.zeros(len(values), np.bool_)
     any_unknown = hash_buckets(values, spec.edges, spec.table, out, unknown)
     return Hashed(out, _either(_null_mask(array), unknown if any_unknown else None))
 
 
-_DATE_FUNCTIONS: Final[dict[str, Callable[[pa.Array], pa.Array]]] = {
-    "year": pc.year,
-    "month": pc.month,
-    "day": pc.day,
-    "date": lambda array: pc.floor_temporal(array, unit="day").cast(pa.date32()).cast(pa.int32()),
-    "weekday": pc.day_of_week,
-    "hour": pc.hour,
-    "minute": pc.minute,
-    "hour_of_week": lambda array: pc.add(pc.multiply(pc.day_of_week(array), 24), pc.hour(array)),
-}
-
-
-def _date_part(array: pa.Array, spec: ColumnSpec) -> pa.Array:
-    kind, part = array.type, spec.attribute.part
-    assert part is not None, "a date attribute has a part"
-    if pa.types.is_timestamp(kind):
-        if kind.tz is not None:
-            array = array.cast(pa.timestamp(kind.unit))  # the same instant on UTC's clock
-    elif pa.types.is_date(kind):
-        if part in ("hour", "minute", "hour_of_week"):
-            raise DataError(
-                f"{spec.label} has Arrow type {kind}, which has no time of day; part {part} needs one"
-            )
-    else:
-        hint = "; set cast: true to read dates from text" if pa.types.is_string(kind) else ""
-        raise _mistyped(array, spec, "timestamps or dates", hint)
-    return _DATE_FUNCTIONS[part](array)
-
-
 def _hash_dates(array: pa.Array, spec: ColumnSpec) -> Hashed:
-    values = _plain(_date_part(array, spec))
-    prefix = TAG_DATE | DATE_PARTS[spec.attribute.part or ""] << 8
+    part = spec.attribute.part
+    assert part is not None, "an age was worked out before, and is cut by buckets"
+    values = _plain(date_part(array, part, spec.label))
+    prefix = TAG_DATE | DATE_PARTS[part] << 8
     return Hashed(_hash_integers(values, prefix, 2), _null_mask(array))
+
+
+def canonical_hashes(values: tuple[Any, ...], spec: ColumnSpec) -> Hashes:
+    """Hashes of plain values of the attribute's type, normalised as its column is; (values,) uint64."""
+    if spec.attribute.type == "string":
+        values = tuple(
+            normalise_strings(pa.array(values, pa.string()), spec.attribute, spec.label).to_pylist()
+        )
+    return np.array([value_hash(_canonical(value, spec.attribute)) for value in values], np.uint64)
+
+
+def number_column(array: pa.Array, spec: ColumnSpec) -> tuple[NDArray[Any], Mask | None]:
+    """Flat numbers before any bucket, and where there are none: ints, floats, parts of dates, ages.
+
+    Raises
+    ------
+    DataError
+        The column has another type; names it.
+    """
+    if pa.types.is_run_end_encoded(array.type):
+        array = pc.run_end_decode(array)
+    if pa.types.is_dictionary(array.type):
+        array = array.dictionary_decode()
+    if pa.types.is_null(array.type):
+        return np.zeros(len(array), np.float64), np.ones(len(array), np.bool_)
+    array = _cast(array, spec) if spec.attribute.cast else array
+    if spec.attribute.part is not None:
+        array = date_part(array, spec.attribute.part, spec.label)
+    _check_numbers(array, spec)
+    values = _plain(array)
+    nulls = _null_mask(array)
+    if values.dtype.kind == "f":
+        values = values.astype(np.float64, copy=False)  # as buckets compare them
+        unknown = np.isnan(values)
+        nulls = _either(nulls, unknown) if unknown.any() else nulls
+    return values, nulls
 
 
 def canonical_values(array: pa.Array, spec: ColumnSpec) -> list[tuple[Any, bytes | None]]:
@@ -347,10 +327,10 @@ def canonical_values(array: pa.Array, spec: ColumnSpec) -> list[tuple[Any, bytes
     if pa.types.is_dictionary(array.type):
         array = array.dictionary_decode()
     array = _cast(array, spec) if spec.attribute.cast else array
-    if spec.attribute.type == "date" and not pa.types.is_null(array.type):
-        array = _date_part(array, spec)
+    if spec.attribute.part is not None and not pa.types.is_null(array.type):
+        array = date_part(array, spec.attribute.part, spec.label)
     if spec.attribute.type == "string" and not pa.types.is_null(array.type):
-        array = normalise_strings(array, spec)
+        array = normalise_strings(array, spec.attribute, spec.label)
     edges = [*spec.edges.tolist(), np.inf]
     found: list[tuple[Any, bytes | None]] = []
     for value in array.to_pylist():
@@ -372,13 +352,20 @@ def _canonical(value: Any, attribute: Attribute) -> bytes:
         return bytes([TAG_BOOL, value])
     if attribute.part is not None:
         return bytes([TAG_DATE, DATE_PARTS[attribute.part]]) + int(value).to_bytes(8, "little", signed=True)
-    return int_bytes(value)
+    return int_bytes(value) if attribute.type == "int" else b""  # a raw float: see _hash_floats
+
+
+def _hash_floats(array: pa.Array, spec: ColumnSpec) -> Hashed:
+    """A raw float serves conditions only and has no id, so all that counts is whether it is there."""
+    values, nulls = number_column(array, spec)
+    return Hashed(np.zeros(len(values), np.uint64), nulls)
 
 
 _HASHERS: Final[dict[str, Callable[[pa.Array, ColumnSpec], Hashed]]] = {
     "int": _hash_ints,
     "string": _hash_strings,
     "bool": _hash_bools,
+    "float": _hash_floats,
     "bucket": _hash_buckets,
     "date": _hash_dates,
 }

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from feature_cross.batch import CrossBatch
+from feature_cross.batch import WEIGHT_SUFFIX, CrossBatch
 from feature_cross.config import CrossConfig
 from feature_cross.error import DataError
 from feature_cross.execution import BatchTooLargeError, Run, compile_plan
@@ -73,7 +73,7 @@ class Engine:
     @property
     def columns(self) -> tuple[str, ...]:
         """Columns that the data must have."""
-        return tuple(dict.fromkeys(use.column for use in self._program.uses))
+        return tuple(self._plan.columns)
 
     def transform(self, data: Any) -> CrossBatch:
         """Ids of every row of `data`.
@@ -148,19 +148,20 @@ class Engine:
             yield done
 
     def _require(self, names: list[str]) -> None:
-        for use in self._program.uses:
-            count = names.count(use.column)
+        for column, label in self._plan.columns.items():
+            count = names.count(column)
             if count != 1:
                 found = (
                     f"is {count} times in the data"
                     if count
                     else f"is not in the data, which has {names[:50]}"
                 )
-                raise DataError(f"column {use.column!r} ({use.label}) {found}")
+                raise DataError(f"column {column!r} ({label}) {found}")
 
     def _run(self, batch: pa.RecordBatch, row_base: int) -> CrossBatch:
         self._require(batch.schema.names)
-        return CrossBatch(self._schema, Run(self._program, batch, row_base).outputs(), len(batch))
+        columns, weights = Run(self._program, batch, row_base).outputs()
+        return CrossBatch(self._schema, columns, len(batch), weights)
 
 
 def _to_table(data: Any) -> pa.Table:
@@ -177,17 +178,19 @@ def _to_table(data: Any) -> pa.Table:
 
 def _schema(plan: Plan) -> pa.Schema:
     """Metadata: the format's version and slot_bits for all; each feature's own seed and slot."""
-    fields = []
+    fields, weights = [], []
     for name in plan.outputs:
         node = plan.node(name)
         metadata = {METADATA_SEED: str(node.seed).encode()}
         if node.slot is not None:
             metadata[METADATA_SLOT] = str(node.slot).encode()
         fields.append(pa.field(name, pa.list_(pa.uint64()), nullable=False, metadata=metadata))
+        if node.weighted:
+            weights.append(pa.field(name + WEIGHT_SUFFIX, pa.list_(pa.float32()), nullable=False))
     whole = {METADATA_FORMAT: str(FORMAT_VERSION).encode()}
     if plan.slot_bits is not None:
         whole[METADATA_SLOT_BITS] = str(plan.slot_bits).encode()
-    return pa.schema(fields, metadata=whole)
+    return pa.schema([*fields, *weights], metadata=whole)
 
 
 def _concatenate(parts: list[CrossBatch]) -> CrossBatch:
@@ -204,4 +207,8 @@ def _concatenate(parts: list[CrossBatch]) -> CrossBatch:
         ids.flags.writeable = False
         offsets.flags.writeable = False
         columns[name] = (ids, offsets)
-    return CrossBatch(parts[0].schema, columns, rows)
+    weights = {}
+    for name in parts[0].weights:
+        weights[name] = np.concatenate([part.weights[name] for part in parts])
+        weights[name].flags.writeable = False
+    return CrossBatch(parts[0].schema, columns, rows, weights)

@@ -13,11 +13,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from feature_cross.column import canonical_values, column_spec
+from feature_cross.column import canonical_values, column_spec, number_column
 from feature_cross.engine import Engine
 from feature_cross.error import InternalError
+from feature_cross.gate import compile_gate
 from feature_cross.id_format import OPERATION_SUBSET, TAG_NULL, mix, start, to_id, value_hash
-from feature_cross.plan import AttributeUse, Node, Plan
+from feature_cross.node import AttributeUse, ConditionUse, Node, Plan
+from feature_cross.reading import read_attribute
 
 __all__ = ["Explanation", "Operand", "explain"]
 
@@ -99,6 +101,8 @@ class _Steps:
         self.made: dict[str, list[Explanation]] = {}
 
     def of_node(self, node: Node) -> Iterator[Explanation]:
+        if not all(self._meets(condition) for condition in node.conditions):
+            return
         columns = [self._operand(operand) for operand in node.operands]
         if node.kind == "permutation":
             choices: Iterator[tuple[Operand, ...]] = iter([tuple(columns[0])] if columns[0] else [])
@@ -124,8 +128,18 @@ class _Steps:
             ]
         return self._attribute(operand)
 
+    def _meets(self, condition: ConditionUse) -> bool:
+        use = condition.use
+        spec = column_spec(use.attribute, f"column {use.column!r} ({use.label})")
+        gate = compile_gate(condition, spec)
+        number = None
+        if gate.ordered:
+            values, nulls = number_column(read_attribute(self.batch, use).array, spec)
+            number = None if nulls is not None and nulls[0] else values[0].item()
+        return gate.meets([operand.hash for operand in self._attribute(use)], number)
+
     def _attribute(self, use: AttributeUse) -> list[Operand]:
-        array = self.batch.column(use.column)
+        array = read_attribute(self.batch, use).array
         attribute, label = use.attribute, f"column {use.column!r} ({use.label})"
         null_list = attribute.list and not array[0].is_valid
         if attribute.list:

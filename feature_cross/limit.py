@@ -27,6 +27,12 @@ OPERANDS_MAX: Final = 16
 EDGES_MAX: Final = 4096
 """Edges of one attribute's buckets."""
 
+CONDITIONS_MAX: Final = 16
+"""Attributes that one feature's `when` looks at: a condition that nobody can read is no condition."""
+
+CONDITION_VALUES_MAX: Final = 4096
+"""Values of one any_of or none_of; a longer list is data, and belongs in a column."""
+
 SLOT_BITS_MAX: Final = 32
 """Bits of the slot. Past it fewer than 32 bits of hash are left: 65,536 ids would give a collision."""
 

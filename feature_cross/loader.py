@@ -14,16 +14,19 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from feature_cross.config import (
+    Age,
     Attribute,
     AttributeFeature,
     Buckets,
     CategoricalFeature,
     CombinationFeature,
+    Condition,
     CrossConfig,
     Entity,
     Ids,
     InteractionFeature,
     LogBuckets,
+    Recency,
     Slots,
     WeakFeature,
 )
@@ -195,6 +198,12 @@ def _keys_at(path: Path, data: Any) -> list[str]:
             model = Buckets
         case ("entities", _, "attributes", _, "buckets", "log"):
             model = LogBuckets
+        case ("entities", _, "attributes", _, "age"):
+            model = Age
+        case ("entities", _, "attributes", _, "recency"):
+            model = Recency
+        case ("features", _, "when", _):
+            model = Condition
         case ("features", name):
             model = _KINDS[data["features"][name]["kind"]]
         case ("features", _, "slots"):

@@ -11,96 +11,18 @@ import difflib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from feature_cross.config import (
-    Attribute,
-    AttributeFeature,
-    CategoricalFeature,
-    CombinationFeature,
-    CrossConfig,
-    Feature,
-    InteractionFeature,
-)
+from feature_cross.condition import unfit
+from feature_cross.config import AttributeFeature, CombinationFeature, CrossConfig, Feature
 from feature_cross.error import ConfigError, Path, Problem
+from feature_cross.family import family_faults, meaning, weight_faults
 from feature_cross.id_format import OPERATION_ARRANGEMENT, OPERATION_SUBSET, OPERATION_TUPLE, name_seed
 from feature_cross.limit import IDS_PER_ROW_MAX
+from feature_cross.node import AttributeUse, ConditionUse, Node, NodeUse, Plan
 
-__all__ = ["AttributeUse", "Node", "NodeUse", "Plan", "build_plan"]
+__all__ = ["AttributeUse", "ConditionUse", "Node", "NodeUse", "Plan", "build_plan"]
 
 FORMS = ("permutation", "single", "sorted")
 _OPERATIONS = {"permutation": OPERATION_ARRANGEMENT, "single": OPERATION_TUPLE, "sorted": OPERATION_SUBSET}
-
-
-@dataclass(frozen=True, slots=True)
-class AttributeUse:
-    """An attribute as one feature reads it; `label` is entity.attribute, `column` the column of the data."""
-
-    entity: str
-    name: str
-    label: str
-    column: str
-    attribute: Attribute
-    missing: str
-
-
-@dataclass(frozen=True, slots=True)
-class NodeUse:
-    """Another feature's hashes as an operand."""
-
-    name: str
-
-    @property
-    def label(self) -> str:
-        """The feature's name."""
-        return self.name
-
-
-@dataclass(frozen=True, slots=True)
-class Node:
-    """One feature, ready to run.
-
-    `sizes` is empty when a sorted list is one id; `limited` is true when the config itself sets `limit`,
-    and `shares` when slot and seed are another feature's.
-    """
-
-    name: str
-    path: Path
-    kind: str
-    operation: int
-    seed: int
-    slot: int | None
-    shares: bool
-    emit: bool
-    operands: tuple[AttributeUse | NodeUse, ...]
-    sizes: tuple[int, ...]
-    multiset: bool
-    limit: int
-    limited: bool
-    cut: bool
-    gives_list: bool
-    entities: frozenset[str]
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """Nodes in an order to run them, and the names of the emitted ones in the order of declaration."""
-
-    nodes: tuple[Node, ...]
-    outputs: tuple[str, ...]
-    slot_bits: int | None
-
-    @property
-    def attributes(self) -> tuple[AttributeUse, ...]:
-        """Every attribute that a feature reads, once per missing policy."""
-        operands = [operand for node in self.nodes for operand in node.operands]
-        uses = {(u.label, u.missing): u for u in operands if isinstance(u, AttributeUse)}
-        return tuple(uses.values())
-
-    def node(self, name: str) -> Node:
-        """The node of that name; KeyError if there is none."""
-        for node in self.nodes:
-            if node.name == name:
-                return node
-        raise KeyError(name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,6 +164,7 @@ class _Resolver:
         if reference in self.attributes:
             entity, name, attribute = self.attributes[reference]
             missing = draft.feature.missing or attribute.missing
+            self._check_hashable(reference)
             return AttributeUse(entity, name, reference, attribute.column or name, attribute, missing)
         if reference in self.drafts:
             return NodeUse(reference) if reference in nodes else None
@@ -252,6 +175,39 @@ class _Resolver:
             self._add("unknown-reference", message, path)
         return None
 
+    def _check_hashable(self, reference: str) -> None:
+        """Ids come from exact values: a float must be cut, and a cut must have its edges."""
+        entity, name, attribute = self.attributes[reference]
+        path: Path = ("entities", entity, "attributes", name)
+        if attribute.type == "float" and attribute.buckets is None:
+            message = f"{reference} is a raw float, which makes one id per last bit; give it buckets (edges,"
+            self._add_once("raw-float", f"{message} log or quantiles)", path)
+        elif attribute.buckets is not None and not attribute.buckets.fitted:
+            count = attribute.buckets.quantiles
+            message = f"{reference} has {count} quantiles without edges, and ids never depend on data;"
+            message += " `feature-cross fit` writes the edges into the config"
+            self._add_once("unfitted-quantiles", message, (*path, "buckets"))
+
+    def _add_once(self, code: str, message: str, path: Path) -> None:
+        if not any(p.path == path and p.code == code for p in self.problems):
+            self._add(code, message, path)
+
+    def _conditions(self, draft: _Draft) -> tuple[ConditionUse, ...]:
+        found = []
+        for reference, condition in (draft.feature.when or {}).items():
+            path: Path = (*draft.path, "when", reference)
+            if reference not in self.attributes:
+                hint = _hint(reference, self.attributes)
+                self._add_once("unknown-reference", f"{reference!r} is no entity.attribute{hint}", path)
+                continue
+            entity, name, attribute = self.attributes[reference]
+            fault = unfit(condition, attribute)
+            if fault is not None:
+                self._add_once("condition", f"{reference}: {fault}", path)
+            use = AttributeUse(entity, name, reference, attribute.column or name, attribute, "drop")
+            found.append(ConditionUse(use, condition))
+        return tuple(found)
+
     def _node(self, draft: _Draft, nodes: dict[str, Node]) -> Node | None:
         found = [self._operand(draft, position, nodes) for position in range(len(draft.references))]
         operands = tuple(operand for operand in found if operand is not None)
@@ -259,8 +215,11 @@ class _Resolver:
             return None
         lists = [_is_list(operand, nodes) for operand in operands]
         entities = frozenset().union(*(_entities(operand, nodes) for operand in operands))
-        self._check_family(draft, operands, any(lists), entities)
         feature = draft.feature
+        weighted = any(_is_weighted(operand, nodes) for operand in operands)
+        faults = list(family_faults(feature, operands, any(lists), entities))
+        for code, message in [*faults, *weight_faults(draft.name, draft.form, weighted)]:
+            self._add_once(code, message, (*draft.path, "of"))
         origin = self.drafts.get(feature.share or "", draft)
         given = origin.feature.seed
         seed = given if isinstance(given, int) else name_seed(given or origin.name)
@@ -279,42 +238,8 @@ class _Resolver:
             emit=feature.emit, operands=operands, sizes=sizes, multiset=multiset,
             limit=feature.limit or IDS_PER_ROW_MAX,
             limited=feature.limit is not None, cut=feature.past_limit == "cut",
-            gives_list=gives_list, entities=entities,
+            gives_list=gives_list, entities=entities, conditions=self._conditions(draft), weighted=weighted,
         )  # fmt: skip
-
-    def _check_family(
-        self,
-        draft: _Draft,
-        operands: tuple[AttributeUse | NodeUse, ...],
-        any_list: bool,
-        entities: frozenset[str],
-    ) -> None:
-        feature, path = draft.feature, (*draft.path, "of")
-        labels = [operand.label for operand in operands]
-        if len(set(labels)) != len(labels):
-            self._add("repeated-operand", f"an operand is given twice in {labels}; it adds nothing", path)
-        if isinstance(feature, AttributeFeature):
-            if isinstance(operands[0], NodeUse):
-                message = f"{labels[0]} is a feature, and kind: attribute takes entity.attribute"
-                self._add("family", message, path)
-            elif any_list:
-                message = (
-                    f"{labels[0]} is a list; use kind: combination (form: single gives each element alone)"
-                )
-                self._add("family", message, path)
-        elif isinstance(feature, CombinationFeature):
-            if not any_list:
-                message = f"{labels[0]} gives one value per row; a combination needs a list (list: true)"
-                if not any(p.path == path for p in self.problems):
-                    self._add("family", message, path)
-        elif isinstance(feature, CategoricalFeature) and len(entities) > 1:
-            named = ", ".join(sorted(entities))
-            message = f"categorical takes attributes of one entity, not of {named}; use interaction"
-            self._add("family", message, path)
-        elif isinstance(feature, InteractionFeature) and len(entities) == 1:
-            only = next(iter(entities))
-            message = f"interaction takes attributes of different entities; all are {only}'s; use categorical"
-            self._add("family", message, path)
 
     def _check_shares(self, nodes: dict[str, Node]) -> None:
         for draft in self.drafts.values():
@@ -330,28 +255,18 @@ class _Resolver:
             elif not target.feature.emit:
                 self._add("share", f"{share} has emit: false and so no ids to share", path)
             elif draft.name in nodes and share in nodes:
-                mine, other = _meaning(nodes[draft.name]), _meaning(nodes[share])
+                mine, other = meaning(nodes[draft.name]), meaning(nodes[share])
                 if mine != other:
                     message = f"{draft.name} and {share} have no ids in common: {mine} against {other}"
                     self._add("share", message, path)
 
 
-def _meaning(node: Node) -> str:
-    """What must be equal for two features' ids to mean the same: the operation, and each operand's values."""
-    kinds = []
-    for operand in node.operands:
-        if isinstance(operand, NodeUse):
-            kinds.append(operand.name)
-        else:
-            attribute = operand.attribute
-            cut = "" if attribute.buckets is None else f" in buckets {list(attribute.buckets.lower_edges)}"
-            kinds.append(f"{attribute.part or attribute.type}{cut}")
-    name = {OPERATION_ARRANGEMENT: "permutation", OPERATION_SUBSET: "sorted"}.get(node.operation, "values")
-    return f"{name} of ({', '.join(kinds)})"
-
-
 def _is_list(operand: AttributeUse | NodeUse, nodes: dict[str, Node]) -> bool:
     return nodes[operand.name].gives_list if isinstance(operand, NodeUse) else operand.attribute.list
+
+
+def _is_weighted(operand: AttributeUse | NodeUse, nodes: dict[str, Node]) -> bool:
+    return nodes[operand.name].weighted if isinstance(operand, NodeUse) else bool(operand.attribute.weights)
 
 
 def _entities(operand: AttributeUse | NodeUse, nodes: dict[str, Node]) -> frozenset[str]:

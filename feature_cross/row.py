@@ -11,9 +11,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from feature_cross.config import Attribute
 from feature_cross.error import DataError
-from feature_cross.plan import AttributeUse
+from feature_cross.node import AttributeUse
 
 __all__ = ["row_to_batch"]
 
@@ -28,36 +27,43 @@ def row_to_batch(row: Mapping[str, Any], uses: Iterable[AttributeUse]) -> pa.Rec
     """
     arrays: dict[str, pa.Array] = {}
     for use in uses:
-        if use.column in arrays:
-            continue
-        label = f"column {use.column!r} ({use.label})"
-        if use.column not in row:
-            raise DataError(f"{label} is not in the row, which has {sorted(map(str, row))[:50]}")
-        arrays[use.column] = _array(row[use.column], use.attribute, label)
+        attribute = use.attribute
+        wanted: list[tuple[str, str, bool, str]] = [(use.column, use.label, attribute.list, attribute.type)]
+        for key, column in attribute.columns.items():
+            many = attribute.list and key in ("recency.times", "weights")
+            kind = "number" if key == "weights" else "date"
+            wanted.append((column, f"{use.label}, {key}", many, kind))
+        for column, name, many, kind in wanted:
+            if column in arrays:
+                continue
+            label = f"column {column!r} ({name})"
+            if column not in row:
+                raise DataError(f"{label} is not in the row, which has {sorted(map(str, row))[:50]}")
+            arrays[column] = _array(row[column], many, kind, label)
     return pa.RecordBatch.from_arrays(list(arrays.values()), names=list(arrays))
 
 
-def _array(value: Any, attribute: Attribute, label: str) -> pa.Array:
+def _array(value: Any, many: bool, kind: str, label: str) -> pa.Array:
     values = value
-    if attribute.list:
+    if many:
         if isinstance(value, str | bytes) or (value is not None and not hasattr(value, "__len__")):
             raise DataError(f"{label} is {value!r}; it is declared as a list")
         values = [] if value is None else list(value)
     else:
         values = [value]
-    flat = _flat(values, attribute, label)
-    if not attribute.list:
+    flat = _flat(values, many, kind, label)
+    if not many:
         return flat
     offsets = pa.array([0, len(flat)], pa.int64())
     mask = pa.array([value is None])
     return pa.LargeListArray.from_arrays(offsets, flat, mask=mask)
 
 
-def _flat(values: list[Any], attribute: Attribute, label: str) -> pa.Array:
+def _flat(values: list[Any], many: bool, kind: str, label: str) -> pa.Array:
     try:
         big = any(isinstance(value, int) and value >= 1 << 63 for value in values)
         return pa.array(values, pa.uint64() if big else None, from_pandas=True)
     except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, UnicodeEncodeError) as error:
-        shown = repr(values if attribute.list else values[0])
+        shown = repr(values if many else values[0])
         shown = shown if len(shown) <= 80 else shown[:77] + "..."
-        raise DataError(f"{label} is {shown}, not {attribute.type}: {error}") from error
+        raise DataError(f"{label} is {shown}, not {kind}: {error}") from error

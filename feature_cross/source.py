@@ -57,7 +57,7 @@ def read_batches(
     """
     if batch_rows < 1:
         raise DataError(f"batch_rows is {batch_rows}; it must be at least 1")
-    names = list(dict.fromkeys([*(use.column for use in plan.attributes), *keep]))
+    names = list(dict.fromkeys([*plan.columns, *keep]))
     if isinstance(source, str | os.PathLike):
         source = open_dataset(os.fspath(source), plan)
     if isinstance(source, pa.dataset.Dataset):
@@ -118,10 +118,12 @@ def open_dataset(path: str, plan: Plan) -> pa.dataset.Dataset:
         file_format: Any = kind
         if kind == "csv":
             # A column's type is declared, never guessed from a file's first rows.
-            types = {
+            plain = [use for use in plan.attributes if not use.attribute.list]
+            types = {use.attribute.weights: pa.float64() for use in plain if use.attribute.weights}
+            types |= {
                 use.column: _CSV_TYPES[use.attribute.type]
-                for use in plan.attributes
-                if use.attribute.type in _CSV_TYPES and not use.attribute.list
+                for use in plain
+                if use.attribute.type in _CSV_TYPES
             }
             convert = pa.csv.ConvertOptions(column_types=types, strings_can_be_null=True)
             file_format = pa.dataset.CsvFileFormat(convert_options=convert)
@@ -142,8 +144,7 @@ def _require(wanted: list[str], names: list[str], plan: Plan) -> None:
     for name in wanted:
         count = names.count(name)
         if count != 1:
-            labels = {use.column: use.label for use in plan.attributes}
-            label = f" ({labels[name]})" if name in labels else ""
+            label = f" ({plan.columns[name]})" if name in plan.columns else ""
             found = (
                 f"is {count} times in the data" if count else f"is not in the data, which has {names[:50]}"
             )

@@ -18,6 +18,7 @@ from feature_cross.error import DataError, Problem
 from feature_cross.limit import BATCH_ROWS_DEFAULT
 from feature_cross.lint import futile_pairs
 from feature_cross.loader import nearest
+from feature_cross.reading import read_attribute
 from feature_cross.source import read_batches
 
 __all__ = ["SURVEY_ROWS", "FeatureSurvey", "Survey", "check_columns", "survey"]
@@ -73,16 +74,19 @@ class _Count:
 def check_columns(engine: Engine, schema: pa.Schema) -> list[Problem]:
     """Attributes whose column is not in the data, or has a type that they do not take; errors with lines."""
     found = []
+    empty = pa.RecordBatch.from_arrays([pa.nulls(0, kind) for kind in schema.types], names=schema.names)
     for label, use in {use.label: use for use in engine.plan.attributes}.items():
         path = ("entities", use.entity, "attributes", use.name)
         line = engine.config.line(path)
-        if use.column not in schema.names:
-            message = f"column {use.column!r} is not in the data{nearest(use.column, schema.names)}"
+        lost = [column for column in use.columns if column not in schema.names]
+        for column in lost:
+            message = f"column {column!r} is not in the data{nearest(column, schema.names)}"
             found.append(Problem("unknown-column", message, path, line))
+        if lost:
             continue
         try:  # an empty column has its type already
-            empty = schema.field(use.column).type
-            hash_column(pa.nulls(0, empty), column_spec(use.attribute, f"column {use.column!r} ({label})"))
+            array = read_attribute(empty, use).array
+            hash_column(array, column_spec(use.attribute, f"column {use.column!r} ({label})"))
         except DataError as error:
             found.append(Problem("mistyped-column", str(error), path, line))
     return found

@@ -14,7 +14,10 @@ from numpy.typing import NDArray
 
 from feature_cross.id_format import GAMMA, MULTIPLIER_1, MULTIPLIER_2
 
-__all__ = ["fold_first", "fold_next", "fold_pair", "fold_product", "lay_out", "mix", "product_offsets"]
+__all__ = [
+    "fold_first", "fold_next", "fold_pair", "fold_product", "lay_out", "mix", "multiply_product",
+    "product_offsets",
+]  # fmt: skip
 
 _GAMMA: Final = np.uint64(GAMMA)
 _M1: Final = np.uint64(MULTIPLIER_1)
@@ -121,5 +124,28 @@ def fold_product(
                 if k == end:
                     break
                 out[k] = mix(states[i] ^ hashes[j])
+                k += 1
+            i += 1
+
+
+@njit(nogil=True, cache=True)
+def multiply_product(
+    left: NDArray[np.float32],
+    left_offsets: NDArray[np.int64],
+    right: NDArray[np.float32],
+    right_offsets: NDArray[np.int64],
+    out: NDArray[np.float32],
+    out_offsets: NDArray[np.int64],
+) -> None:
+    """The weights of what `fold_product` makes: left times right, row by row; shapes as there, float32."""
+    for r in range(out_offsets.shape[0] - 1):
+        k = out_offsets[r]
+        end = out_offsets[r + 1]
+        i = left_offsets[r]
+        while k < end:
+            for j in range(right_offsets[r], right_offsets[r + 1]):
+                if k == end:
+                    break
+                out[k] = left[i] * right[j]
                 k += 1
             i += 1

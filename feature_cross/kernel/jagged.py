@@ -61,12 +61,10 @@ def hash_buckets(
 
 
 @njit(nogil=True, cache=True)
-def compress(
-    hashes: NDArray[np.uint64], nulls: NDArray[np.bool_]
-) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
-    """Drop the rows that are null: new (rows left,) uint64, and (rows + 1,) int64 offsets."""
+def compress(hashes: NDArray[Any], nulls: NDArray[np.bool_]) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """Drop the rows that are null: new (rows left,) of the same dtype, and (rows + 1,) int64 offsets."""
     rows = hashes.shape[0]
-    out = np.empty(rows, np.uint64)
+    out = np.empty(rows, hashes.dtype)
     offsets = np.empty(rows + 1, np.int64)
     offsets[0] = 0
     k = 0
@@ -79,21 +77,21 @@ def compress(
 
 @njit(nogil=True, cache=True)
 def compact(
-    hashes: NDArray[np.uint64],
+    hashes: NDArray[Any],
     offsets: NDArray[np.int64],
     nulls: NDArray[np.uint8],
     null_rows: NDArray[np.uint8],
-    null_hash: np.uint64,
+    null_hash: Any,
     own_id: bool,
     length_max: int,
     keep_last: bool,
-) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+) -> tuple[NDArray[Any], NDArray[np.int64]]:
     """Drop nulls or give them `null_hash`, then keep at most `length_max` elements of each row.
 
     Parameters
     ----------
     hashes, offsets
-        (total,) uint64 and (rows + 1,) int64.
+        (total,) uint64 hashes or float32 weights, and (rows + 1,) int64.
     nulls, null_rows
         (total,) and (rows,) uint8, or empty when there are none.
     null_hash, own_id
@@ -106,7 +104,7 @@ def compact(
     New arrays of the same kinds.
     """
     rows = offsets.shape[0] - 1
-    out = np.empty(hashes.shape[0] + (rows if own_id else 0), np.uint64)
+    out = np.empty(hashes.shape[0] + (rows if own_id else 0), hashes.dtype)
     out_offsets = np.empty(rows + 1, np.int64)
     out_offsets[0] = 0
     k = 0
@@ -114,13 +112,13 @@ def compact(
         first = k
         if null_rows.shape[0] and null_rows[r]:
             if own_id:
-                out[k] = np.uint64(null_hash)
+                out[k] = null_hash
                 k += 1
         else:
             for i in range(offsets[r], offsets[r + 1]):
                 if nulls.shape[0] and nulls[i]:
                     if own_id:
-                        out[k] = np.uint64(null_hash)
+                        out[k] = null_hash
                         k += 1
                 else:
                     out[k] = hashes[i]

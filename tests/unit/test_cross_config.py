@@ -136,6 +136,82 @@ CASES = [
     ("  f: {kind: attribute, slot: [1, of: user.id}", "yaml", 13, "not valid YAML"),
     ("  5: {kind: attribute, slot: 1, of: user.id}", "key-type", 13, "'5' is not text"),
     ("  a b: {kind: attribute, slot: 1, of: user.id}", "value", 13, "match pattern"),
+    (
+        GOOD
+        + "  g:\n    kind: attribute\n    slot: 2\n    of: user.id\n    when: {usr.city: {present: true}}",
+        "unknown-reference",
+        18,
+        "'usr.city' is no entity.attribute; did you mean 'user.city'?",
+    ),
+    (
+        GOOD + "  g:\n    kind: attribute\n    slot: 2\n    of: user.id\n"
+        "    when:\n      user.city: {any_of: [NO]}",
+        "condition",
+        19,
+        "False is a bool, and the attribute is a string; quote it",
+    ),
+    (
+        GOOD + "  g: {kind: attribute, slot: 2, of: user.id, when: {user.id: {any_of: ['7']}}}",
+        "condition",
+        14,
+        "user.id: '7' is a str, and the attribute is a int",
+    ),
+    (
+        GOOD + "  g: {kind: attribute, slot: 2, of: user.id, when: {user.city: {below: 3}}}",
+        "condition",
+        14,
+        "compare numbers, and the attribute is a string",
+    ),
+    (
+        GOOD + "  g: {kind: attribute, slot: 2, of: user.id, when: {user.seen: {below: 3}}}",
+        "condition",
+        14,
+        "compare one number, and the attribute is a list",
+    ),
+    (
+        GOOD
+        + "  g: {kind: attribute, slot: 2, of: user.id, when: {user.id: {any_of: [99999999999999999999]}}}",
+        "condition",
+        14,
+        "does not fit in 64 bits",
+    ),
+    (
+        GOOD + "  g: {kind: attribute, slot: 2, of: user.id, when: {user.id: {}}}",
+        "value",
+        14,
+        "give one of any_of",
+    ),
+    (GOOD + "  g: {kind: attribute, slot: 2, of: user.id, when: {}}", "value", 14, "at least 1 item"),
+    (
+        GOOD + "  g: {kind: attribute, slot: 2, of: user.id, when: {user.id: {bellow: 3}}}",
+        "unknown-key",
+        14,
+        "did you mean 'below'?",
+    ),
+    (
+        GOOD + "  g: {kind: attribute, slot: 2, of: user.id, when: {user.id: {at_least: 3, below: 3}}}",
+        "value",
+        14,
+        "no number is at least 3 and below 3",
+    ),
+    (
+        GOOD + "  g: {kind: attribute, slot: 2, of: user.id, when: {user.id: {present: true, below: 3}}}",
+        "value",
+        14,
+        "present stands alone",
+    ),
+    (
+        GOOD + "  g: {kind: attribute, slot: 2, of: user.id, when: {user.id: {below: .inf}}}",
+        "value",
+        14,
+        "is inf; it must be a number from",
+    ),
+    (
+        GOOD + "  g: {kind: attribute, slot: 2, of: user.id, when: {user.id: {any_of: 3}}}",
+        "value",
+        14,
+        "must be a list of 1 to 4096 values",
+    ),
     ("  - {kind: attribute, slot: 1, of: user.id}", "value", 12, "must map names to declarations"),
 ]
 
@@ -147,8 +223,32 @@ def test_each_fault_is_named_at_its_line(features: str, code: str, line: int, me
 
 
 ATTRIBUTES: list[tuple[dict[str, Any], str]] = [
-    ({"type": "float"}, "raw float"),
+    ({"type": "float"}, "e.a is a raw float"),
+    ({"type": "float", "buckets": {"quantiles": 4}}, "e.a has 4 quantiles without edges"),
+    ({"type": "float", "buckets": {"quantiles": 1}}, "greater than or equal to 2"),
+    ({"type": "float", "buckets": {"quantiles": 4, "log": {"base": 2, "start": 1, "stop": 9}}}, "give one"),
     ({"type": "date"}, "needs a part"),
+    ({"type": "date", "part": "hour", "buckets": {"edges": [1]}}, "no other date has them"),
+    ({"type": "date", "age": {"column": "b", "unit": "day"}}, "the age of a date needs buckets"),
+    ({"type": "date", "part": "day", "age": {"column": "b", "unit": "day"}}, "a part (year, month"),
+    ({"type": "int", "age": {"column": "b", "unit": "day"}}, "age does not apply to type int"),
+    ({"type": "date", "age": {"unit": "day"}, "buckets": {"edges": [1]}}, "exactly one of column and date"),
+    (
+        {"type": "date", "age": {"date": "soon", "unit": "day"}, "buckets": {"edges": [1]}},
+        "'soon'; it must be ISO",
+    ),
+    (
+        {"type": "date", "age": {"column": "b", "unit": "month"}, "buckets": {"edges": [1]}},
+        "but it is 'month'",
+    ),
+    (
+        {"type": "int", "recency": {"times": "t", "column": "c", "unit": "day", "within": 1}},
+        "recency applies to lists only",
+    ),
+    (
+        {"type": "int", "list": True, "recency": {"times": "t", "column": "c", "unit": "day", "within": 0}},
+        "greater than 0",
+    ),
     ({"type": "int", "part": "hour"}, "part does not apply to type int"),
     ({"type": "int", "normalise": ["strip"]}, "normalise does not apply to type int"),
     ({"type": "int", "empty_is_missing": True}, "empty_is_missing does not apply"),
@@ -160,7 +260,7 @@ ATTRIBUTES: list[tuple[dict[str, Any], str]] = [
     ({"type": "float", "buckets": {"edges": [2, 1]}}, "edges must rise; 1.0 follows 2.0"),
     ({"type": "float", "buckets": {"edges": [1, float("inf")]}}, "edges must be finite"),
     ({"type": "float", "buckets": {"edges": []}}, "at least 1 item"),
-    ({"type": "float", "buckets": {}}, "exactly one of edges and log"),
+    ({"type": "float", "buckets": {}}, "exactly one of edges and log, or quantiles"),
     ({"type": "float", "buckets": {"log": {"base": 1, "start": 1, "stop": 2}}}, "greater than 1"),
     ({"type": "float", "buckets": {"log": {"base": 2, "start": 3, "stop": 2}}}, "stop"),
     (
@@ -289,7 +389,11 @@ def test_hostile_texts_are_refused_in_bounded_time(name: str) -> None:
 
 def test_every_problem_code_is_documented_and_raised_somewhere() -> None:
     sources = "\n".join(path.read_text() for path in (PAGE.parents[1] / "feature_cross").glob("*.py"))
-    raised = set(re.findall(r'(?:_add|_warning|_fail|Problem)\(\s*(?:config,\s*)?"([a-z-]+)"', sources))
+    raised = set(
+        re.findall(
+            r'(?:_add|_add_once|_warning|_fail|Problem|yield)[ (]\s*(?:config,\s*)?"([a-z-]+)"', sources
+        )
+    )
     listed = PAGE.read_text().partition("What `check` finds, by code.")[2]
     assert len(raised) > 25
     assert raised == set(re.findall(r"`([a-z]+(?:-[a-z]+)*)`", listed)) - {"load"}
