@@ -36,6 +36,8 @@ class Settings:
         Push log that a killed shard leaves behind.
     cache, scratch
         Folder of drawn batches, and of data that goes away after the run.
+    peers
+        Peers with an environment of their own that take part (benchmarks/peer/roster.py).
     """
 
     runs: int
@@ -46,6 +48,7 @@ class Settings:
     log_bytes: int
     cache: Path
     scratch: Path
+    peers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

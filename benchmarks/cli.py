@@ -21,6 +21,9 @@ from rich.table import Table
 from benchmarks import batch, report, result
 from benchmarks.bar import Bar, Settings
 from benchmarks.catalog import WORKLOADS, Workload, select
+from benchmarks.peer.roster import PEERS
+from benchmarks.peer.roster import QUICK as QUICK_PEERS
+from benchmarks.peer.roster import chosen as chosen_peers
 from benchmarks.result import Result
 from benchmarks.worker import ROOT, run_workload, settings_json
 
@@ -49,6 +52,10 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--ids", type=_positive, metavar="COUNT", help="ids of the workloads in memory")
     run.add_argument("--rows", type=_positive, metavar="COUNT", help="rows on disk of the cold workloads")
     run.add_argument("--log-bytes", type=_positive, metavar="BYTES", help="push log of table.reopen")
+    run.add_argument(
+        "--peers", metavar="NAME,…", help="servers of others, installed on demand: all, none, or of "
+        f"{', '.join(PEERS)}; default {','.join(QUICK_PEERS)} with --quick, else all"
+    )  # fmt: skip
     run.add_argument("--scratch", type=Path, metavar="DIR", default=BUILD / "scratch", help="for data")
     run.add_argument("--output", type=Path, metavar="FILE", help="result file; default under build/bench")
     run.add_argument("--json", action="store_true", help="print bars as JSON instead of a table")
@@ -74,7 +81,8 @@ def _settings(arguments: argparse.Namespace) -> Settings:
     defaults: dict[str, Any] = {**(QUICK if arguments.quick else FULL), "ids": batch.IDS}
     given = {key: getattr(arguments, key) for key in defaults}
     chosen = {key: defaults[key] if value is None else value for key, value in given.items()}
-    return Settings(cache=BUILD / "batches", scratch=arguments.scratch.absolute(), **chosen)
+    peers = chosen_peers(arguments.peers, arguments.quick)
+    return Settings(cache=BUILD / "batches", scratch=arguments.scratch.absolute(), peers=peers, **chosen)
 
 
 def _list(as_json: bool) -> int:
@@ -98,7 +106,11 @@ def _run(arguments: argparse.Namespace) -> int:
     except KeyError as unknown:
         print(f"no workload matches {unknown.args[0]!r}; see `list`", file=sys.stderr)
         return 2
-    settings = _settings(arguments)
+    try:
+        settings = _settings(arguments)
+    except ValueError as error:
+        print(f"benchmarks: {error}", file=sys.stderr)
+        return 2
     head = result.describe_run(settings_json(settings), ROOT)
     console = Console(stderr=True)
     console.print(f"settings: {json.dumps(settings_json(settings))}")

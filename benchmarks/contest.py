@@ -10,7 +10,7 @@ import gc
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import numpy as np
 import psutil
@@ -25,6 +25,16 @@ NOISY_CORES: Final = 0.25
 """More than this of other processes' CPU during a run makes its figure doubtful."""
 
 Step = Callable[[Batch], Any]
+
+
+class Remote(Protocol):
+    """A side that runs in a process of its own and times itself there (benchmarks/peer/remote.py)."""
+
+    def warm_up(self, place: int, batches: int) -> None:
+        """Run `batches` batches, from number `place` on, before the clock starts."""
+
+    def turn(self, place: int, seconds: float, batches_min: int) -> tuple[list[float], float]:
+        """Seconds of each batch of one turn, and of the wait for outstanding work at its end."""
 
 
 @dataclass(slots=True)
@@ -78,13 +88,14 @@ class CpuMeter:
         return max(0.0, ((busy - self._start[1]) - (mine - self._start[0])) / passed_s)
 
 
-def contest(sides: Sequence[Step], batches: Sequence[Batch], settings: Settings) -> list[Timing]:
+def contest(sides: Sequence[Step | Remote], batches: Sequence[Batch], settings: Settings) -> list[Timing]:
     """Time each side over the batches, in turns.
 
     Parameters
     ----------
     sides
-        One callable per side; it has done its work when it returns.
+        One callable per side, which has done its work when it returns, or a Remote, which may have work
+        outstanding when a batch returns: its turn ends when that is done.
     batches
         What they get; the same ones in the same order.
     settings
@@ -96,8 +107,7 @@ def contest(sides: Sequence[Step], batches: Sequence[Batch], settings: Settings)
         One Timing per side.
     """
     for side in sides:
-        for batch in batches[-settings.warmup_batches :]:
-            side(batch)
+        _warm_up(side, batches, settings.warmup_batches)
     timings = [Timing() for _ in sides]
     places = [0] * len(sides)
     gc.collect()
@@ -111,20 +121,35 @@ def contest(sides: Sequence[Step], batches: Sequence[Batch], settings: Settings)
     return timings
 
 
-def _turn(side: Step, batches: Sequence[Batch], place: int, seconds: float, timing: Timing) -> int:
+def _warm_up(side: Step | Remote, batches: Sequence[Batch], count: int) -> None:
+    if callable(side):
+        for batch in batches[-count:]:
+            side(batch)
+    else:
+        side.warm_up(max(len(batches) - count, 0), count)
+
+
+def _turn(side: Step | Remote, batches: Sequence[Batch], place: int, seconds: float, timing: Timing) -> int:
     meter = CpuMeter()
-    ids, spent_s = 0, 0.0
+    if callable(side):
+        took, tail_s = _own_turn(side, batches, place, seconds), 0.0
+    else:
+        took, tail_s = side.turn(place, seconds, BATCHES_MIN)
+    ids = sum(batches[(place + i) % len(batches)].requested.shape[0] for i in range(len(took)))
+    timing.batch_s += took
+    timing.median_s.append(float(np.median(took)))
+    timing.ids_per_s.append(ids / (sum(took) + tail_s))
+    timing.foreign_cores.append(meter.foreign_cores())
+    return place + len(took)
+
+
+def _own_turn(side: Step, batches: Sequence[Batch], place: int, seconds: float) -> list[float]:
+    spent_s = 0.0
     took: list[float] = []
     while spent_s < seconds or len(took) < BATCHES_MIN:
-        batch = batches[place % len(batches)]
+        batch = batches[(place + len(took)) % len(batches)]
         before_s = time.perf_counter()
         side(batch)
         took.append(time.perf_counter() - before_s)
         spent_s += took[-1]
-        ids += batch.requested.shape[0]
-        place += 1
-    timing.batch_s += took
-    timing.median_s.append(float(np.median(took)))
-    timing.ids_per_s.append(ids / spent_s)
-    timing.foreign_cores.append(meter.foreign_cores())
-    return place
+    return took

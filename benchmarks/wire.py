@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """wire.*: one client process and one shard process, TCP loopback.
 
-The servers of others need environments of their own; until one is here, the bars against them are
-reported without a peer. torch in process and bare gRPC run beside ours.
+Servers of others run beside ours in environments of their own (wire_server.py); torch in process, bare gRPC
+and Arrow Flight run in this one.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 
@@ -21,10 +21,9 @@ from benchmarks.peer_grpc import NAME as BARE_NAME
 from benchmarks.peer_grpc import BareCalls
 from benchmarks.server import serving, shard_arguments
 from benchmarks.table_step import CHECK_BATCHES, ROUNDING, adagrad_step
+from benchmarks.wire_server import Contender, against_servers
 from ps_client import connect
 from ps_client.client import Client
-
-NO_SERVER: Final = "skipped: OpenEmbedding, TFRA and Paddle are not installed (own environments)"
 
 
 @contextmanager
@@ -55,17 +54,15 @@ def measure_pull(settings: Settings, name: str, distribution: str, goal: Goal) -
 
         mine, wire = contest([ours, bare.pull], batches, settings)
         bare.close()
+        what = f"pull over TCP, {distribution}"
+        contender = Contender(name, what, "pull", ours, all_rows(client, settings.ids), goal, mine.millions)
+        servers = against_servers(contender, batches, settings)
     detail = {
         **mine.detail("ours"), **wire.detail("bare_grpc"),
         "of_bare_grpc_time": float(np.median(np.divide(wire.ids_per_s, mine.ids_per_s))),
     }  # fmt: skip
-    what = f"pull over TCP, {distribution}"
-    return [
-        make_bar(
-            name, what, "M rows/s", goal, mine.millions, "the best remote server", detail=detail,
-            skipped=NO_SERVER,
-        )
-    ]  # fmt: skip
+    servers[0] = replace(servers[0], detail={**servers[0].detail, **detail})
+    return servers
 
 
 def measure_overhead(settings: Settings, name: str, distribution: str, goal: Goal) -> list[Bar]:
@@ -118,12 +115,12 @@ def measure_adagrad(
             require_equal(name, client.pull(TABLE, batch.distinct), peer.pull(batch), ROUNDING)
         peer.choose_threads(batches)
         mine, theirs = contest([step, peer.step], batches, settings)
+        what = f"Adagrad step over TCP, {distribution}"
+        start = np.zeros((settings.ids, DIM), np.float32)
+        contender = Contender(f"{name}.server", what, "step", step, start, server_goal, mine.millions)
+        servers = against_servers(contender, batches, settings)
     detail = {**mine.detail("ours"), **theirs.detail("peer"), "ours_durability": "os (push log)"}
-    what = f"Adagrad step over TCP, {distribution}"
     return [
         make_bar(name, what, "M rows/s", goal, mine.millions, peer.name, theirs.millions, detail),
-        make_bar(
-            f"{name}.server", what, "M rows/s", server_goal, mine.millions, "the best remote server",
-            skipped=NO_SERVER,
-        ),
-    ]  # fmt: skip
+        *servers,
+    ]

@@ -26,7 +26,8 @@ def settings_json(settings: Settings) -> dict[str, Any]:
 
 def settings_from(value: dict[str, Any]) -> Settings:
     """The settings that `settings_json` gave."""
-    return Settings(**{**value, "cache": Path(value["cache"]), "scratch": Path(value["scratch"])})
+    paths = {key: Path(value[key]) for key in ("cache", "scratch")}
+    return Settings(**{**value, **paths, "peers": tuple(value["peers"])})
 
 
 def run_workload(workload: Workload, settings: Settings) -> list[Bar]:
