@@ -14,6 +14,7 @@ from typing import Any
 
 from feature_cross.command import run_check, run_data, run_explain, run_schema
 from feature_cross.error import CrossError
+from feature_cross.fit import add_fit_command
 from feature_cross.limit import BATCH_ROWS_DEFAULT
 from feature_cross.rank.flag import add_rank_commands
 
@@ -90,6 +91,7 @@ def _parser() -> argparse.ArgumentParser:
         commands, "schema", run_schema, "print the JSON Schema of the config, for editors",
         "feature-cross schema > crosses.schema.json",
     )  # fmt: skip
+    add_fit_command(partial(_command, commands))
     add_rank_commands(partial(_command, commands))
     return parser
 

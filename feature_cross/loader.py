@@ -35,7 +35,7 @@ from feature_cross.error import ConfigError, Path, Problem
 from feature_cross.limit import CONFIG_BYTES_MAX, PROBLEMS_MAX
 from feature_cross.plan import build_plan
 
-__all__ = ["load", "nearest"]
+__all__ = ["load", "load_text", "nearest", "read_text", "validate"]
 
 _KINDS: Mapping[str, type[BaseModel]] = {
     "attribute": AttributeFeature,
@@ -64,18 +64,24 @@ def load(source: str | os.PathLike[str] | Mapping[str, Any]) -> CrossConfig:
         With every problem found, each with its line if it came from a file.
     """
     if isinstance(source, Mapping):
-        return _validate(dict(source), {}, "config")
+        return _checked(validate(dict(source), {}, "config"))
     name = os.fspath(source)
-    return load_text(_read(name), name)
+    return load_text(read_text(name), name)
 
 
 def load_text(text: str, name: str = "config") -> CrossConfig:
     """As `load`, from the text of a file; `name` is used in messages."""
     data, lines = parse(text, name)
-    return _validate(data, lines, name)
+    return _checked(validate(data, lines, name))
 
 
-def _read(name: str) -> str:
+def _checked(config: CrossConfig) -> CrossConfig:
+    build_plan(config)
+    return config
+
+
+def read_text(name: str) -> str:
+    """The text of a config file; ConfigError where it cannot be read, is too large or not UTF-8."""
     try:
         path = FilePath(name)
         size = path.stat().st_size
@@ -91,7 +97,8 @@ def _read(name: str) -> str:
         ) from error
 
 
-def _validate(data: Any, lines: dict[Path, int], source: str) -> CrossConfig:
+def validate(data: Any, lines: dict[Path, int], source: str) -> CrossConfig:
+    """A config of which each value is right; what they mean together is not looked at (`load` does)."""
     if not isinstance(data, dict):
         message = f"a config is a mapping with entities and features, not a {type(data).__name__}"
         raise ConfigError([Problem("type", message, (), lines.get(()))], source)
@@ -103,7 +110,6 @@ def _validate(data: Any, lines: dict[Path, int], source: str) -> CrossConfig:
         raise ConfigError(sorted(problems, key=lambda p: p.line or 0), source) from None
     config._source = source
     config._lines = lines
-    build_plan(config)
     return config
 
 

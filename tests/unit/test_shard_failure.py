@@ -13,8 +13,8 @@ from rowhouse.error import (
 )
 from rowhouse.v1 import rowhouse_pb2 as pb
 
-from ps_server.segment import list_segments
 from ps_server.request import checked_parts
+from ps_server.segment import list_segments
 from tests.driver import Driver, shard_config
 
 TABLES: list[dict[str, Any]] = [
