@@ -15,6 +15,7 @@ from typing import Any
 from feature_cross.command import run_check, run_data, run_explain, run_schema
 from feature_cross.error import CrossError
 from feature_cross.fit import add_fit_command
+from feature_cross.guard import add_guard_commands
 from feature_cross.limit import BATCH_ROWS_DEFAULT
 from feature_cross.rank.flag import add_rank_commands
 
@@ -93,6 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     add_fit_command(partial(_command, commands))
     add_rank_commands(partial(_command, commands))
+    add_guard_commands(partial(_command, commands))
     return parser
 
 
