@@ -17,6 +17,7 @@ from feature_cross.error import CrossError
 from feature_cross.fit import add_fit_command
 from feature_cross.guard import add_guard_commands
 from feature_cross.limit import BATCH_ROWS_DEFAULT
+from feature_cross.lock import add_lock_command
 from feature_cross.rank.flag import add_rank_commands
 
 __all__ = ["main"]
@@ -76,6 +77,10 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument(
         "--data", help="also hold columns to their types, count ids, and confirm futile crosses"
     )
+    check.add_argument(
+        "--against", metavar="OLD",
+        help="previous config or lock file: find slots that moved (default: CONFIG's own .lock.json)",
+    )  # fmt: skip
     show = _command(
         commands, "explain", run_explain, "show each step value -> bytes -> hash -> mix -> id of one row",
         "feature-cross explain clicks.parquet --config crosses.yaml --row 0 --feature city_x_age",
@@ -93,6 +98,7 @@ def _parser() -> argparse.ArgumentParser:
         "feature-cross schema > crosses.schema.json",
     )  # fmt: skip
     add_fit_command(partial(_command, commands))
+    add_lock_command(partial(_command, commands))
     add_rank_commands(partial(_command, commands))
     add_guard_commands(partial(_command, commands))
     return parser

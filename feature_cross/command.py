@@ -29,6 +29,8 @@ from feature_cross.error import ConfigError, DataError, FlagError, Problem
 from feature_cross.explain import Explanation, explain
 from feature_cross.lint import check_config
 from feature_cross.loader import load
+from feature_cross.lock import check_against, lock_path, read_previous
+from feature_cross.plan import build_plan
 from feature_cross.row import row_to_batch
 from feature_cross.sink import Sink, check_apart
 from feature_cross.source import count_rows, open_dataset, read_batches
@@ -99,8 +101,13 @@ def run_check(flags: argparse.Namespace) -> int:
     try:
         config = load(flags.config)
         problems, measured = _checked(config, flags.data)
+        against = flags.against
+        if against is None and lock_path(flags.config).exists():
+            against = str(lock_path(flags.config))
+        if against is not None:
+            problems = [*check_against(config, build_plan(config), read_previous(against)), *problems]
     except ConfigError as error:
-        problems = list(error.problems)
+        problems, source = list(error.problems), error.source
     errors = sum(problem.severity == "error" for problem in problems)
     if flags.json:
         print(
@@ -135,7 +142,7 @@ def _checked(config: CrossConfig, data: str | None) -> tuple[list[Problem], Surv
         measured = survey(engine, data)
     except DataError as error:
         return [*check_config(config, engine.plan), Problem("data", str(error))], None
-    problems = check_config(config, engine.plan, measured.ratios)
+    problems = check_config(config, engine.plan, measured.ratios, measured.pairs)
     for name, feature in measured.features.items():
         if measured.rows and not feature.covered_rows:
             path = engine.plan.node(name).path

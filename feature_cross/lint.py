@@ -6,6 +6,7 @@ when a config is loaded; `feature-cross check` shows both kinds. What data says 
 feature_cross/survey.py. Thread safety: pure functions.
 """
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -14,10 +15,13 @@ from feature_cross.error import Path, Problem
 from feature_cross.id_format import OPERATION_TUPLE
 from feature_cross.plan import AttributeUse, Node, Plan
 
-__all__ = ["FUTILE_RATIO", "FutilePair", "check_config", "futile_pairs"]
+__all__ = ["FUTILE_RATIO", "FutilePair", "PairCount", "check_config", "cross_pairs", "futile_pairs"]
 
 FUTILE_RATIO = 1.05
 """distinct(id x attribute) / distinct(id) up to which it adds nothing: one id in twenty has two values."""
+
+REPEATS_MIN = 3
+"""Rows per distinct value before it is said that a value determines another attribute's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +34,31 @@ class FutilePair:
     attribute: str
 
 
+@dataclass(frozen=True, slots=True)
+class PairCount:
+    """Two attributes over the rows where both are present: rows, distinct values of each, and of the two."""
+
+    rows: int
+    left: int
+    right: int
+    both: int
+
+    def determined(self) -> str | None:
+        """`right` where the left one determines it, `left` the other way round, None where neither does.
+
+        A value that is seen once determines everything, so values must come REPEATS_MIN times on average.
+        """
+        for side, distinct in (("right", self.left), ("left", self.right)):
+            if distinct and self.rows >= REPEATS_MIN * distinct and self.both <= FUTILE_RATIO * distinct:
+                return side
+        return None
+
+
 def check_config(
-    config: CrossConfig, plan: Plan, ratios: Mapping[tuple[str, str], float] | None = None
+    config: CrossConfig,
+    plan: Plan,
+    ratios: Mapping[tuple[str, str], float] | None = None,
+    pairs: Mapping[tuple[str, str], PairCount] | None = None,
 ) -> list[Problem]:
     """Warnings, in the order of the file.
 
@@ -42,6 +69,8 @@ def check_config(
     ratios
         distinct(key x attribute) / distinct(key) by (key, attribute), where data was measured. A pair
         past FUTILE_RATIO is not futile: the attribute changes, and the warning is dropped.
+    pairs
+        What was counted of each of `cross_pairs`, where data was measured.
     """
     found: list[Problem] = []
     for node in plan.nodes:
@@ -56,6 +85,7 @@ def check_config(
             f" per id{measured}; cross classes of the entity, or another entity"
         )
         found.append(_warning(config, "futile-cross", message, pair.path))
+    found += _determined(config, plan, pairs or {})
     found += _shared_seeds(config, plan)
     found += _unused(config, plan)
     return sorted(found, key=lambda problem: problem.line or 0)
@@ -88,6 +118,37 @@ def futile_pairs(config: CrossConfig, plan: Plan) -> list[FutilePair]:
             key = f"{part.entity}.{config.entities[part.entity].key}"
             if key in labels and part.label != key and not part.attribute.list:
                 found.append(FutilePair(node.name, node.path, key, part.label))
+    return found
+
+
+def cross_pairs(config: CrossConfig, plan: Plan) -> list[tuple[str, str]]:
+    """Every two single-valued attributes that meet in a cross, apart from an entity's key and its own."""
+    futile = {frozenset((pair.key, pair.attribute)) for pair in futile_pairs(config, plan)}
+    found: dict[frozenset[str], tuple[str, str]] = {}
+    for node in plan.nodes:
+        if node.operation != OPERATION_TUPLE or len(node.operands) < 2:
+            continue
+        labels = list(dict.fromkeys(p.label for p in _parts(plan, node) if not p.attribute.list))
+        for left, right in itertools.combinations(labels, 2):
+            if frozenset((left, right)) not in futile:
+                found.setdefault(frozenset((left, right)), (left, right))
+    return list(found.values())
+
+
+def _determined(config: CrossConfig, plan: Plan, pairs: Mapping[tuple[str, str], PairCount]) -> list[Problem]:
+    found = []
+    for (left, right), count in pairs.items():
+        side = count.determined()
+        if side is None:
+            continue
+        own, other, distinct = (left, right, count.left) if side == "right" else (right, left, count.right)
+        for node in plan.nodes:
+            if {left, right} <= {part.label for part in _parts(plan, node)} and len(node.operands) > 1:
+                message = (
+                    f"{own} determines {other} (measured: {distinct} values, {count.both} with {other}),"
+                    f" so {other} adds nothing to {own} in {node.name}; leave one out"
+                )
+                found.append(_warning(config, "determined-attribute", message, (*node.path, "of")))
     return found
 
 

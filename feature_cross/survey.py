@@ -12,11 +12,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from feature_cross.column import column_spec, hash_column
-from feature_cross.config import AttributeFeature, CategoricalFeature, CrossConfig, Feature, Ids
+from feature_cross.config import AttributeFeature, Condition, CrossConfig, Feature, Ids, WeakFeature
 from feature_cross.engine import Engine
 from feature_cross.error import DataError, Problem
 from feature_cross.limit import BATCH_ROWS_DEFAULT
-from feature_cross.lint import futile_pairs
+from feature_cross.lint import PairCount, cross_pairs, futile_pairs
 from feature_cross.loader import nearest
 from feature_cross.reading import read_attribute
 from feature_cross.source import read_batches
@@ -41,11 +41,14 @@ class FeatureSurvey:
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """`ratios` is distinct(key x attribute) / distinct(key) by (key, attribute) of each futile pair."""
+    """`ratios` is distinct(key x attribute) / distinct(key) by (key, attribute) of each futile pair, over the
+    rows where both are present; `pairs` what was counted of every other two attributes that meet in a cross.
+    """
 
     rows: int
     features: dict[str, FeatureSurvey]
     ratios: dict[tuple[str, str], float]
+    pairs: dict[tuple[str, str], PairCount]
 
 
 @dataclass(slots=True)
@@ -100,7 +103,8 @@ def survey(engine: Engine, source: Any, rows_max: int = SURVEY_ROWS) -> Survey:
     DataError
         A column is missing or mistyped, or a value invalid.
     """
-    pairs = list(dict.fromkeys((p.key, p.attribute) for p in futile_pairs(engine.config, engine.plan)))
+    futile = list(dict.fromkeys((p.key, p.attribute) for p in futile_pairs(engine.config, engine.plan)))
+    pairs = [*futile, *cross_pairs(engine.config, engine.plan)]
     probe = Engine(_probe_config(engine.config, pairs)) if pairs else None
     counts = {name: _Count() for name in engine.plan.outputs}
     probe_counts = {name: _Count() for name in probe.plan.outputs} if probe else {}
@@ -116,19 +120,24 @@ def survey(engine: Engine, source: Any, rows_max: int = SURVEY_ROWS) -> Survey:
             break
     for count in (*counts.values(), *probe_counts.values()):
         count.merge()
-    ratios = {}
+    ratios, counted = {}, {}
     for number, pair in enumerate(pairs):
-        keys = len(probe_counts[f"key{number}"].kept)
-        if keys:
-            ratios[pair] = len(probe_counts[f"cross{number}"].kept) / keys
+        left, right, both = (probe_counts[f"{part}{number}"] for part in ("left", "right", "both"))
+        if pair not in futile:
+            counted[pair] = PairCount(both.covered_rows, len(left.kept), len(right.kept), len(both.kept))
+        elif len(left.kept):
+            ratios[pair] = len(both.kept) / len(left.kept)
     features = {name: FeatureSurvey(c.covered_rows, c.ids, len(c.kept)) for name, c in counts.items()}
-    return Survey(rows, features, ratios)
+    return Survey(rows, features, ratios, counted)
 
 
 def _probe_config(config: CrossConfig, pairs: list[tuple[str, str]]) -> CrossConfig:
-    """The same entities; per pair the key where the attribute is present too, and their cross."""
+    """The same entities; per pair each of the two where the other is present too, and their cross."""
     features: dict[str, Feature] = {}
-    for number, (key, attribute) in enumerate(pairs):
-        features[f"key{number}"] = AttributeFeature(kind="attribute", of=key)
-        features[f"cross{number}"] = CategoricalFeature(kind="categorical", of=(key, attribute))
+    for number, (left, right) in enumerate(pairs):
+        for name, own, other in (("left", left, right), ("right", right, left)):
+            when = {other: Condition(present=True)}
+            feature = AttributeFeature(kind="attribute", of=own, missing="drop", when=when)
+            features[f"{name}{number}"] = feature
+        features[f"both{number}"] = WeakFeature(kind="weak", of=(left, right), missing="drop")
     return CrossConfig(ids=Ids(), entities=config.entities, features=features)

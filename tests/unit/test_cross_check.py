@@ -195,3 +195,70 @@ features:
     assert code == 0
     named = [(p["code"], p["path"][1]) for p in found["problems"]]
     assert named == [("unbounded-product", "wide"), ("unbounded-product", "subsets")]
+
+
+LINES = """\
+entities:
+  user:
+    key: id
+    attributes:
+      id: {type: int}
+      city: {type: string}
+      country: {type: string}
+      seen: {type: int, list: true}
+      old: {type: bool}
+  item:
+    attributes:
+      tags: {type: int, list: true}
+features:
+  futile: {kind: categorical, of: [user.id, user.city]}
+  place:
+    kind: categorical
+    of: [user.city, user.country]
+  wide: {kind: weak, of: [user.seen, item.tags]}
+  city: {kind: attribute, of: user.city}
+  town:
+    kind: attribute
+    of: user.country
+    seed: city
+"""
+
+
+def test_every_warning_points_at_its_line(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (files / "c.yaml").write_text(LINES)
+    wanted = [("unused-attribute", 9), ("futile-cross", 14), ("unbounded-product", 18), ("shared-seed", 23)]
+    _, found = check(files, capsys)
+    assert [(p["code"], p["line"]) for p in found["problems"]] == wanted
+    cities = np.arange(200) % 20
+    table = pa.table(
+        {
+            "id": np.arange(200) % 50,
+            "city": pa.array(np.char.add("c", cities.astype(str))),
+            "country": pa.array(np.char.add("n", (cities % 5).astype(str))),
+            "seen": pa.array([[1]] * 200),
+            "tags": pa.array([[]] * 200, pa.list_(pa.int64())),
+        }
+    )
+    pa.parquet.write_table(table, files / "t.parquet")
+    _, found = check(files, capsys, "--data", files / "t.parquet")
+    wanted = sorted([*wanted, ("determined-attribute", 17)], key=lambda each: each[1])
+    assert [(p["code"], p["line"]) for p in found["problems"]] == [
+        *[each for each in wanted if each[0] != "futile-cross"],
+        ("empty-feature", 18),
+    ]
+    message = next(p["message"] for p in found["problems"] if p["code"] == "determined-attribute")
+    assert message == (
+        "user.city determines user.country (measured: 20 values, 20 with user.country),"
+        " so user.country adds nothing to user.city in place; leave one out"
+    )
+
+
+def test_a_value_seen_once_determines_nothing() -> None:
+    from feature_cross.lint import PairCount
+
+    assert PairCount(rows=100, left=50, right=5, both=50).determined() is None
+    assert PairCount(rows=150, left=50, right=5, both=50).determined() == "right"
+    assert PairCount(rows=1000, left=5, right=50, both=52).determined() == "left"
+    assert PairCount(rows=1000, left=5, right=50, both=53).determined() is None
+    assert PairCount(rows=1000, left=20, right=1, both=20).determined() == "right"
+    assert PairCount(rows=0, left=0, right=0, both=0).determined() is None

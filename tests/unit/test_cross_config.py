@@ -391,7 +391,7 @@ def test_every_problem_code_is_documented_and_raised_somewhere() -> None:
     sources = "\n".join(path.read_text() for path in (PAGE.parents[1] / "feature_cross").glob("*.py"))
     raised = set(
         re.findall(
-            r'(?:_add|_add_once|_warning|_fail|Problem|yield)[ (]\s*(?:config,\s*)?"([a-z-]+)"', sources
+            r'(?:_add|add|_add_once|_warning|_fail|Problem|yield)[ (]\s*(?:config,\s*)?"([a-z-]+)"', sources
         )
     )
     listed = PAGE.read_text().partition("What `check` finds, by code.")[2]
