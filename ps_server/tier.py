@@ -7,12 +7,14 @@ Invariants: 1. a row that is not hot is in the store as it was last, or was neve
 by policy; 2. `applied_lsn` is the newest record whose effects are in every row of this table: a row that
 leaves memory carries it as its LSN; 3. before a row is written back the log up to `applied_lsn` is as
 durable as the config promises (`barrier`); 4. `stored.hot` counts the hot rows that the store has too.
-Thread safety: `lock` guards everything; methods say when the caller must hold it.
+Thread safety: `lock` guards everything; methods say when the caller must hold it. A checkpoint copies rows
+under `lock` and writes them under `_writing` alone, so that pulls and pushes go on; whoever makes rows leave
+memory, or changes the store, takes `_writing` inside `lock` and so finds what was copied in the store.
 """
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -30,9 +32,9 @@ from ps_server.store import RowFamily
 ROWS_MIN: Final = 64
 """Rows that a table's floor of the budget must hold: less could not hold one small batch."""
 
-WRITE_PART_BYTES: Final = 1 << 20
-"""Rows written back at a time: on their way they exist four times (tile, bytes, one object each, batch), so
-a segment of 16,384 wide rows would take half a gigabyte that no budget counts."""
+COPY_BYTES: Final = 3 << 20
+"""Rows copied out at a time to be written: a segment of 16,384 rows of dim 16, but not one of wide rows,
+which would take hundreds of megabytes that no budget counts."""
 
 
 @dataclass(slots=True)
@@ -91,6 +93,7 @@ class Tier:
         rows_max = parts.budget.total_bytes // layout.cost_bytes
         self.arena = Arena(layout, rows_max, lambda n: parts.budget.grant(parts.name, n))
         self.lock = threading.Lock()
+        self._writing = threading.Lock()
         self.applied_lsn = 0
         self.stored = StoredCount()
         self.departures = 0  # how often rows left memory; tells a reader that what it fetched may be old
@@ -171,32 +174,31 @@ class Tier:
                 break
             dirty = flags & index.DIRTY != 0
             self.departures += 1
-            self._write_back(slots[dirty], flags[dirty])
+            self._note_stored(flags[dirty])
+            with self._writing:
+                self._write_back(slots[dirty])
             self.stored.hot -= slots.shape[0]  # all of them are in the store now
             self.spilled_rows += slots.shape[0]
             self.arena.give_back(slots)
             free = np.concatenate([free, self.arena.free_slots(wanted - free.shape[0])])
         return free
 
-    def _write_back(self, slots: Slots, flags: NDArray[np.uint8]) -> None:
-        """Write hot rows to the store; the caller holds the lock."""
-        if not slots.shape[0]:
-            return
-        if self._broken:
+    def _note_stored(self, flags: NDArray[np.uint8]) -> None:
+        """Count rows that are about to be written back; `flags` as they were. The caller holds the lock."""
+        if flags.shape[0] and self._broken:
             raise PoisonedError(f"table {self._name!r}: a push broke off; its rows are not written any more")
-        self._barrier(self.applied_lsn)
-        keys = mix64(self.arena.ids_of(slots))
-        order = np.argsort(keys)  # the memtable is sorted: ascending inserts are several times cheaper
-        part = max(1, WRITE_PART_BYTES // self.layout.value_bytes)
-        for start in range(0, order.shape[0], part):
-            chosen = order[start : start + part]
-            self._write_part(keys[chosen], slots[chosen])
         fresh = int((flags & index.STORED == 0).sum())
         self.stored.rows += fresh
         self.stored.hot += fresh
 
-    def _write_part(self, keys: Ids, slots: Slots) -> None:
-        """Write so few rows that their copies on the way take little memory; the caller holds the lock."""
+    def _write_back(self, slots: Slots) -> None:
+        """Copy rows and write them, a part at a time; the caller holds both locks."""
+        part = max(1, COPY_BYTES // self.layout.value_bytes)
+        for start in range(0, slots.shape[0], part):
+            self._write(*self._copy(slots[start : start + part]), self.applied_lsn)
+
+    def _copy(self, slots: Slots) -> tuple[Ids, NDArray[np.uint8]]:
+        """Keys and values of hot rows as the store has them; the caller holds the lock."""
         layout = self.layout
         values = np.empty((slots.shape[0], layout.value_bytes), np.uint8)
         record.copy_out(
@@ -206,18 +208,33 @@ class Tier:
         if self.arena.row_lsn is not None:
             lsn = np.maximum(self.arena.row_lsn[slots], np.uint64(self.applied_lsn))
         put_lsn(values, lsn)
+        return mix64(self.arena.ids_of(slots)), values
+
+    def _write(self, keys: Ids, values: NDArray[np.uint8], lsn: int) -> None:
+        """Write what was copied at `lsn`; the caller holds `_writing`."""
+        self._barrier(lsn)
         if self.tombstones_possible:
             self.tombstones.delete(keys)
         self.rows.put(keys, values)
         self._failpoint("mid write-back")
 
     def write_back_segment(self, segment: int) -> int:
-        """Write the dirty rows of one index segment to the store; returns how many. Takes the lock, for a
-        few milliseconds at most: a checkpoint does one segment at a time so that nobody waits long."""
-        with self.lock:
-            slots, flags = self.arena.take_dirty(segment)
-            self._write_back(slots, flags)
-            return int(slots.shape[0])
+        """Write the dirty rows of one index segment to the store; returns how many. Takes the lock for the
+        time of a copy (for that of the write where rows are wide): a checkpoint does one segment at a time
+        so that nobody waits long."""
+        with ExitStack() as writing:
+            with self.lock:
+                slots, flags = self.arena.take_dirty(segment)
+                if not slots.shape[0]:
+                    return 0
+                self._note_stored(flags)
+                writing.enter_context(self._writing)
+                if slots.shape[0] * self.layout.value_bytes > COPY_BYTES:
+                    self._write_back(slots)
+                    return int(slots.shape[0])
+                (keys, values), lsn = self._copy(slots), self.applied_lsn
+            self._write(keys, values, lsn)
+        return int(slots.shape[0])
 
     def remove(self, ids: Ids, lsn: int) -> int:
         """Evict rows by policy: out of memory and store, a tombstone of `lsn` in their place.
@@ -226,7 +243,7 @@ class Tier:
         lock. A kill between the writes is harmless: the log still has the record, and replaying it
         removes what an earlier record made again.
         """
-        with self.lock:
+        with self.lock, self._writing:
             keys = mix64(ids)
             present, values = self.rows.get(keys)
             if self.arena.row_lsn is not None:
@@ -255,7 +272,7 @@ class Tier:
         `since_lsn`. PreconditionError, before anything changed, when a record above `since_lsn` touched
         this table. Takes the lock.
         """
-        with self.lock:
+        with self.lock, self._writing:
             if self.applied_lsn > since_lsn:
                 raise PreconditionError(
                     f"table {self._name!r} was pushed to or evicted from at LSN {self.applied_lsn} during a "
@@ -288,7 +305,7 @@ class Tier:
 
     def count_stored(self, chunk_rows: int, stopping: Callable[[], bool]) -> None:
         """Count the store's rows after a crash, while pulls and pushes go on."""
-        with self.lock:
+        with self.lock, self._writing:
             before = self.stored.rows
             scan = self.rows.scan(chunk_rows, with_values=False)
             first = next(scan, None)  # the iterator has its snapshot from here on

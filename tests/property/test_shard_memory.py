@@ -15,7 +15,7 @@ from tests.workload import MEMORY
 
 ALLOWANCE_BYTES, ALLOWANCE_FRACTION = 20 << 20, 1 / 8
 """Not counted by the budget: copies of one request, parts of rows on their way to the store
-(tier.WRITE_PART_BYTES), RocksDB's flush and compaction buffers, which grow with its memtables, and what
+(tier.COPY_BYTES), RocksDB's flush and compaction buffers, which grow with its memtables, and what
 malloc cannot give back. Measured above budgets of 32, 64 and 256 MiB: 20, 22 and 47 MiB."""
 
 
