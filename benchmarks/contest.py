@@ -88,7 +88,12 @@ class CpuMeter:
         return max(0.0, ((busy - self._start[1]) - (mine - self._start[0])) / passed_s)
 
 
-def contest(sides: Sequence[Step | Remote], batches: Sequence[Batch], settings: Settings) -> list[Timing]:
+def contest(
+    sides: Sequence[Step | Remote],
+    batches: Sequence[Batch],
+    settings: Settings,
+    before_run: Callable[[], Any] = lambda: None,
+) -> list[Timing]:
     """Time each side over the batches, in turns.
 
     Parameters
@@ -100,6 +105,8 @@ def contest(sides: Sequence[Step | Remote], batches: Sequence[Batch], settings: 
         What they get; the same ones in the same order.
     settings
         Runs, seconds per run, batches of warm-up.
+    before_run
+        Called before each run of all sides, not timed.
 
     Returns
     -------
@@ -114,6 +121,7 @@ def contest(sides: Sequence[Step | Remote], batches: Sequence[Batch], settings: 
     gc.disable()  # a collection inside one side's turn would be charged to it
     try:
         for _ in range(settings.runs):
+            before_run()
             for number, side in enumerate(sides):
                 places[number] = _turn(side, batches, places[number], settings.seconds, timings[number])
     finally:

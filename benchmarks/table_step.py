@@ -1,8 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """table.adagrad.* and table.log: an Adagrad step of the embedded table.
 
-A step is what a trainer does: pull the batch's distinct ids, push one gradient for each.
+A step is what a trainer does: pull the batch's distinct ids, push one gradient for each. No checkpoint falls
+into a timed run, one stands before each; `.sustained` is the same step with the default
+`checkpoint_log_bytes`, so that checkpoints run beside it all the time.
 """
+
+import time
+from dataclasses import replace
+from typing import Any, Final
 
 from benchmarks.bar import Bar, Goal, Settings, make_bar
 from benchmarks.batch import Batch, load_batches
@@ -10,9 +16,28 @@ from benchmarks.contest import Step, contest
 from benchmarks.embedded import ADAGRAD, TABLE, all_rows, create_rows, embedded, require_equal, table_config
 from ps_client.client import Client
 
-CHECK_BATCHES = 3
-ROUNDING = 2e-6
+CHECK_BATCHES: Final = 3
+ROUNDING: Final = 2e-6
 """float32 rounding of a few Adagrad steps on weights below 0.1; the formulas are the same."""
+
+
+LOG_BYTES_PER_S: Final = 1 << 29
+"""More than a step logs here. Log pages that were written before are dirty, or at least in memory, and cost
+what they cost in a long run; new ones cost what the kernel makes of the whole machine's dirty pages."""
+
+SUSTAINED_S: Final = 8.0
+"""Long enough for a few checkpoints."""
+
+
+def write_log(client: Client, batches: list[Batch], seconds: float) -> None:
+    """Make the log's segments as long as a run of so many seconds needs, and drop them for it to use."""
+    for _ in range(2):  # the one in use, and the one before it
+        place = 0
+        while client.stats()[0].log_bytes < LOG_BYTES_PER_S * seconds:
+            for batch in batches[place : place + 16]:
+                client.push(TABLE, batch.distinct, batch.gradients)
+            place = (place + 16) % len(batches)
+        client.checkpoint()
 
 
 def adagrad_step(client: Client) -> Step:
@@ -43,7 +68,8 @@ def measure_adagrad(settings: Settings, name: str, distribution: str, goal: Goal
             ours = client.pull(TABLE, batch.distinct)
             difference = max(difference, require_equal(name, ours, peer.pull(batch), ROUNDING))
         peer.choose_threads(batches)
-        mine, theirs = contest([step, peer.step], batches, settings)
+        write_log(client, batches, settings.seconds)
+        mine, theirs = contest([step, peer.step], batches, settings, client.checkpoint)
     detail = {
         **mine.detail("ours"), **theirs.detail("peer"), "largest_difference": difference,
         "ours_durability": "os (push log)", "ids": settings.ids,
@@ -51,7 +77,31 @@ def measure_adagrad(settings: Settings, name: str, distribution: str, goal: Goal
     what = f"Adagrad step, {distribution}"
     return [
         make_bar(name, what, "M rows/s", goal, mine.millions, peer.name, theirs.millions, detail),
+        _sustained(settings, f"{name}.sustained", what, peer.name, theirs.millions, batches),
     ]
+
+
+def _sustained(
+    settings: Settings, name: str, what: str, peer: str, theirs: list[float], batches: list[Batch]
+) -> Bar:
+    """The step of a long training, checkpoints and all, beside the peer's (which keeps nothing on disk)."""
+    config = table_config(ADAGRAD, durability="os")
+    del config["checkpoint_log_bytes"]
+    with embedded(settings.scratch / "sustained", config) as client:
+        create_rows(client, settings.ids)
+        step = adagrad_step(client)
+        _run(step, batches, SUSTAINED_S / 2)
+        timing = contest([step], batches, replace(settings, seconds=SUSTAINED_S / settings.runs))[0]
+    detail: dict[str, Any] = {**timing.detail("ours"), "seconds": SUSTAINED_S}
+    what = f"{what}, checkpoints running beside it"
+    return make_bar(name, what, "M rows/s", None, timing.millions, peer, theirs, detail)
+
+
+def _run(step: Step, batches: list[Batch], seconds: float) -> None:
+    began_s, place = time.perf_counter(), 0
+    while time.perf_counter() - began_s < seconds:
+        step(batches[place % len(batches)])
+        place += 1
 
 
 def measure_log(settings: Settings, name: str, distribution: str, goal: Goal) -> list[Bar]:
@@ -71,7 +121,8 @@ def measure_log(settings: Settings, name: str, distribution: str, goal: Goal) ->
                 step(batch)
         sample = batches[0].distinct
         require_equal(name, with_log.pull(TABLE, sample), without.pull(TABLE, sample), 0.0)
-        on, off = contest(steps, batches, settings)
+        write_log(with_log, batches, settings.seconds)
+        on, off = contest(steps, batches, settings, with_log.checkpoint)
     detail = {**on.detail("ours"), **off.detail("peer")}
     millis = [26.624 / rate for rate in on.millions]
     bare_millis = [26.624 / rate for rate in off.millions]
