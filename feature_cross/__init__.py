@@ -2,12 +2,14 @@
 """From raw user, item and context columns to 64-bit ids, with the crosses that a config declares."""
 
 from feature_cross.batch import CrossBatch
+from feature_cross.builder import Builder
 from feature_cross.config import CrossConfig
 from feature_cross.engine import Engine
 from feature_cross.error import ConfigError, CrossError, DataError, LimitError
 from feature_cross.loader import load
 
 __all__ = [
+    "Builder",
     "ConfigError",
     "CrossBatch",
     "CrossConfig",

@@ -125,7 +125,7 @@ def test_any_value_in_a_row_gives_ids_or_a_data_error(strange: dict[str, Any]) -
         assert len(offsets) == 2 and offsets[1] == len(ids)
 
 
-@pytest.mark.parametrize("shards", [2, 3, 16, 1024])
+@pytest.mark.parametrize("shards", [2, 3, 4, 7, 8, 16, 32, 64, 100, 128, 256, 512, 1000, 1024])
 @pytest.mark.parametrize("kind", ["sequential", "zipf"])
 def test_ids_spread_evenly_over_shards(shards: int, kind: str) -> None:
     random = np.random.default_rng(11)

@@ -140,15 +140,37 @@ def test_one_slot_for_permutation_and_combination_is_refused() -> None:
         engine({"l": INT | {"list": True}}, features, slot_bits=4)
 
 
-@pytest.mark.parametrize("kind", ["sequential", "zipf"])
-def test_high_and_low_bits_are_even(kind: str) -> None:
+@pytest.mark.parametrize("values", ["sequential", "zipf", "strings", "strided"])
+@pytest.mark.parametrize("slot_bits", [None, 8])
+@pytest.mark.parametrize("form", ["attribute", "cross", "sorted"])
+def test_high_and_low_bits_are_even(values: str, slot_bits: int | None, form: str) -> None:
+    """Chi-square of every byte of the hash, over 256 cells each, and of adjacent ids' difference."""
     random = np.random.default_rng(7)
-    values = (
-        np.arange(200_000) if kind == "sequential" else np.unique(random.zipf(1.1, 400_000) & 0x7FFFFFFFFFFF)
-    )
-    ids, _ = pair(INT, INT).transform(pa.table({"a": values, "b": values % 7}))["f"]
-    for shift in (56, 28, 0):
-        counts = np.bincount((ids >> np.uint64(shift)).astype(np.uint8), minlength=256)
-        chi_square = ((counts - len(ids) / 256) ** 2).sum() / (len(ids) / 256)
-        # 255 degrees of freedom: mean 255, deviation 22.6; 5 deviations are one chance in millions.
-        assert abs(chi_square - 255) < 5 * 22.6, (shift, chi_square)
+    made: dict[str, Any] = {
+        "sequential": np.arange(200_000),
+        "zipf": np.unique(random.zipf(1.1, 400_000) & 0x7FFFFFFFFFFF),
+        "strings": pa.array([f"user_{n}" for n in range(200_000)]),
+        "strided": np.arange(200_000) << 32,
+    }
+    column = made[values]
+    kind = STRING if values == "strings" else INT
+    ids_of = {"slot_bits": slot_bits} if slot_bits else {}
+    features: dict[str, Any] = {
+        "attribute": {"kind": "attribute", "of": "e.a"},
+        "cross": {"kind": "categorical", "of": ["e.a", "e.b"]},
+        "sorted": {"kind": "combination", "form": "sorted", "of": "e.l"},
+    }
+    attributes = {"a": kind, "b": INT, "l": kind | {"list": True}}
+    built = engine(attributes, {"f": features[form] | {"slot": 3}}, **ids_of)
+    lists = pa.ListArray.from_arrays(np.arange(0, len(column) + 1, dtype=np.int32), pa.array(column))
+    table = pa.table({"a": column, "b": np.arange(len(column)) % 7, "l": lists})
+    ids = built.transform(table)["f"][0]
+    hash_bits = 64 - (slot_bits or 0)
+    for shift in (*range(0, hash_bits - 8, 8), hash_bits - 8):
+        cells = ((ids >> np.uint64(shift)) & np.uint64(255)).astype(np.intp)
+        for counted in (cells, (cells[1:] - cells[:-1]) & 255):
+            counts = np.bincount(counted, minlength=256)
+            chi_square = ((counts - len(counted) / 256) ** 2).sum() / (len(counted) / 256)
+            # 255 degrees of freedom: mean 255, deviation 22.6; 6 deviations are one chance in hundreds of
+            # millions for a normal, and in millions for this distribution's longer upper tail.
+            assert abs(chi_square - 255) < 6 * 22.6, (shift, chi_square)
