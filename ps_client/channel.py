@@ -15,7 +15,7 @@ from typing import Any, Final
 import grpc
 from rowhouse import codec, error
 from rowhouse.limit import MESSAGE_BYTES_MAX
-from rowhouse.message import PullRequest, PullResponse, PushRequest, PushResponse
+from rowhouse.message import Contribution, PullRequest, PullResponse, PushRequest, PushResponse
 from rowhouse.v1 import rowhouse_pb2 as pb
 
 SERVICE: Final = "/rowhouse.v1.ParameterService/"
@@ -63,11 +63,18 @@ class GrpcTransport:
             request_serializer=codec.encode_push_request,
             response_deserializer=codec.decode_push_response,
         )
+        self._contribute = self._channel.unary_unary(
+            SERVICE + "Contribute",
+            request_serializer=codec.encode_contribution,
+            response_deserializer=pb.ContributeResponse.FromString,
+        )
         self._get_cluster = self._stub("GetCluster", pb.GetClusterResponse)
         self._create_checkpoint = self._stub("CreateCheckpoint", pb.CreateCheckpointResponse)
         self._get_stats = self._stub("GetStats", pb.GetStatsResponse)
         self._set_table_freeze = self._stub("SetTableFreeze", pb.SetTableFreezeResponse)
         self._evict_rows = self._stub("EvictRows", pb.EvictRowsResponse)
+        self._join_group = self._stub("JoinGroup", pb.JoinGroupResponse)
+        self._await_step = self._stub("AwaitStep", pb.AwaitStepResponse)
 
     def _stub(self, method: str, response: Any) -> Callable[..., Any]:
         return self._channel.unary_unary(
@@ -124,6 +131,21 @@ class GrpcTransport:
     def evict_rows(self, request: pb.EvictRowsRequest, timeout_s: float) -> pb.EvictRowsResponse:
         """Run one table's eviction policies now."""
         response: pb.EvictRowsResponse = self._call(self._evict_rows, request, timeout_s)
+        return response
+
+    def join_group(self, request: pb.JoinGroupRequest, timeout_s: float) -> pb.JoinGroupResponse:
+        """Take part in a group of trainers."""
+        response: pb.JoinGroupResponse = self._call(self._join_group, request, timeout_s)
+        return response
+
+    def contribute(self, request: Contribution, timeout_s: float) -> pb.ContributeResponse:
+        """One trainer's gradients of one step."""
+        response: pb.ContributeResponse = self._call(self._contribute, request, timeout_s)
+        return response
+
+    def await_step(self, request: pb.AwaitStepRequest, timeout_s: float) -> pb.AwaitStepResponse:
+        """Wait a moment for the other trainers."""
+        response: pb.AwaitStepResponse = self._call(self._await_step, request, timeout_s)
         return response
 
     def close(self) -> None:

@@ -28,6 +28,7 @@ from ps_client.plan import distinct
 from ps_client.retry import Retry
 from ps_client.step import Asked, StepClient, UniqueRows
 from ps_client.table import Table, find_table
+from ps_client.trainer import Trainer
 from ps_client.validation import wire_code
 
 FREEZE_MODES: Final = {
@@ -86,6 +87,30 @@ class Client(StepClient):
         """
         self._check_usable()
         return Pipeline(self, staleness=staleness, prefetch_max=prefetch_max, push_max=push_max)
+
+    def trainer(
+        self,
+        *,
+        group: str,
+        rank: int,
+        trainers: int,
+        pace: Literal["bsp", "ssp", "async"] = "bsp",
+        staleness: int = 0,
+        deadline_s: float = 60.0,
+        on_lost: Literal["stop", "go_on"] = "stop",
+    ) -> Trainer:
+        """Take part in a group of trainers that keep pace; see Trainer.
+
+        Parameters
+        ----------
+        group, rank, trainers, pace, staleness, deadline_s, on_lost
+            As for Trainer.
+        """
+        self._check_usable()
+        return Trainer(
+            self, self._cluster, self._exchange, group=group, rank=rank, trainers=trainers, pace=pace,
+            staleness=staleness, deadline_s=deadline_s, on_lost=on_lost,
+        )  # fmt: skip
 
     def flush(self) -> None:
         """Send again each push whose answer is missing, and return when all of them are applied.

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol, cast
 
 from rowhouse.error import ConfigError
-from rowhouse.message import PullRequest, PullResponse, PushRequest, PushResponse
+from rowhouse.message import Contribution, PullRequest, PullResponse, PushRequest, PushResponse
 from rowhouse.v1 import rowhouse_pb2 as pb
 
 ENTRY_POINT_GROUP: Final = "rowhouse.embedded"
@@ -105,6 +105,18 @@ class EmbeddedTransport:
     def evict_rows(self, request: pb.EvictRowsRequest, timeout_s: float) -> pb.EvictRowsResponse:
         """Run one table's eviction policies now."""
         return self._shard.evict_rows(request)
+
+    def join_group(self, request: pb.JoinGroupRequest, timeout_s: float) -> pb.JoinGroupResponse:
+        """A shard in one trainer's process has no others: ConfigError."""
+        raise ConfigError(f"{self.endpoint}: trainers that keep pace need shards that are served (ps-server)")
+
+    def contribute(self, request: Contribution, timeout_s: float) -> pb.ContributeResponse:
+        """Cannot come: `join_group` comes first."""
+        raise AssertionError("nobody joined")
+
+    def await_step(self, request: pb.AwaitStepRequest, timeout_s: float) -> pb.AwaitStepResponse:
+        """Cannot come: `join_group` comes first."""
+        raise AssertionError("nobody joined")
 
     def close(self) -> None:
         """Close the shard: it writes what is dirty and releases its directory."""

@@ -204,7 +204,15 @@ class Exchange:
         def ask(transport: Transport) -> T:
             return self._persist(partial(call, transport), self._retry.start(wait_s))
 
-        answers = self._parallel([partial(ask, transport) for transport in self._cluster.transports])
+        return self.together([partial(ask, transport) for transport in self._cluster.transports])
+
+    def persist(self, call: Callable[[float], T]) -> T:
+        """The answer of a call that may be made any number of times, within the client's timeout."""
+        return self._persist(call, self._retry.start())
+
+    def together(self, calls: Sequence[Callable[[], T]]) -> list[T]:
+        """Make the calls in parallel; their answers, or the first failure when all have ended."""
+        answers = self._parallel(calls)
         _raise_first([a for a in answers if isinstance(a, RowhouseError)])
         return [a for a in answers if not isinstance(a, RowhouseError)]
 
@@ -217,6 +225,11 @@ class Exchange:
                 raise
             except RowhouseError as failure:
                 backoff.wait(failure)
+
+    def reload_map(self, stale_map: PartitionMap) -> None:
+        """Ask a shard for its partition map, after `stale_map` was refused."""
+        refused = StalePartitionMapError(f"partition map {stale_map.version:#x} was refused")
+        self._reload(0, stale_map, refused, self._retry.start())
 
     def _reload(
         self, shard: int, stale_map: PartitionMap, stale: StalePartitionMapError, backoff: Backoff

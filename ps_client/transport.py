@@ -7,7 +7,7 @@ their own. A transport does not retry, does not route and knows no sequence numb
 
 from typing import Protocol
 
-from rowhouse.message import PullRequest, PullResponse, PushRequest, PushResponse
+from rowhouse.message import Contribution, PullRequest, PullResponse, PushRequest, PushResponse
 from rowhouse.v1 import rowhouse_pb2 as pb
 
 
@@ -45,6 +45,15 @@ class Transport(Protocol):
 
     def evict_rows(self, request: pb.EvictRowsRequest, timeout_s: float) -> pb.EvictRowsResponse:
         """Run one table's eviction policies now."""
+
+    def join_group(self, request: pb.JoinGroupRequest, timeout_s: float) -> pb.JoinGroupResponse:
+        """Take part in a group of trainers."""
+
+    def contribute(self, request: Contribution, timeout_s: float) -> pb.ContributeResponse:
+        """One trainer's gradients of one step."""
+
+    def await_step(self, request: pb.AwaitStepRequest, timeout_s: float) -> pb.AwaitStepResponse:
+        """Wait a moment for the other trainers."""
 
     def close(self) -> None:
         """Let go of the shard; no call may follow."""

@@ -102,7 +102,7 @@ class Server:
     def __init__(self, config: ClusterConfig, index: int, open_shard: OpenShard) -> None:
         self._directory = shard_directory(config, index)
         self._config, self._index, self._open_shard = config, index, open_shard
-        self._service = ParameterService(index)
+        self._service = ParameterService(index, waits_max=max(config.worker_threads // 2, 1))
         self._health = health.HealthServicer()
         self._shard: ServedShard | None = None
         self._serving = False

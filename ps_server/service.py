@@ -18,19 +18,25 @@ from contextlib import contextmanager
 from typing import Any, Final, Protocol
 
 import grpc
+from google.protobuf.message import DecodeError
 from rowhouse import codec
 from rowhouse.dtype import STORAGE
 from rowhouse.error import (
     ERROR_METADATA_KEY,
     BusyError,
     InternalError,
+    InvalidRequestError,
     LimitExceededError,
     RowhouseError,
     UnavailableError,
 )
 from rowhouse.limit import IN_FLIGHT_BYTES_MAX, MESSAGE_BYTES_MAX
 from rowhouse.message import PullRequest, PullResponse, PushRequest, PushResponse
+from rowhouse.placement import PartitionMap
 from rowhouse.v1 import rowhouse_pb2 as pb
+
+from ps_server.group import Groups
+from ps_server.table import Table
 
 SERVICE_NAME: Final = pb.DESCRIPTOR.services_by_name["ParameterService"].full_name
 
@@ -46,9 +52,18 @@ _log = logging.getLogger(__name__)
 class ServedShard(Protocol):
     """What a shard must do to be served; `ps_server.shard.Shard` does, and fakes in tests."""
 
+    index: int
+    partition_map: PartitionMap
+
     @property
     def poison(self) -> str | None:
         """Why the shard takes no more writes; None while it is healthy."""
+
+    def last_sequence(self, client_id: int) -> int:
+        """Number of the client's last applied push."""
+
+    def table_at_lsn(self, name: str) -> tuple[Table, int]:
+        """A table by name, and the LSN applied to it."""
 
     def pull(self, request: PullRequest) -> PullResponse:
         """Rows of the request's ids."""
@@ -133,20 +148,27 @@ class ParameterService:
         The shard's index, for messages.
     in_flight_bytes_max
         Bound of request bytes held at once.
+    waits_max
+        Calls of trainers that may wait for one another at once: fewer than there are threads.
     """
 
-    def __init__(self, index: int, in_flight_bytes_max: int = IN_FLIGHT_BYTES_MAX) -> None:
-        self._index = index
+    def __init__(
+        self, index: int, in_flight_bytes_max: int = IN_FLIGHT_BYTES_MAX, waits_max: int = 1
+    ) -> None:
+        self._index, self._waits_max = index, waits_max
         self._in_flight = InFlight(in_flight_bytes_max)
         self._shard: ServedShard | None = None
+        self._groups: Groups | None = None
 
     def attach(self, shard: ServedShard | None) -> None:
         """Serve `shard` from now on; None makes every call UNAVAILABLE again."""
+        self._groups = None if shard is None else Groups(shard, self._waits_max)
         self._shard = shard
 
     def handler(self) -> grpc.GenericRpcHandler:
         """The gRPC handler to register under SERVICE_NAME."""
-        raw = {"Pull": self._pull, "Push": self._push}
+        raw: dict[str, Callable[[ServedShard, bytes], Any]]
+        raw = {"Pull": self._pull, "Push": self._push, "Contribute": self._contribute}
         methods: dict[str, grpc.RpcMethodHandler[Any, Any]]
         methods = {n: grpc.unary_unary_rpc_method_handler(self._guard(call)) for n, call in raw.items()}
         stubs: dict[str, tuple[Callable[[ServedShard, Any], Any], Any]] = {
@@ -155,13 +177,12 @@ class ParameterService:
             "GetStats": (lambda shard, r: shard.get_stats(r), pb.GetStatsRequest),
             "SetTableFreeze": (lambda shard, r: shard.set_table_freeze(r), pb.SetTableFreezeRequest),
             "EvictRows": (lambda shard, r: shard.evict_rows(r), pb.EvictRowsRequest),
+            "JoinGroup": (lambda _, r: self._of_trainers().join(r), pb.JoinGroupRequest),
+            "AwaitStep": (lambda _, r: self._of_trainers().await_step(r), pb.AwaitStepRequest),
         }
         for name, (call, request_type) in stubs.items():
-            methods[name] = grpc.unary_unary_rpc_method_handler(
-                self._guard(call),
-                request_deserializer=request_type.FromString,
-                response_serializer=lambda response: response.SerializeToString(),
-            )
+            decoded = _decoded(call, request_type)
+            methods[name] = grpc.unary_unary_rpc_method_handler(self._guard(decoded))
         return grpc.method_handlers_generic_handler(SERVICE_NAME, methods)
 
     def _guard(self, call: Callable[[ServedShard, Any], Any]) -> Callable[[Any, grpc.ServicerContext], Any]:
@@ -183,6 +204,17 @@ class ParameterService:
 
         return guarded
 
+    def _of_trainers(self) -> Groups:
+        groups = self._groups
+        if groups is None:
+            raise UnavailableError(f"shard {self._index} is starting or stopping; retry")
+        return groups
+
+    def _contribute(self, shard: ServedShard, data: bytes) -> bytes:
+        with self._in_flight.hold(len(data)):
+            answer = self._of_trainers().contribute(codec.decode_contribution(data))
+            return answer.SerializeToString()
+
     def _pull(self, shard: ServedShard, data: bytes) -> bytes:
         with self._in_flight.hold(len(data)):
             request = codec.decode_pull_request(data)
@@ -192,6 +224,22 @@ class ParameterService:
     def _push(self, shard: ServedShard, data: bytes) -> bytes:
         with self._in_flight.hold(len(data)):
             return codec.encode_push_response(shard.push(codec.decode_push_request(data), data))
+
+
+def _decoded(
+    call: Callable[[ServedShard, Any], Any], request_type: Any
+) -> Callable[[ServedShard, bytes], bytes]:
+    """`call` from bytes to bytes; malformed ones are the caller's fault, which gRPC would call ours."""
+
+    def decode_and_call(shard: ServedShard, data: bytes) -> bytes:
+        try:
+            request = request_type.FromString(data)
+        except DecodeError as error:
+            raise InvalidRequestError(f"{request_type.DESCRIPTOR.name}: {error}") from None
+        answer: bytes = call(shard, request).SerializeToString()
+        return answer
+
+    return decode_and_call
 
 
 def _check_answer(request: PullRequest) -> None:

@@ -38,6 +38,10 @@ class Sessions:
             )
         return None
 
+    def last_of(self, client_id: int) -> int:
+        """Sequence of the client's last applied push; 0 when it is not remembered. Needs no lock."""
+        return self._last.get(client_id, (0, 0))[0]
+
     def record(self, client_id: int, sequence: int, lsn: int) -> None:
         """Remember an applied push."""
         self._last[client_id] = (sequence, lsn)

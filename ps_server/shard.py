@@ -22,12 +22,7 @@ from typing import Final
 
 from rowhouse import dtype, message
 from rowhouse.codec import encode_push_request
-from rowhouse.error import (
-    CorruptionError,
-    PoisonedError,
-    StoreError,
-    TableFrozenError,
-)
+from rowhouse.error import CorruptionError, PoisonedError, StoreError, TableFrozenError
 from rowhouse.placement import PartitionMap
 from rowhouse.v1 import rowhouse_pb2 as pb
 
@@ -267,6 +262,10 @@ class Shard:
             checkpoint.write_life(self._store, self._opened.life)
         if self._log is not None and self._log.bytes > self.config.checkpoint_log_bytes:
             self._checkpoint_wanted.set()
+
+    def last_sequence(self, client_id: int) -> int:
+        """Number of the client's last push that is applied here; 0 when there is none."""
+        return self._sessions.last_of(client_id)
 
     def table_at_lsn(self, name: str, *, writing: bool = False) -> tuple[Table, int]:
         """A table, and the LSN up to which everything is applied to it, for bulk work (bulk.py)."""

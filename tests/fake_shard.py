@@ -8,13 +8,19 @@ from typing import Any
 import numpy as np
 from rowhouse import message
 from rowhouse.dtype import STORAGE
+from rowhouse.error import UnknownTableError
+from rowhouse.placement import PartitionMap
 from rowhouse.v1 import rowhouse_pb2 as pb
+
+from ps_server.table import Table
 
 
 class FakeShard:
     """Answers zeros; `fail` is raised by every call."""
 
     def __init__(self) -> None:
+        self.index = 0
+        self.partition_map = PartitionMap.even(1)
         self.poison: str | None = None
         self.fail: Exception | None = None
         self.on_push: Callable[[], None] = lambda: None  # runs inside each push
@@ -50,6 +56,12 @@ class FakeShard:
         self.encoded.append(encoded)
         self.on_push()
         return message.PushResponse(request.sequence, False)
+
+    def last_sequence(self, client_id: int) -> int:
+        return 0
+
+    def table_at_lsn(self, name: str) -> tuple[Table, int]:
+        raise UnknownTableError(f"table {name!r}: a fake shard has none")
 
     def get_cluster(self, request: pb.GetClusterRequest) -> pb.GetClusterResponse:
         self._note("get_cluster", request)

@@ -19,12 +19,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
 from rowhouse.dtype import NAMES, STORAGE
 from rowhouse.error import InvalidRequestError, LimitExceededError
 from rowhouse.limit import DIM_MAX, IDS_PER_REQUEST_MAX, TABLE_NAME_BYTES_MAX, TABLES_PER_REQUEST_MAX
 from rowhouse.message import (
+    Contribution,
     PullRequest,
     PullResponse,
     PushRequest,
@@ -33,6 +35,7 @@ from rowhouse.message import (
     TableIds,
     TableRows,
 )  # fmt: skip
+from rowhouse.v1 import rowhouse_pb2 as pb
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _U64_MASK = (1 << 64) - 1
@@ -104,8 +107,7 @@ def encode_pull_response(message: PullResponse) -> bytes:
     return b"".join(parts)
 
 
-def encode_push_request(message: PushRequest) -> bytes:
-    """Encode `rowhouse.v1.PushRequest`."""
+def _push_parts(message: PushRequest) -> list[Part]:
     parts: list[Part] = [
         _integer(1, message.map_version) + _integer(2, message.client_id) + _integer(3, message.sequence)
     ]
@@ -119,7 +121,18 @@ def encode_push_request(message: PushRequest) -> bytes:
             if events is not None:
                 inner += _array(number, events, np.dtype("<f4"))
         parts += _nested(4, inner)
-    return b"".join(parts)
+    return parts
+
+
+def encode_push_request(message: PushRequest) -> bytes:
+    """Encode `rowhouse.v1.PushRequest`."""
+    return b"".join(_push_parts(message))
+
+
+def encode_contribution(message: Contribution) -> bytes:
+    """Encode `rowhouse.v1.ContributeRequest`."""
+    member = message.member.SerializeToString()
+    return b"".join([*_nested(1, [member]), *_nested(2, _push_parts(message.push))])
 
 
 def encode_push_response(message: PushResponse) -> bytes:
@@ -294,12 +307,22 @@ def decode_pull_response(data: bytes) -> PullResponse:
     )
 
 
-def decode_push_request(data: bytes) -> PushRequest:
+def decode_push_request(data: bytes | memoryview) -> PushRequest:
     """Decode `rowhouse.v1.PushRequest`; InvalidRequestError on malformed bytes."""
     fields = _collect(memoryview(data), {1: _VARINT, 2: _VARINT, 3: _VARINT, 4: _BYTES})
     tables = tuple(_table_gradients(f) for f in _nested_fields(fields, 4, _TABLE_GRADIENTS))
     _check_total([t.ids.shape[0] for t in tables])
     return PushRequest(_last_int(fields, 1), _last_int(fields, 2), _last_int(fields, 3), tables)
+
+
+def decode_contribution(data: bytes) -> Contribution:
+    """Decode `rowhouse.v1.ContributeRequest`; InvalidRequestError on malformed bytes."""
+    fields = _collect(memoryview(data), {1: _BYTES, 2: _BYTES})
+    try:
+        member = pb.Member.FromString(bytes(_last_bytes(fields, 1)))
+    except DecodeError as error:
+        raise InvalidRequestError(f"member of a group: {error}") from None
+    return Contribution(member, decode_push_request(_last_bytes(fields, 2)))
 
 
 def decode_push_response(data: bytes) -> PushResponse:

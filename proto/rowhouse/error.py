@@ -9,7 +9,8 @@
     ├── PreconditionError        right in itself, not in the shard's present state
     │   ├── StalePartitionMapError   routed by another partition map   (retry after a reload)
     │   ├── SequenceGapError         an earlier push of this client never arrived here
-    │   └── TableFrozenError         pushes to this table are refused
+    │   ├── TableFrozenError         pushes to this table are refused
+    │   └── TrainerLostError         a trainer of the group gave no sign in time
     ├── BusyError                in-flight bytes are at their bound    (retry with back-off)
     ├── UnavailableError         no answer, or the shard is starting   (retry)
     │   └── DeadlineExceededError    no answer in time                 (retry)
@@ -29,9 +30,10 @@ import grpc
 
 __all__ = [
     "ERROR_METADATA_KEY", "BusyError", "ConfigError", "CorruptionError", "DeadlineExceededError",
-    "DirectoryInUseError", "InternalError", "InvalidRequestError", "LimitExceededError", "PoisonedError",
-    "PreconditionError", "RowhouseError", "SequenceGapError", "StalePartitionMapError", "StoreError",
-    "TableFrozenError", "UnavailableError", "UnknownTableError", "error_class_names", "from_status",
+    "DirectoryInUseError", "InternalError", "InvalidRequestError", "LimitExceededError",
+    "PoisonedError", "PreconditionError", "RowhouseError", "SequenceGapError", "StalePartitionMapError",
+    "StoreError", "TableFrozenError", "TrainerLostError", "UnavailableError", "UnknownTableError",
+    "error_class_names", "from_status",
 ]  # fmt: skip
 
 ERROR_METADATA_KEY: Final = "rowhouse-error"
@@ -90,6 +92,10 @@ class SequenceGapError(PreconditionError):
 
 class TableFrozenError(PreconditionError):
     """The table refuses pushes (SetTableFreeze)."""
+
+
+class TrainerLostError(PreconditionError):
+    """A trainer of the group gave no sign within the deadline, or another took its place; names it."""
 
 
 class BusyError(RowhouseError):

@@ -31,6 +31,9 @@ SHARDS_MAX: Final = 1024
 CLIENTS_MAX: Final = 65_536
 """Clients whose last sequence number a shard remembers. Past it the one idle longest is dropped."""
 
+TRAINERS_MAX: Final = 1024
+"""Trainers of one group: each has a number, and a step is not applied before all of them are heard."""
+
 IN_FLIGHT_BYTES_MAX: Final = 512 * 1024 * 1024
 """Request bytes that a shard holds at once; past it a request gets BusyError and the client backs off."""
 

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rowhouse.v1 import rowhouse_pb2 as pb
+
 
 @dataclass(frozen=True, slots=True)
 class TableIds:
@@ -92,3 +94,11 @@ class PushResponse:
 
     lsn: int
     duplicate: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Contribution:
+    """One trainer's part of a step of its group; `push` is named by (group, step)."""
+
+    member: pb.Member
+    push: PushRequest

@@ -67,6 +67,22 @@ def test_shows_and_clicks_travel_with_the_gradients() -> None:
     np.testing.assert_array_equal(back.clicks, events)
 
 
+def test_a_contribution_equals_the_stub() -> None:
+    member = pb.Member(group=2**64 - 1, trainer=3, trainers=4, name="höst:1", pace=pb.PACE_BSP, go_on=True)
+    push = message.PushRequest(1, 2**64 - 1, 9, (_gradients(dtype.FLOAT16, 0.5),))
+    for sent in (push, message.PushRequest(0, 0, 0, ())):
+        data = codec.encode_contribution(message.Contribution(member, sent))
+        stub = pb.ContributeRequest.FromString(data)
+        assert stub.SerializeToString(deterministic=True) == data
+        assert stub.HasField("push") and stub.push.sequence == sent.sequence
+        back = codec.decode_contribution(data)
+        assert back.member == member and len(back.push.tables) == len(sent.tables)
+    np.testing.assert_array_equal(codec.decode_contribution(codec.encode_contribution(
+        message.Contribution(member, push))).push.tables[0].gradients, push.tables[0].gradients)  # fmt: skip
+    with pytest.raises(InvalidRequestError, match="member of a group"):
+        codec.decode_contribution(b"\x0a\x02\x0a\x7f")
+
+
 def test_unknown_fields_are_skipped() -> None:
     extra = b"\xf8\x07\x05" + b"\xfa\x07\x02hi"  # field 127 as varint and as bytes
     data = codec.encode_push_response(message.PushResponse(3, False)) + extra
@@ -101,6 +117,9 @@ def test_count_must_match_the_bytes() -> None:
 
 @given(st.binary(max_size=200))
 def test_random_bytes_never_escape_the_error_tree(data: bytes) -> None:
-    for decode in (codec.decode_push_request, codec.decode_pull_request, codec.decode_pull_response):
+    for decode in (
+        codec.decode_push_request, codec.decode_pull_request, codec.decode_pull_response,
+        codec.decode_contribution,
+    ):  # fmt: skip
         with contextlib.suppress(RowhouseError):
             decode(data)

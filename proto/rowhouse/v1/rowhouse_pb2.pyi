@@ -20,6 +20,12 @@ class FreezeMode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     FREEZE_MODE_OFF: _ClassVar[FreezeMode]
     FREEZE_MODE_REFUSE: _ClassVar[FreezeMode]
     FREEZE_MODE_IGNORE: _ClassVar[FreezeMode]
+
+class Pace(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    PACE_UNSPECIFIED: _ClassVar[Pace]
+    PACE_BSP: _ClassVar[Pace]
+    PACE_SSP: _ClassVar[Pace]
 DTYPE_UNSPECIFIED: Dtype
 DTYPE_FLOAT32: Dtype
 DTYPE_FLOAT16: Dtype
@@ -28,6 +34,9 @@ FREEZE_MODE_UNSPECIFIED: FreezeMode
 FREEZE_MODE_OFF: FreezeMode
 FREEZE_MODE_REFUSE: FreezeMode
 FREEZE_MODE_IGNORE: FreezeMode
+PACE_UNSPECIFIED: Pace
+PACE_BSP: Pace
+PACE_SSP: Pace
 
 class TableInfo(_message.Message):
     __slots__ = ("name", "dim", "dtype", "config_json")
@@ -244,3 +253,71 @@ class EvictRowsResponse(_message.Message):
     ROWS_EVICTED_FIELD_NUMBER: _ClassVar[int]
     rows_evicted: int
     def __init__(self, rows_evicted: _Optional[int] = ...) -> None: ...
+
+class Member(_message.Message):
+    __slots__ = ("group", "trainer", "trainers", "incarnation", "name", "pace", "staleness", "deadline_ms", "go_on")
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    TRAINER_FIELD_NUMBER: _ClassVar[int]
+    TRAINERS_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    PACE_FIELD_NUMBER: _ClassVar[int]
+    STALENESS_FIELD_NUMBER: _ClassVar[int]
+    DEADLINE_MS_FIELD_NUMBER: _ClassVar[int]
+    GO_ON_FIELD_NUMBER: _ClassVar[int]
+    group: int
+    trainer: int
+    trainers: int
+    incarnation: int
+    name: str
+    pace: Pace
+    staleness: int
+    deadline_ms: int
+    go_on: bool
+    def __init__(self, group: _Optional[int] = ..., trainer: _Optional[int] = ..., trainers: _Optional[int] = ..., incarnation: _Optional[int] = ..., name: _Optional[str] = ..., pace: _Optional[_Union[Pace, str]] = ..., staleness: _Optional[int] = ..., deadline_ms: _Optional[int] = ..., go_on: _Optional[bool] = ...) -> None: ...
+
+class JoinGroupRequest(_message.Message):
+    __slots__ = ("member",)
+    MEMBER_FIELD_NUMBER: _ClassVar[int]
+    member: Member
+    def __init__(self, member: _Optional[_Union[Member, _Mapping]] = ...) -> None: ...
+
+class JoinGroupResponse(_message.Message):
+    __slots__ = ("step", "held")
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    HELD_FIELD_NUMBER: _ClassVar[int]
+    step: int
+    held: bool
+    def __init__(self, step: _Optional[int] = ..., held: _Optional[bool] = ...) -> None: ...
+
+class ContributeRequest(_message.Message):
+    __slots__ = ("member", "push")
+    MEMBER_FIELD_NUMBER: _ClassVar[int]
+    PUSH_FIELD_NUMBER: _ClassVar[int]
+    member: Member
+    push: PushRequest
+    def __init__(self, member: _Optional[_Union[Member, _Mapping]] = ..., push: _Optional[_Union[PushRequest, _Mapping]] = ...) -> None: ...
+
+class ContributeResponse(_message.Message):
+    __slots__ = ("applied",)
+    APPLIED_FIELD_NUMBER: _ClassVar[int]
+    applied: bool
+    def __init__(self, applied: _Optional[bool] = ...) -> None: ...
+
+class AwaitStepRequest(_message.Message):
+    __slots__ = ("member", "step")
+    MEMBER_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    member: Member
+    step: int
+    def __init__(self, member: _Optional[_Union[Member, _Mapping]] = ..., step: _Optional[int] = ...) -> None: ...
+
+class AwaitStepResponse(_message.Message):
+    __slots__ = ("done", "resend", "lost")
+    DONE_FIELD_NUMBER: _ClassVar[int]
+    RESEND_FIELD_NUMBER: _ClassVar[int]
+    LOST_FIELD_NUMBER: _ClassVar[int]
+    done: bool
+    resend: bool
+    lost: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, done: _Optional[bool] = ..., resend: _Optional[bool] = ..., lost: _Optional[_Iterable[str]] = ...) -> None: ...

@@ -69,6 +69,21 @@ class ParameterServiceStub:
                 request_serializer=rowhouse_dot_v1_dot_rowhouse__pb2.EvictRowsRequest.SerializeToString,
                 response_deserializer=rowhouse_dot_v1_dot_rowhouse__pb2.EvictRowsResponse.FromString,
                 _registered_method=True)
+        self.JoinGroup = channel.unary_unary(
+                '/rowhouse.v1.ParameterService/JoinGroup',
+                request_serializer=rowhouse_dot_v1_dot_rowhouse__pb2.JoinGroupRequest.SerializeToString,
+                response_deserializer=rowhouse_dot_v1_dot_rowhouse__pb2.JoinGroupResponse.FromString,
+                _registered_method=True)
+        self.Contribute = channel.unary_unary(
+                '/rowhouse.v1.ParameterService/Contribute',
+                request_serializer=rowhouse_dot_v1_dot_rowhouse__pb2.ContributeRequest.SerializeToString,
+                response_deserializer=rowhouse_dot_v1_dot_rowhouse__pb2.ContributeResponse.FromString,
+                _registered_method=True)
+        self.AwaitStep = channel.unary_unary(
+                '/rowhouse.v1.ParameterService/AwaitStep',
+                request_serializer=rowhouse_dot_v1_dot_rowhouse__pb2.AwaitStepRequest.SerializeToString,
+                response_deserializer=rowhouse_dot_v1_dot_rowhouse__pb2.AwaitStepResponse.FromString,
+                _registered_method=True)
 
 
 class ParameterServiceServicer:
@@ -123,6 +138,27 @@ class ParameterServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def JoinGroup(self, request, context):
+        """Takes part in a group of trainers that keep pace, for the first time or after a restart.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Contribute(self, request, context):
+        """One trainer's gradients of one step of its group, held until every trainer's are here.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AwaitStep(self, request, context):
+        """Says that this trainer's part of a step is on every shard, and waits a moment for the others.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ParameterServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -160,6 +196,21 @@ def add_ParameterServiceServicer_to_server(servicer, server):
                     servicer.EvictRows,
                     request_deserializer=rowhouse_dot_v1_dot_rowhouse__pb2.EvictRowsRequest.FromString,
                     response_serializer=rowhouse_dot_v1_dot_rowhouse__pb2.EvictRowsResponse.SerializeToString,
+            ),
+            'JoinGroup': grpc.unary_unary_rpc_method_handler(
+                    servicer.JoinGroup,
+                    request_deserializer=rowhouse_dot_v1_dot_rowhouse__pb2.JoinGroupRequest.FromString,
+                    response_serializer=rowhouse_dot_v1_dot_rowhouse__pb2.JoinGroupResponse.SerializeToString,
+            ),
+            'Contribute': grpc.unary_unary_rpc_method_handler(
+                    servicer.Contribute,
+                    request_deserializer=rowhouse_dot_v1_dot_rowhouse__pb2.ContributeRequest.FromString,
+                    response_serializer=rowhouse_dot_v1_dot_rowhouse__pb2.ContributeResponse.SerializeToString,
+            ),
+            'AwaitStep': grpc.unary_unary_rpc_method_handler(
+                    servicer.AwaitStep,
+                    request_deserializer=rowhouse_dot_v1_dot_rowhouse__pb2.AwaitStepRequest.FromString,
+                    response_serializer=rowhouse_dot_v1_dot_rowhouse__pb2.AwaitStepResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -351,6 +402,87 @@ class ParameterService:
             '/rowhouse.v1.ParameterService/EvictRows',
             rowhouse_dot_v1_dot_rowhouse__pb2.EvictRowsRequest.SerializeToString,
             rowhouse_dot_v1_dot_rowhouse__pb2.EvictRowsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def JoinGroup(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/rowhouse.v1.ParameterService/JoinGroup',
+            rowhouse_dot_v1_dot_rowhouse__pb2.JoinGroupRequest.SerializeToString,
+            rowhouse_dot_v1_dot_rowhouse__pb2.JoinGroupResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Contribute(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/rowhouse.v1.ParameterService/Contribute',
+            rowhouse_dot_v1_dot_rowhouse__pb2.ContributeRequest.SerializeToString,
+            rowhouse_dot_v1_dot_rowhouse__pb2.ContributeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AwaitStep(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/rowhouse.v1.ParameterService/AwaitStep',
+            rowhouse_dot_v1_dot_rowhouse__pb2.AwaitStepRequest.SerializeToString,
+            rowhouse_dot_v1_dot_rowhouse__pb2.AwaitStepResponse.FromString,
             options,
             channel_credentials,
             insecure,

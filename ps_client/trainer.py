@@ -1,0 +1,332 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One of W trainers that keep pace: bsp, ssp or async, over one client.
+
+    pull ── model ── push, push, … (kept here) ── step() ── everybody's gradients of the step are applied
+
+bsp: every shard gets this trainer's part of the step (contribute), then is told that all of them have it
+(await_step), and applies the parts of all trainers as one push, in trainer order. ssp: the step is pushed at
+once, and `step` returns when nobody is more than `staleness` steps behind. async: it is pushed at once.
+
+Invariants: 1. under bsp a row that is read holds every trainer's steps before this one and nothing of this
+one; 2. a part is kept until its step is applied everywhere, so a shard that restarts gets it again; 3. a step
+that failed midway is finished, as it was, before anything newer is sent.
+Thread safety: a Trainer belongs to one training loop; its pulls may come from any thread.
+"""
+
+import os
+import secrets
+import socket
+import time
+from collections.abc import Mapping, Sequence
+from functools import partial
+from types import TracebackType
+from typing import ClassVar, Final, Self
+
+import numpy as np
+import xxhash
+from rowhouse.error import (
+    ConfigError,
+    InvalidRequestError,
+    PreconditionError,
+    SequenceGapError,
+    StalePartitionMapError,
+    TrainerLostError,
+)
+from rowhouse.limit import TRAINERS_MAX
+from rowhouse.message import Contribution, PushRequest, TableGradients
+from rowhouse.v1 import rowhouse_pb2 as pb
+
+from ps_client.cluster import Cluster
+from ps_client.exchange import Exchange
+from ps_client.lane import REFUSALS
+from ps_client.plan import split_push
+from ps_client.step import Asked, StepClient, UniqueRows
+from ps_client.table import Table
+from ps_client.transport import Transport
+
+PACES: Final = {"bsp": pb.PACE_BSP, "ssp": pb.PACE_SSP, "async": None}
+ON_LOST: Final = {"stop": False, "go_on": True}
+
+_POLL_FIRST_S, _POLL_MAX_S = 0.001, 0.05
+"""Between two questions to a shard that had no thread to wait on."""
+
+
+class Trainer(StepClient):
+    """One trainer of a group. Made by `Client.trainer`.
+
+    Parameters
+    ----------
+    client
+        The client that it pulls by.
+    cluster, exchange
+        Those of the client.
+    group
+        Name of the group, the same for its trainers and for no other run on this cluster.
+    rank, trainers
+        This trainer's number, from 0, and how many there are.
+    pace
+        "bsp", "ssp" or "async".
+    staleness
+        ssp: how many steps a trainer may be ahead of the slowest.
+    deadline_s
+        A trainer that gives no sign for so long, while another waits for it, is lost. More than the longest
+        step and, with retries, the longest restart of a shard.
+    on_lost
+        What the others do then: "stop" (their `step` raises TrainerLostError) or "go_on" without it.
+
+    Attributes
+    ----------
+    steps
+        Steps of this trainer that ended. After a restart it goes on counting where the group is.
+    lost
+        The trainers that the group goes on without, each with number, name and reason.
+
+    Raises
+    ------
+    ConfigError
+        A wrong rank, pace, staleness, deadline or on_lost; InvalidRequestError when the others' settings
+        differ.
+    """
+
+    _keeps_parts: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        client: StepClient,
+        cluster: Cluster,
+        exchange: Exchange,
+        *,
+        group: str,
+        rank: int,
+        trainers: int,
+        pace: str = "bsp",
+        staleness: int = 0,
+        deadline_s: float = 60.0,
+        on_lost: str = "stop",
+    ) -> None:
+        _check(group, rank, trainers, pace, staleness, deadline_s, on_lost)
+        self._client, self._cluster, self._exchange = client, cluster, exchange
+        self._wire_dtype = client._wire_dtype
+        self._pace = PACES[pace]
+        self._member = pb.Member(
+            group=xxhash.xxh3_64_intdigest(group.encode()),
+            trainer=rank,
+            trainers=trainers,
+            incarnation=secrets.randbits(64),
+            name=f"{socket.gethostname()}:{os.getpid()}",
+            pace=self._pace,
+            staleness=staleness,
+            deadline_ms=max(round(deadline_s * 1000), 1),
+            go_on=ON_LOST[on_lost],
+        )
+        self._parts: list[TableGradients] = []
+        self._pending: tuple[TableGradients, ...] | None = None
+        self.steps = 0
+        self.lost: tuple[str, ...] = ()
+        if self._pace is not None:
+            self._join()
+
+    @property
+    def tables(self) -> Mapping[str, Table]:
+        """Every table of the cluster by name (read-only): dim, dtype, config."""
+        return self._client.tables
+
+    def _join(self) -> None:
+        """Tell every shard. A step that this trainer, before a restart, had sealed somewhere is ended."""
+        request = pb.JoinGroupRequest(member=self._member)
+        answers = self._exchange.every_shard(lambda t, left_s: t.join_group(request, left_s), None)
+        newest = max(answer.step for answer in answers)
+        behind = [shard for shard, answer in enumerate(answers) if answer.step < newest]
+        if all(answers[shard].held for shard in behind):
+            self._exchange.together([partial(self._await, shard, newest, None) for shard in behind])
+            behind = []
+        self.steps = min(answers[shard].step for shard in behind) if behind else newest
+
+    # ------------------------------------------------------------ a step
+    def _fetch(self, asked: Asked, read_only: bool) -> list[UniqueRows]:
+        return self._client._fetch(asked, read_only)
+
+    def _send(self, parts: Sequence[TableGradients]) -> None:
+        self._parts += parts
+
+    def step(self) -> None:
+        """End the step: send what was pushed since the last one, and wait as the pace says.
+
+        Under bsp every trainer must call it for every step, with or without pushes.
+
+        Raises
+        ------
+        TrainerLostError
+            A trainer gave no sign within the deadline and the group stops, or it goes on without this one.
+        RowhouseError
+            Whatever a push raises. When the step's fate is not known (UnavailableError), the next call
+            finishes it first; after a refusal its gradients are dropped.
+        """
+        self._check_usable()
+        if self._pending is not None:
+            self._finish()
+            if not self._parts:
+                return
+        self._pending, self._parts = _by_table(self._parts), []
+        self._finish()
+
+    def _finish(self) -> None:
+        """Bring the pending step to its end; after a refusal everywhere to an end without gradients."""
+        assert self._pending is not None
+        try:
+            self._make(self._pending)
+        except (TrainerLostError, SequenceGapError):
+            self._pending = None  # this trainer's part in the group is over
+            raise
+        except REFUSALS:
+            self._pending = ()  # shards that took the step and those that did not must not drift apart
+            self._make(())
+            self._end()
+            raise
+        self._end()
+
+    def _make(self, tables: tuple[TableGradients, ...]) -> None:
+        if self._pace == pb.PACE_BSP:
+            self._reduce(tables)
+        elif tables:
+            self._client._send(tables)
+            self._pending = ()  # pushed; what may still fail is the wait
+        if self._pace == pb.PACE_SSP:
+            self._everywhere(None)
+
+    def _end(self) -> None:
+        self._pending, self.steps = None, self.steps + 1
+
+    def _reduce(self, tables: Sequence[TableGradients]) -> None:
+        """Bring this trainer's part to every shard, then wait until every shard applied the step."""
+        while True:
+            partition_map = self._cluster.partition_map
+            parts = split_push(tables, partition_map)
+            step = self.steps + 1
+            requests = [
+                Contribution(
+                    self._member,
+                    PushRequest(partition_map.version, self._member.group, step, tuple(parts.get(shard, ()))),
+                )
+                for shard in range(partition_map.shard_count)
+            ]
+            try:
+                self._exchange.together([partial(self._contribute, s, r) for s, r in enumerate(requests)])
+                self._everywhere(requests)
+            except StalePartitionMapError:
+                self._exchange.reload_map(partition_map)
+            else:
+                return
+
+    def _contribute(self, shard: int, request: Contribution) -> pb.ContributeResponse:
+        transport = self._cluster.transports[shard]
+        return self._exchange.persist(partial(transport.contribute, request))
+
+    def _everywhere(self, requests: Sequence[Contribution] | None) -> None:
+        """Wait for the others on every shard."""
+        shards = range(len(self._cluster.transports))
+        step = self.steps + 1
+        lost = self._exchange.together(
+            [partial(self._await, s, step, None if requests is None else requests[s]) for s in shards]
+        )
+        self.lost = tuple(sorted({name for names in lost for name in names}))
+
+    def _await(self, shard: int, step: int, request: Contribution | None) -> list[str]:
+        """Wait for the others on one shard, which gets this trainer's part again when it was restarted."""
+        transport: Transport = self._cluster.transports[shard]
+        question = pb.AwaitStepRequest(member=self._member, step=step)
+        pause_s = _POLL_FIRST_S
+        while True:
+            asked_s = time.monotonic()
+            answer = self._exchange.persist(partial(transport.await_step, question))
+            if answer.done:
+                return list(answer.lost)
+            if answer.resend and request is None:
+                raise PreconditionError(
+                    f"shard at {transport.endpoint} lost this trainer's part of step {step}, contributed "
+                    "before the trainer's restart: resume from a saved training state"
+                )
+            if answer.resend and request is not None:
+                self._contribute(shard, request)
+            elif time.monotonic() - asked_s < _POLL_MAX_S:  # it had no thread to wait on
+                time.sleep(pause_s)
+                pause_s = min(2 * pause_s, _POLL_MAX_S)
+
+    # ------------------------------------------------------------ the end
+    def flush(self) -> None:
+        """As Client.flush; a step that `step` could not finish is finished."""
+        self._check_usable()
+        if self._pending is not None:
+            self._finish()
+        self._client.flush()
+
+    def close(self) -> None:
+        """Nothing is left open: the client is its owner's to close. Pushes without a `step` are dropped."""
+        self._parts, self._pending = [], None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _check_usable(self) -> None:
+        self._client._check_usable()
+
+
+def _check(
+    group: str, rank: int, trainers: int, pace: str, staleness: int, deadline_s: float, on_lost: str
+) -> None:
+    if not group:
+        raise ConfigError("group is empty; it must name the run")
+    if not 1 <= trainers <= TRAINERS_MAX:
+        raise ConfigError(f"trainers is {trainers}; it must be 1 to {TRAINERS_MAX}")
+    if not 0 <= rank < trainers:
+        raise ConfigError(f"rank is {rank}; it must be 0 to {trainers - 1}")
+    if pace not in PACES:
+        raise ConfigError(f"pace is {pace!r}; it must be one of {list(PACES)}")
+    if not 0 <= staleness < 1 << 31 or (staleness and pace != "ssp"):
+        raise ConfigError(f"staleness is {staleness} with pace {pace!r}; it must be 0, or more under ssp")
+    if not 0 < deadline_s < 1 << 31:
+        raise ConfigError(f"deadline_s is {deadline_s}; it must be above 0")
+    if on_lost not in ON_LOST:
+        raise ConfigError(f"on_lost is {on_lost!r}; it must be one of {list(ON_LOST)}")
+
+
+def _by_table(parts: Sequence[TableGradients]) -> tuple[TableGradients, ...]:
+    """The pushes of a step as one part per table, one push after the other.
+
+    Raises
+    ------
+    InvalidRequestError
+        Two pushes to one table have different learning rates.
+    """
+    found: dict[str, list[TableGradients]] = {}
+    for part in parts:
+        found.setdefault(part.table, []).append(part)
+    return tuple(_joined(same) if len(same) > 1 else same[0] for same in found.values())
+
+
+def _joined(parts: Sequence[TableGradients]) -> TableGradients:
+    first = parts[0]
+    rates = {part.learning_rate for part in parts}
+    if len(rates) > 1:
+        raise InvalidRequestError(
+            f"table {first.table!r}: learning rates {sorted(map(str, rates))} in one step; it must be one"
+        )
+    shows = clicks = None
+    if any(p.shows is not None or p.clicks is not None for p in parts):  # without them: one show, no click
+        ones = [np.ones(p.ids.shape[0], np.float32) if p.shows is None else p.shows for p in parts]
+        none = [np.zeros(p.ids.shape[0], np.float32) if p.clicks is None else p.clicks for p in parts]
+        shows, clicks = np.concatenate(ones), np.concatenate(none)
+    return TableGradients(
+        first.table,
+        first.dtype,
+        np.concatenate([p.ids for p in parts]),
+        np.concatenate([p.gradients for p in parts]),
+        first.learning_rate,
+        shows,
+        clicks,
+    )

@@ -1,0 +1,356 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Trainers that keep pace, as one shard sees them: bsp reduces a step, ssp bounds who runs ahead.
+
+    contribute ──▶ held ── await_step (sealed: it is on every shard) ──▶ all sealed ──▶ one push ──▶ applied
+
+A bsp step is applied as one ordinary push, named by (group, step): the trainers' gradients one after the
+other in trainer order, duplicates summed in that order. So it is logged, replayed and recognised as a repeat
+like any push, and only what is held is lost with the process; the trainers keep it until the step is applied
+and contribute it again. A step is sealed by a trainer when its part is on every shard. So no shard applies a
+step that a trainer who dies could leave incomplete elsewhere.
+
+Invariants: 1. a step is applied once, with one part of each trainer that is not lost; 2. a part is checked
+whole before it is held; 3. a trainer is lost only when another one waits for it and it gave no sign for the
+whole deadline meanwhile; 4. of two processes with one number only the later one is heard.
+Thread safety: every method may be called from any thread.
+"""
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+import numpy as np
+from rowhouse import message
+from rowhouse.error import (
+    InvalidRequestError,
+    LimitExceededError,
+    RowhouseError,
+    SequenceGapError,
+    TrainerLostError,
+)
+from rowhouse.limit import IDS_PER_REQUEST_MAX, MESSAGE_BYTES_MAX, TABLES_PER_REQUEST_MAX, TRAINERS_MAX
+from rowhouse.placement import PartitionMap
+from rowhouse.v1 import rowhouse_pb2 as pb
+
+from ps_server.request import check_map, checked_parts
+from ps_server.table import Table
+
+GROUPS_MAX: Final = 64
+"""Groups that a shard remembers; past it the one idle longest is forgotten, and starts anew when it calls."""
+
+STEP_BYTES_MAX: Final = MESSAGE_BYTES_MAX - TABLES_PER_REQUEST_MAX * 256
+"""Bytes of a whole step: the log takes it as one push, with a name and some numbers for each table."""
+
+LONG_POLL_S: Final = 0.5
+"""How long a call waits for other trainers. It holds a thread, and a stop waits for it."""
+
+
+class GroupShard(Protocol):
+    """What a group needs of its shard."""
+
+    index: int
+    partition_map: PartitionMap
+
+    def push(self, request: message.PushRequest) -> message.PushResponse:
+        """Apply gradients once."""
+
+    def last_sequence(self, client_id: int) -> int:
+        """Number of the client's last applied push."""
+
+    def table_at_lsn(self, name: str) -> tuple[Table, int]:
+        """A table by name."""
+
+
+@dataclass
+class _Group:
+    """One group; everything is guarded by `changed`."""
+
+    settings: pb.Member
+    changed: threading.Condition = field(default_factory=threading.Condition)
+    incarnations: dict[int, int] = field(default_factory=dict)
+    names: dict[int, str] = field(default_factory=dict)
+    seen_s: dict[int, float] = field(default_factory=dict)
+    waiting: dict[int, tuple[int, float]] = field(default_factory=dict)  # step, since when
+    held: dict[int, message.PushRequest] = field(default_factory=dict)
+    sealed: set[int] = field(default_factory=set)
+    clocks: dict[int, int] = field(default_factory=dict)
+    lost: dict[int, str] = field(default_factory=dict)
+    stopped: str | None = None
+    failed: dict[int, RowhouseError] = field(default_factory=dict)  # refused steps, until each was told
+
+    def name(self, trainer: int) -> str:
+        """Number and name of a trainer, for messages."""
+        known = self.names.get(trainer)
+        return f"trainer {trainer} of {self.settings.trainers} ({known or 'it never called this shard'})"
+
+    def alive(self) -> list[int]:
+        """Numbers of the trainers that are not lost."""
+        return [t for t in range(self.settings.trainers) if t not in self.lost]
+
+
+class Groups:
+    """The groups of one shard.
+
+    Parameters
+    ----------
+    shard
+        Applies the steps.
+    waits_max
+        Calls that may wait at once; another one is answered at once, and comes back.
+    clock
+        Seconds, never going back.
+    """
+
+    def __init__(
+        self, shard: GroupShard, waits_max: int, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._shard, self._clock = shard, clock
+        self._waits = threading.BoundedSemaphore(waits_max)
+        self._lock = threading.Lock()
+        self._groups: OrderedDict[int, _Group] = OrderedDict()
+
+    # ------------------------------------------------------------ calls
+    def join(self, request: pb.JoinGroupRequest) -> pb.JoinGroupResponse:
+        """Take part; a group that had stopped starts anew, a lost trainer is one of them again."""
+        member = request.member
+        _check_member(member)
+        group = self._group(member, anew_if_stopped=True)
+        with group.changed:
+            group.lost.pop(member.trainer, None)
+            group.incarnations[member.trainer] = member.incarnation
+            group.waiting.pop(member.trainer, None)
+            group.failed.pop(member.trainer, None)
+            self._note(group, member)
+            if member.pace == pb.PACE_SSP:
+                return pb.JoinGroupResponse(step=group.clocks.get(member.trainer, 0))
+            last = self._shard.last_sequence(member.group)
+            return pb.JoinGroupResponse(step=last, held=self._holds(group, member.trainer, last + 1))
+
+    def contribute(self, request: message.Contribution) -> pb.ContributeResponse:
+        """Hold one trainer's part of the next step; a later one takes its place until it is applied."""
+        member, push = request.member, request.push
+        _check_member(member)
+        if member.pace != pb.PACE_BSP or push.client_id != member.group:
+            raise InvalidRequestError(
+                f"group {member.group:#x}: a contribution is for bsp, and its client id is the group"
+            )
+        if push.sequence > self._shard.last_sequence(member.group):
+            check_map(push.map_version, self._shard.partition_map, self._shard.index)
+            tables = {part.table: self._shard.table_at_lsn(part.table)[0] for part in push.tables}
+            checked_parts(push, tables)
+        group = self._group(member)
+        with group.changed:
+            self._enter(group, member)
+            if self._is_applied(member, push.sequence):
+                return pb.ContributeResponse(applied=True)
+            others = {t: p for t, p in group.held.items() if t != member.trainer}
+            _check_fits(group, member.trainer, push, others)
+            group.held[member.trainer] = push
+            group.failed.pop(member.trainer, None)
+            group.sealed.discard(member.trainer)
+            return pb.ContributeResponse(applied=False)
+
+    def await_step(self, request: pb.AwaitStepRequest) -> pb.AwaitStepResponse:
+        """Seal this trainer's part (bsp) or tell its clock (ssp); wait up to LONG_POLL_S for the others."""
+        member, step = request.member, request.step
+        _check_member(member)
+        group = self._group(member)
+        until_s = self._clock() + LONG_POLL_S
+        with group.changed:
+            while True:
+                self._enter(group, member)
+                answer = self._advance(group, member, step)
+                if answer is not None:
+                    group.waiting.pop(member.trainer, None)
+                    answer.lost.extend(group.lost.values())
+                    return answer
+                self._look_for_lost(group, member.trainer, step)
+                left_s = until_s - self._clock()
+                if left_s <= 0 or not self._waits.acquire(blocking=False):
+                    return pb.AwaitStepResponse()
+                try:
+                    group.changed.wait(min(left_s, member.deadline_ms / 1000 / 4))
+                finally:
+                    self._waits.release()
+
+    # ------------------------------------------------------------ steps
+    def _advance(self, group: _Group, member: pb.Member, step: int) -> pb.AwaitStepResponse | None:
+        """The answer to a trainer that waits for `step`, or None: it has to wait."""
+        trainer = member.trainer
+        if group.waiting.get(trainer, (0, 0.0))[0] != step:
+            group.waiting[trainer] = (step, self._clock())
+        if member.pace == pb.PACE_SSP:
+            if step != group.clocks.get(trainer):
+                group.clocks[trainer] = step
+                group.changed.notify_all()
+            return None if self._missing(group, trainer, step) else pb.AwaitStepResponse(done=True)
+        if self._is_applied(member, step):
+            return pb.AwaitStepResponse(done=True)
+        if trainer in group.failed:
+            raise group.failed.pop(trainer)
+        if not self._holds(group, trainer, step):
+            return pb.AwaitStepResponse(resend=True)
+        group.sealed.add(trainer)
+        if self._missing(group, trainer, step):
+            return None
+        self._apply(group, step)
+        return self._advance(group, member, step)
+
+    def _apply(self, group: _Group, step: int) -> None:
+        """Apply the step, or note why it was refused: then every trainer is told, and may contribute anew."""
+        parts = [group.held[trainer] for trainer in group.alive()]
+        try:
+            self._shard.push(_joined(parts))
+        except RowhouseError as error:
+            text = f"step {step} of all trainers: {error}"
+            group.failed = {trainer: type(error)(text) for trainer in group.alive()}
+        group.held.clear()
+        group.sealed.clear()
+        group.changed.notify_all()
+
+    def _is_applied(self, member: pb.Member, step: int) -> bool:
+        last = self._shard.last_sequence(member.group)
+        if step > last + 1 or step < 1:
+            raise SequenceGapError(
+                f"group {member.group:#x}: step {step} came, but the last one here is {last}: the steps "
+                "between were lost (durability: none?) or never made"
+            )
+        return step <= last
+
+    def _holds(self, group: _Group, trainer: int, step: int) -> bool:
+        return trainer in group.held and group.held[trainer].sequence == step
+
+    def _missing(self, group: _Group, trainer: int, step: int) -> list[int]:
+        """The trainers that `trainer` waits for."""
+        others = [t for t in group.alive() if t != trainer]
+        if group.settings.pace == pb.PACE_SSP:
+            return [t for t in others if group.clocks.get(t, 0) < step - group.settings.staleness]
+        return [t for t in others if t not in group.sealed]
+
+    # ------------------------------------------------------------ who is there
+    def _group(self, member: pb.Member, *, anew_if_stopped: bool = False) -> _Group:
+        """The member's group; InvalidRequestError when its settings differ from the others'."""
+        with self._lock:
+            group = self._groups.get(member.group)
+            if group is None or (anew_if_stopped and group.stopped is not None):
+                group = self._groups[member.group] = _Group(member)
+            self._groups.move_to_end(member.group)
+            if len(self._groups) > GROUPS_MAX:
+                self._groups.popitem(last=False)
+        for name in ("trainers", "pace", "staleness", "deadline_ms", "go_on"):
+            ours, theirs = getattr(group.settings, name), getattr(member, name)
+            if ours != theirs:
+                raise InvalidRequestError(
+                    f"trainer {member.trainer} ({member.name}): {name} is {theirs}; the group has {ours}"
+                )
+        return group
+
+    def _enter(self, group: _Group, member: pb.Member) -> None:
+        """Note a sign of life; TrainerLostError when the group stopped or goes on without this one."""
+        if group.stopped is not None:
+            raise TrainerLostError(group.stopped)
+        if group.incarnations.setdefault(member.trainer, member.incarnation) != member.incarnation:
+            raise TrainerLostError(f"another process has taken the place of {group.name(member.trainer)}")
+        if member.trainer in group.lost:
+            raise TrainerLostError(f"the group goes on without this trainer: {group.lost[member.trainer]}")
+        self._note(group, member)
+
+    def _note(self, group: _Group, member: pb.Member) -> None:
+        group.names[member.trainer] = member.name
+        group.seen_s[member.trainer] = self._clock()
+
+    def _look_for_lost(self, group: _Group, waiting: int, step: int) -> None:
+        """Invariant 3; with `go_on` the lost are left out, without it the group stops."""
+        deadline_s, since_s = group.settings.deadline_ms / 1000, group.waiting[waiting][1]
+        for trainer in self._missing(group, waiting, step):
+            if self._clock() - max(since_s, group.seen_s.get(trainer, since_s)) <= deadline_s:
+                continue
+            why = (
+                f"{group.name(trainer)} gave no sign for {deadline_s:g} s while trainer {waiting} waited for "
+                f"it to end step {step}"
+            )
+            group.changed.notify_all()
+            if not group.settings.go_on:
+                group.stopped = f"{why}; the group stops"
+                raise TrainerLostError(group.stopped)
+            group.lost[trainer] = why
+            group.held.pop(trainer, None)
+            group.sealed.discard(trainer)
+
+
+def _check_member(member: pb.Member) -> None:
+    if not 1 <= member.trainers <= TRAINERS_MAX:
+        raise LimitExceededError(f"trainers is {member.trainers}; it must be 1 to {TRAINERS_MAX}")
+    if member.trainer >= member.trainers:
+        raise InvalidRequestError(f"trainer is {member.trainer}; it must be 0 to {member.trainers - 1}")
+    if member.pace not in (pb.PACE_BSP, pb.PACE_SSP):
+        raise InvalidRequestError(f"pace is {member.pace}; it must be {pb.PACE_BSP} or {pb.PACE_SSP}")
+    if member.deadline_ms < 1:
+        raise InvalidRequestError(f"deadline_ms is {member.deadline_ms}; it must be 1 or more")
+
+
+def _size(push: message.PushRequest) -> tuple[int, int]:
+    """Ids and bytes of a push."""
+    # A show and a click for each id: a part without them gets them when another one has some.
+    sizes = [(t.ids.shape[0], t.ids.nbytes + t.gradients.nbytes + 8 * t.ids.shape[0]) for t in push.tables]
+    return sum(ids for ids, _ in sizes), sum(size for _, size in sizes)
+
+
+def _check_fits(
+    group: _Group, trainer: int, push: message.PushRequest, others: Mapping[int, message.PushRequest]
+) -> None:
+    """Refuse a part that could not be joined with those held: the log takes a step as one push."""
+    sizes = [_size(p) for p in (push, *others.values())]
+    ids, size_bytes = sum(n for n, _ in sizes), sum(n for _, n in sizes)
+    if ids > IDS_PER_REQUEST_MAX or size_bytes > STEP_BYTES_MAX:
+        raise LimitExceededError(
+            f"step {push.sequence}: {ids} ids and {size_bytes} bytes of all trainers together; at most "
+            f"{IDS_PER_REQUEST_MAX} and {STEP_BYTES_MAX}: use smaller steps"
+        )
+    tables = {part.table for p in (push, *others.values()) for part in p.tables}
+    if len(tables) > TABLES_PER_REQUEST_MAX:
+        raise LimitExceededError(
+            f"step {push.sequence}: {len(tables)} tables of all trainers; at most {TABLES_PER_REQUEST_MAX}"
+        )
+    mine = {part.table: part for part in push.tables}
+    for other, held in others.items():
+        for part in held.tables:
+            same = mine.get(part.table, part)
+            if (same.dtype, same.learning_rate) != (part.dtype, part.learning_rate):
+                raise InvalidRequestError(
+                    f"table {part.table!r}: wire dtype and learning_rate of {group.name(trainer)} are "
+                    f"{same.dtype} and {same.learning_rate}; those of {group.name(other)} are {part.dtype} "
+                    f"and {part.learning_rate}"
+                )
+
+
+def _joined(parts: list[message.PushRequest]) -> message.PushRequest:
+    """One push of all trainers' parts, table by table, in their order."""
+    by_table: dict[str, list[message.TableGradients]] = {}
+    for push in parts:
+        for part in push.tables:
+            by_table.setdefault(part.table, []).append(part)
+    tables = tuple(_joined_table(found) for found in by_table.values())
+    return message.PushRequest(parts[0].map_version, parts[0].client_id, parts[0].sequence, tables)
+
+
+def _joined_table(found: list[message.TableGradients]) -> message.TableGradients:
+    if len(found) == 1:
+        return found[0]
+    shows = clicks = None
+    if any(f.shows is not None or f.clicks is not None for f in found):  # without them: one show, no click
+        ones = [np.ones(f.ids.shape[0], np.float32) if f.shows is None else f.shows for f in found]
+        none = [np.zeros(f.ids.shape[0], np.float32) if f.clicks is None else f.clicks for f in found]
+        shows, clicks = np.concatenate(ones), np.concatenate(none)
+    return message.TableGradients(
+        found[0].table,
+        found[0].dtype,
+        np.concatenate([f.ids for f in found]),
+        np.concatenate([f.gradients for f in found]),
+        found[0].learning_rate,
+        shows,
+        clicks,
+    )

@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Trainers that keep pace, as processes: bsp has one trainer's bits, also through kills; ssp its bound."""
+
+import os
+import random
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from ps_client import connect
+from tests.conftest import MakeConfig
+from tests.process import ServerProcess
+from tests.trainer import TABLES, Job, facts_of, gradients, rows_of, start
+
+STEPS, TRAINERS = 30, 3
+
+
+@pytest.fixture
+def cluster(make_config: MakeConfig) -> Iterator[ServerProcess]:
+    with ServerProcess("up", make_config(tables=TABLES, shards=2)) as server:
+        server.endpoints()
+        yield server
+        server.stop()
+
+
+def jobs(cluster: ServerProcess, **settings: Any) -> list[Job]:
+    base = {
+        "endpoints": cluster.endpoints(),
+        "group": "run",
+        "trainers": TRAINERS,
+        "steps": STEPS,
+        **settings,
+    }
+    return [Job(**base, rank=rank) for rank in range(base["trainers"])]
+
+
+def rows_at(cluster: ServerProcess) -> dict[str, NDArray[np.float32]]:
+    with connect(cluster.endpoints()) as client:
+        return rows_of(client)
+
+
+@pytest.fixture(scope="module")
+def one_trainer(tmp_path_factory: pytest.TempPathFactory) -> dict[str, NDArray[np.float32]]:
+    """What a plain client leaves that pushes all trainers' sums of a step as one."""
+    folder = tmp_path_factory.mktemp("one")
+    with connect(f"embedded:{folder}", config={"tables": TABLES}) as client:
+        for step in range(STEPS):
+            pushes = [gradients(client, rank, step) for rank in range(TRAINERS)]
+            client.push_many({t["name"]: _joined([push[t["name"]] for push in pushes]) for t in TABLES})
+        return rows_of(client)
+
+
+def _joined(parts: list[tuple[Any, Any]]) -> tuple[NDArray[np.uint64], NDArray[np.float32]]:
+    """Each trainer's gradients summed by distinct id, one trainer after the other."""
+    ids: list[int] = []
+    gradients: list[NDArray[np.float32]] = []
+    for part_ids, part_gradients in parts:
+        sums: dict[int, NDArray[np.float32]] = {}
+        for row_id, value in zip(part_ids.tolist(), part_gradients, strict=True):
+            sums[row_id] = sums[row_id] + value if row_id in sums else value
+        ids += list(sums)
+        gradients += list(sums.values())
+    return np.array(ids, np.uint64), np.array(gradients, np.float32)
+
+
+def assert_same_bits(rows: dict[str, NDArray[np.float32]], expected: dict[str, NDArray[np.float32]]) -> None:
+    for name, values in expected.items():
+        np.testing.assert_array_equal(rows[name], values, err_msg=name)
+
+
+def test_bsp_trainers_have_the_bits_of_one(cluster: ServerProcess, one_trainer: Any) -> None:
+    processes = [start(job) for job in jobs(cluster)]
+    for process in processes:
+        facts = facts_of(process)
+        assert [f["step"] for f in facts[:-1]] == list(range(1, STEPS + 1))
+        assert facts[-1]["ended"] == STEPS and facts[-1]["lost"] == []
+    assert_same_bits(rows_at(cluster), one_trainer)
+
+
+def test_one_trainer_with_all_batches_has_them_too(cluster: ServerProcess, one_trainer: Any) -> None:
+    job = Job(endpoints=cluster.endpoints(), group="one", rank=0, trainers=1, steps=STEPS, all_ranks=TRAINERS)
+    assert facts_of(start(job))[-1]["ended"] == STEPS
+    assert_same_bits(rows_at(cluster), one_trainer)
+
+
+def test_bsp_through_kills_of_shards_and_trainers(cluster: ServerProcess, one_trainer: Any) -> None:
+    """A shard or a trainer is killed every half second; a trainer that was killed is started again."""
+    rng, done = random.Random(4), threading.Event()
+    all_jobs = jobs(cluster, sleep_s=0.1, deadline_s=60.0)
+    processes = [start(job) for job in all_jobs]
+    kills = {"shard": 0, "trainer": 0}
+    for turn in range(8):
+        if done.wait(0.7):
+            break
+        if turn % 2:
+            pid = cluster.facts()["pids"][rng.randrange(2)]
+            if pid:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+                kills["shard"] += 1
+        else:
+            rank = rng.randrange(TRAINERS)
+            if processes[rank].poll() is None:
+                processes[rank].kill()
+                processes[rank].communicate()
+                processes[rank] = start(all_jobs[rank])
+                kills["trainer"] += 1
+    for process in processes:
+        facts = facts_of(process)
+        assert facts[-1].get("ended") == STEPS, facts[-1]
+    assert kills["trainer"] >= 2 and kills["shard"] >= 2, kills
+    assert_same_bits(rows_at(cluster), one_trainer)
+
+
+def test_a_trainer_that_dies_stops_the_others_and_is_named(cluster: ServerProcess) -> None:
+    group = jobs(cluster, deadline_s=1.5, sleep_s=0.02, steps=10_000)
+    processes = [start(job) for job in group]
+    assert processes[1].stdout is not None
+    for _ in range(3):
+        assert "step" in processes[1].stdout.readline()
+    processes[1].kill()
+    for rank in (0, 2):
+        last = facts_of(processes[rank])[-1]
+        assert last["error"] == "TrainerLostError"
+        assert (
+            f"trainer 1 of 3 ({os.uname().nodename}:{processes[1].pid}) gave no sign for 1.5 s"
+            in last["text"]
+        )
+        assert last["text"].endswith("the group stops")
+    processes[1].communicate()
+
+
+def test_the_others_go_on_where_that_is_wanted(cluster: ServerProcess) -> None:
+    processes = [start(job) for job in jobs(cluster, deadline_s=1.5, on_lost="go_on", sleep_s=0.02, steps=60)]
+    assert processes[1].stdout is not None
+    assert "step" in processes[1].stdout.readline()
+    processes[1].kill()
+    processes[1].communicate()
+    for rank in (0, 2):
+        last = facts_of(processes[rank])[-1]
+        assert last["ended"] == 60
+        assert len({text.split(" gave")[0] for text in last["lost"]}) == 1
+        assert last["lost"][0].startswith(f"trainer 1 of 3 ({os.uname().nodename}:{processes[1].pid})")
+
+
+@pytest.mark.parametrize("staleness", [0, 2])
+def test_ssp_keeps_its_bound(cluster: ServerProcess, staleness: int) -> None:
+    """One trainer is slow: the others are never further ahead of it than they may be, and do use that."""
+    all_jobs = jobs(cluster, pace="ssp", staleness=staleness, steps=15, group=f"ssp{staleness}")
+    slow = Job(**{**vars(all_jobs[0]), "sleep_s": 0.1})
+    processes = [start(job) for job in (slow, *all_jobs[1:])]
+    ends = [{f["step"]: f["time_s"] for f in facts_of(p) if "step" in f} for p in processes]
+    leads = []
+    for rank in (1, 2):
+        for step, at_s in ends[rank].items():
+            # When `step` ended here, the slow one had pushed its step - staleness: it printed a little later.
+            behind = step - staleness
+            if behind >= 1:
+                assert ends[0][behind] <= at_s + 0.09, f"trainer {rank} ended step {step} too early"
+            leads.append(step - sum(t <= at_s for t in ends[0].values()))
+    assert staleness == 0 or max(leads) >= staleness

@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: Apache-2.0
+"""trainer.py against served shards: refusals, calls that fail on the way, settings, torch modules."""
+
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from rowhouse.error import (
+    ConfigError,
+    InvalidRequestError,
+    RowhouseError,
+    TableFrozenError,
+    UnavailableError,
+)
+
+from ps_client import Client, Trainer, connect
+from ps_client.torch import EmbeddingBag
+from ps_server.config import load_config
+from ps_server.server import Server
+from ps_server.shard import Shard
+from tests.conftest import MakeConfig
+
+IDS = np.arange(40, dtype=np.uint64)
+ONES = np.ones((40, 4), np.float32)
+
+
+@pytest.fixture
+def endpoints(make_config: MakeConfig) -> Iterator[str]:
+    servers: list[Server] = []
+    with tempfile.TemporaryDirectory(prefix="rw") as folder:  # short enough for a socket's path
+        config = load_config(make_config(shards=2, host=f"unix:{folder}"))
+        for index in range(2):
+            servers.append(Server(config, index, Shard.open))
+            servers[-1].start()
+        yield ",".join(server.endpoint for server in servers)
+        for server in servers:
+            server.stop()
+
+
+@pytest.fixture
+def clients(endpoints: str) -> Iterator[list[Client]]:
+    with connect(endpoints, timeout_s=10) as one, connect(endpoints, timeout_s=10) as other:
+        yield [one, other]
+
+
+def trainers_of(clients: list[Client], **settings: Any) -> list[Trainer]:
+    options: dict[str, Any] = {"group": "run", "deadline_s": 20.0, **settings}
+    return [c.trainer(rank=r, trainers=len(clients), **options) for r, c in enumerate(clients)]
+
+
+class GoneError(UnavailableError):
+    """A shard that is not waited for, so that the test is quick."""
+
+    retryable = False
+
+
+def together(*calls: Callable[[], Any]) -> list[RowhouseError | None]:
+    """Make the calls at once; what each raised."""
+    raised: list[RowhouseError | None] = [None] * len(calls)
+
+    def make(index: int, call: Callable[[], Any]) -> None:
+        try:
+            call()
+        except RowhouseError as failure:
+            raised[index] = failure
+
+    threads = [threading.Thread(target=make, args=item) for item in enumerate(calls)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+        assert not thread.is_alive()
+    return raised
+
+
+def test_a_step_is_applied_for_all_at_once(clients: list[Client]) -> None:
+    one, other = trainers_of(clients)
+    before = one.pull("user", IDS)
+    one.push("user", IDS, ONES)
+    one.push("user", IDS, ONES)
+    other.push("user", IDS, ONES)
+    np.testing.assert_array_equal(other.pull("user", IDS), before)
+    assert together(one.step, other.step) == [None, None]
+    np.testing.assert_array_equal(other.pull("user", IDS), before - np.float32(0.5) * 3)
+    assert one.steps == other.steps == 1 and one.lost == ()
+
+
+def test_a_frozen_table_refuses_the_step_to_everybody_and_the_next_one_is_whole(
+    clients: list[Client],
+) -> None:
+    one, other = trainers_of(clients)
+    before = one.pull("user", IDS)
+    one._cluster.transports[1].set_table_freeze(_freeze("refuse"), 5)  # on one of the two shards
+    for trainer in (one, other):
+        trainer.push("user", IDS, ONES)
+    raised = together(one.step, other.step)
+    assert [type(r) for r in raised] == [TableFrozenError] * 2
+    assert one.steps == other.steps == 1
+    one._cluster.transports[1].set_table_freeze(_freeze("off"), 5)
+    middle = one.pull("user", IDS)
+    one.push("user", IDS, ONES)
+    assert together(one.step, other.step) == [None, None]
+    np.testing.assert_array_equal(one.pull("user", IDS), middle - np.float32(0.5))
+    assert (middle == before).all(axis=1).any(), "the frozen shard's rows must not have changed"
+
+
+def _freeze(mode: str) -> Any:
+    from rowhouse.v1 import rowhouse_pb2 as pb
+
+    return pb.SetTableFreezeRequest(table="user", mode=f"FREEZE_MODE_{mode.upper()}")
+
+
+def test_a_step_whose_shard_is_away_is_finished_by_the_next_call(clients: list[Client]) -> None:
+    (alone,) = trainers_of(clients[:1])
+    before = alone.pull("user", IDS)
+    transport = alone._cluster.transports[1]
+    contribute = transport.contribute
+
+    def away(request: Any, timeout_s: float) -> Any:
+        raise GoneError("away")
+
+    transport.contribute = away  # type: ignore[method-assign]
+    alone.push("user", IDS, ONES)
+    with pytest.raises(UnavailableError, match="away"):
+        alone.step()
+    transport.contribute = contribute  # type: ignore[method-assign]
+    np.testing.assert_array_equal(alone.pull("user", IDS), before)
+    alone.push("user", IDS, 2 * ONES)
+    alone.step()
+    assert alone.steps == 2
+    np.testing.assert_array_equal(alone.pull("user", IDS), before - np.float32(0.5) - np.float32(1.0))
+    alone.flush()
+
+
+def test_learning_rates_of_a_step_must_agree(clients: list[Client]) -> None:
+    (alone,) = trainers_of(clients[:1])
+    alone.push("user", IDS, ONES, 0.5)
+    alone.push("user", IDS, ONES, 0.25)
+    with pytest.raises(InvalidRequestError, match=r"learning rates \['0.25', '0.5'\] in one step"):
+        alone.step()
+
+
+def test_async_pushes_and_never_waits(clients: list[Client]) -> None:
+    one, _ = trainers_of(clients, pace="async")
+    before = one.pull("user", IDS)
+    one.push("user", IDS, ONES)
+    one.step()
+    np.testing.assert_array_equal(one.pull("user", IDS), before - np.float32(0.5))
+
+
+def test_a_trainer_joins_where_its_group_is(clients: list[Client]) -> None:
+    pair = trainers_of(clients)
+    for _ in range(3):
+        together(*(trainer.step for trainer in pair))
+    assert trainers_of(clients)[0].steps == 3
+    assert trainers_of(clients, group="another")[0].steps == 0
+
+
+def test_settings_are_checked_here_and_against_the_others(clients: list[Client], tmp_path: Any) -> None:
+    for settings, text in (
+        ({"group": ""}, "group is empty"),
+        ({"trainers": 0}, "trainers is 0; it must be 1 to 1024"),
+        ({"rank": 2}, "rank is 2; it must be 0 to 1"),
+        ({"pace": "bps"}, "pace is 'bps'; it must be one of"),
+        ({"staleness": 1}, "staleness is 1 with pace 'bsp'"),
+        ({"deadline_s": 0}, "deadline_s is 0; it must be above 0"),
+        ({"on_lost": "panic"}, "on_lost is 'panic'"),
+    ):
+        with pytest.raises(ConfigError, match=text):
+            clients[0].trainer(**{"group": "g", "rank": 0, "trainers": 2, **settings})  # type: ignore[arg-type]
+    trainers_of(clients)
+    with pytest.raises(InvalidRequestError, match="deadline_ms is 1000; the group has 20000"):
+        clients[0].trainer(group="run", rank=0, trainers=2, deadline_s=1)
+    tables = {"tables": [{"name": "user", "dim": 4}]}
+    with (
+        connect(f"embedded:{tmp_path}", config=tables) as embedded,
+        pytest.raises(ConfigError, match="ps-server"),
+    ):
+        embedded.trainer(group="g", rank=0, trainers=1)
+
+
+def test_torch_modules_take_a_trainer(clients: list[Client]) -> None:
+    pair = trainers_of(clients)
+    bags = [EmbeddingBag(trainer, "user") for trainer in pair]
+    ids = torch.arange(6).reshape(2, 3)
+    before = clients[0].pull("user", np.arange(6))
+    for bag in bags:
+        bag(ids).sum().backward()
+    together(*(trainer.step for trainer in pair))
+    np.testing.assert_array_equal(clients[0].pull("user", np.arange(6)), before - np.float32(0.5) * 2)

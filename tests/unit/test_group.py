@@ -1,0 +1,340 @@
+# SPDX-License-Identifier: Apache-2.0
+"""group.py call by call: reduction, seals, restarts, refusals, lost trainers, who is heard."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from rowhouse import dtype, message
+from rowhouse.error import (
+    InvalidRequestError,
+    LimitExceededError,
+    RowhouseError,
+    SequenceGapError,
+    StalePartitionMapError,
+    TableFrozenError,
+    TrainerLostError,
+    UnknownTableError,
+)
+from rowhouse.placement import PartitionMap
+from rowhouse.v1 import rowhouse_pb2 as pb
+
+from ps_server import group as module
+from ps_server.config import load_config
+from ps_server.group import GROUPS_MAX, Groups
+from ps_server.shard import Shard
+from tests.conftest import MakeConfig
+
+GROUP = 77
+
+
+class Rig:
+    """A real shard, its groups without waiting, and a clock in the hand."""
+
+    def __init__(self, make_config: MakeConfig) -> None:
+        self.config = load_config(make_config())
+        self.now_s = 100.0
+        self.shard = self._open()
+        self.fail: Callable[[], None] = lambda: None
+        self.groups = Groups(self.shard, 0, lambda: self.now_s)
+        self.pushes: list[message.PushRequest] = []
+        self._watch()
+
+    def _open(self) -> Shard:
+        return Shard.open(self.config, 0, self.config.data_dir / "shard-0000")
+
+    def _watch(self) -> None:
+        push = self.shard.push
+
+        def watched(request: message.PushRequest, encoded: bytes | None = None) -> message.PushResponse:
+            self.fail()
+            self.pushes.append(request)
+            return push(request, encoded)
+
+        self.shard.push = watched  # type: ignore[method-assign]
+
+    def restart(self) -> None:
+        """As a kill would: what the groups held is gone."""
+        self.shard.close()
+        self.shard = self._open()
+        self._watch()
+        self.groups = Groups(self.shard, 0, lambda: self.now_s)
+
+    def member(self, trainer: int, **changes: Any) -> pb.Member:
+        settings = {
+            "group": GROUP, "trainers": 2, "incarnation": 10 + trainer, "name": f"host:{trainer}",
+            "pace": pb.PACE_BSP, "deadline_ms": 5_000, **changes,
+        }  # fmt: skip
+        return pb.Member(trainer=trainer, **settings)
+
+    def join(self, trainer: int, **changes: Any) -> pb.JoinGroupResponse:
+        return self.groups.join(pb.JoinGroupRequest(member=self.member(trainer, **changes)))
+
+    def contribute(
+        self,
+        trainer: int,
+        step: int,
+        ids: list[int],
+        value: float = 1.0,
+        rate: float | None = None,
+        **changes: Any,
+    ) -> bool:
+        part = message.TableGradients(
+            "user", dtype.FLOAT32, np.array(ids, np.uint64), np.full((len(ids), 4), value, np.float32), rate
+        )
+        version = self.shard.partition_map.version
+        push = message.PushRequest(version, GROUP, step, (part,) if ids else ())
+        return self.groups.contribute(message.Contribution(self.member(trainer, **changes), push)).applied
+
+    def wait(self, trainer: int, step: int, **changes: Any) -> str:
+        """ "done", "resend" or "wait"."""
+        answer = self.answer(trainer, step, **changes)
+        return "done" if answer.done else "resend" if answer.resend else "wait"
+
+    def answer(self, trainer: int, step: int, **changes: Any) -> pb.AwaitStepResponse:
+        return self.groups.await_step(pb.AwaitStepRequest(member=self.member(trainer, **changes), step=step))
+
+
+@pytest.fixture
+def rig(make_config: MakeConfig) -> Any:
+    one = Rig(make_config)
+    yield one
+    one.shard.close()
+
+
+def test_a_step_is_applied_once_in_trainer_order_when_all_have_sealed(rig: Rig) -> None:
+    """Invariant 1."""
+    assert not rig.contribute(1, 1, [5, 6], 2.0)
+    assert rig.wait(1, 1) == "wait"
+    assert not rig.contribute(0, 1, [6, 7], 1.0)
+    assert rig.wait(1, 1) == "wait", "the first one has not said that its part is on every shard"
+    assert rig.wait(0, 1) == "done" and rig.wait(1, 1) == "done"
+    (push,) = rig.pushes
+    assert (push.client_id, push.sequence) == (GROUP, 1)
+    assert push.tables[0].ids.tolist() == [6, 7, 5, 6]
+    assert push.tables[0].gradients[:, 0].tolist() == [1.0, 1.0, 2.0, 2.0]
+    assert rig.contribute(0, 1, [6, 7]), "a repeat is answered"
+    assert rig.wait(0, 1) == "done"
+    assert len(rig.pushes) == 1
+
+
+def test_a_trainer_without_gradients_takes_part(rig: Rig) -> None:
+    for step, ids in ((1, [3]), (2, [])):
+        rig.contribute(0, step, [])
+        rig.contribute(1, step, ids)
+        assert (rig.wait(0, step), rig.wait(1, step)) == ("wait", "done")
+    assert [len(p.tables) for p in rig.pushes] == [1, 0]
+    assert rig.shard.last_sequence(GROUP) == 2
+
+
+def test_after_a_restart_the_parts_are_asked_for_again(rig: Rig) -> None:
+    rig.contribute(0, 1, [1])
+    rig.contribute(1, 1, [1])
+    assert rig.wait(0, 1) == "wait"
+    rig.restart()
+    assert rig.wait(1, 1) == "resend" and rig.wait(0, 1) == "resend"
+    rig.contribute(0, 1, [1])
+    rig.contribute(1, 1, [1])
+    assert (rig.wait(0, 1), rig.wait(1, 1)) == ("wait", "done")
+    rig.restart()
+    assert rig.wait(0, 1) == "done", "the log knows the step"
+    assert rig.contribute(0, 1, [1])
+    assert rig.join(0).step == 1
+    assert len(rig.pushes) == 1
+
+
+def test_a_restarted_trainer_learns_what_is_held_and_may_replace_it(rig: Rig) -> None:
+    rig.contribute(0, 1, [1], 1.0)
+    found = rig.join(0, incarnation=99)
+    assert (found.step, found.held) == (0, True)
+    rig.contribute(0, 1, [2], 3.0, incarnation=99)
+    rig.contribute(1, 1, [])
+    rig.wait(1, 1)
+    assert rig.wait(0, 1, incarnation=99) == "done"
+    assert rig.pushes[0].tables[0].ids.tolist() == [2]
+    assert not rig.join(0, incarnation=99).held
+
+
+def test_of_two_processes_with_one_number_the_later_is_heard(rig: Rig) -> None:
+    """Invariant 4."""
+    rig.join(0)
+    rig.join(0, incarnation=99)
+    with pytest.raises(TrainerLostError, match=r"taken the place of trainer 0 of 2 \(host:0\)"):
+        rig.contribute(0, 1, [1])
+    with pytest.raises(TrainerLostError, match="taken the place"):
+        rig.wait(0, 1)
+
+
+def test_a_lost_trainer_stops_the_group_until_it_is_joined_anew(rig: Rig) -> None:
+    """Invariant 3."""
+    rig.join(1)
+    rig.now_s += 1_000  # a long step of all of them is nobody's fault
+    rig.contribute(0, 1, [1])
+    assert rig.wait(0, 1) == "wait"
+    rig.now_s += 4.9
+    assert rig.wait(0, 1) == "wait"
+    rig.now_s += 0.2
+    text = r"trainer 1 of 2 \(host:1\) gave no sign for 5 s while trainer 0 waited for it to end step 1; the"
+    with pytest.raises(TrainerLostError, match=text):
+        rig.wait(0, 1)
+    for call in (lambda: rig.wait(1, 1), lambda: rig.contribute(1, 1, [1])):
+        with pytest.raises(TrainerLostError, match="the group stops"):
+            call()
+    assert rig.join(0).step == 0
+    assert rig.wait(0, 1) == "resend"
+
+
+def test_a_sign_of_life_puts_the_deadline_off(rig: Rig) -> None:
+    rig.contribute(0, 1, [1])
+    assert rig.wait(0, 1) == "wait"
+    rig.now_s += 4
+    rig.contribute(1, 1, [1])  # not sealed yet
+    rig.now_s += 4
+    assert rig.wait(0, 1) == "wait"
+
+
+def test_the_group_goes_on_without_a_lost_trainer_until_it_joins_again(rig: Rig) -> None:
+    on = {"go_on": True}
+    rig.contribute(0, 1, [1], **on)
+    rig.contribute(1, 1, [2], **on)  # held, never sealed: on another shard it may be missing
+    rig.wait(0, 1, **on)
+    rig.now_s += 5.1
+    answer = rig.answer(0, 1, **on)
+    while not answer.done:
+        answer = rig.answer(0, 1, **on)
+    assert len(answer.lost) == 1 and answer.lost[0].startswith("trainer 1 of 2 (host:1) gave no sign")
+    assert rig.pushes[0].tables[0].ids.tolist() == [1]
+    with pytest.raises(TrainerLostError, match="the group goes on without this trainer"):
+        rig.contribute(1, 2, [2], **on)
+    assert rig.join(1, incarnation=99, **on).step == 1
+    rig.contribute(0, 2, [1], **on)
+    assert rig.wait(0, 2, **on) == "wait"
+    rig.contribute(1, 2, [2], incarnation=99, **on)
+    assert rig.wait(1, 2, incarnation=99, **on) == "done"
+
+
+def test_a_trainer_that_never_called_is_named_by_its_number(rig: Rig) -> None:
+    rig.contribute(1, 1, [1])
+    rig.wait(1, 1)
+    rig.now_s += 5.1
+    with pytest.raises(TrainerLostError, match=r"trainer 0 of 2 \(it never called this shard\)"):
+        rig.wait(1, 1)
+
+
+def test_a_refused_step_is_told_to_each_once_and_may_be_made_anew(rig: Rig) -> None:
+    def refuse() -> None:
+        raise TableFrozenError("table 'user' is frozen")
+
+    rig.fail = refuse
+    for trainer in (0, 1):
+        rig.contribute(trainer, 1, [1])
+    rig.wait(0, 1)
+    with pytest.raises(TableFrozenError, match="step 1 of all trainers: table 'user' is frozen"):
+        rig.wait(1, 1)
+    rig.fail = lambda: None
+    rig.contribute(1, 1, [])  # before the other one was told
+    with pytest.raises(TableFrozenError):
+        rig.wait(0, 1)
+    assert rig.wait(1, 1) == "wait"
+    rig.contribute(0, 1, [])
+    assert rig.wait(0, 1) == "done"
+
+
+@pytest.mark.parametrize(
+    ("change", "failure", "text"),
+    [
+        (lambda r: r.contribute(0, 2, [1]), SequenceGapError, "step 2 came, but the last one here is 0"),
+        (lambda r: r.wait(0, 2), SequenceGapError, "step 2 came"),
+        (lambda r: r.wait(0, 0), SequenceGapError, "step 0 came"),
+        (lambda r: r.contribute(0, 1, [1], np.nan), InvalidRequestError, "must be finite"),
+        (lambda r: r.contribute(0, 1, [1], group=78), InvalidRequestError, "its client id is the group"),
+        (lambda r: r.contribute(0, 1, [1], pace=pb.PACE_SSP), InvalidRequestError, "contribution is for bsp"),
+        (lambda r: r.join(2), InvalidRequestError, "trainer is 2; it must be 0 to 1"),
+        (lambda r: r.join(0, trainers=0), LimitExceededError, "trainers is 0; it must be 1 to 1024"),
+        (lambda r: r.join(0, trainers=1025), LimitExceededError, "trainers is 1025"),
+        (lambda r: r.join(0, pace=0), InvalidRequestError, "pace is 0"),
+        (lambda r: r.join(0, deadline_ms=0), InvalidRequestError, "deadline_ms is 0"),
+        (lambda r: (r.join(1), r.join(0, trainers=3)), InvalidRequestError, "trainers is 3; the group has 2"),
+        (lambda r: (r.join(1), r.join(0, go_on=True)), InvalidRequestError, "go_on is True; the group has"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_refused(
+    rig: Rig, change: Callable[[Rig], Any], failure: type[RowhouseError], text: str
+) -> None:
+    """Invariant 2."""
+    with pytest.raises(failure, match=text):
+        change(rig)
+    assert not rig.pushes
+
+
+def test_parts_that_do_not_fit_one_another_are_refused(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    rig.contribute(0, 1, [1], rate=0.5)
+    with pytest.raises(InvalidRequestError, match=r"of trainer 1 of 2 .*are 1 and None; those of .* 0\.5"):
+        rig.contribute(1, 1, [1])
+    monkeypatch.setattr(module, "IDS_PER_REQUEST_MAX", 3)
+    with pytest.raises(LimitExceededError, match=r"4 ids and .* of all trainers together; at most 3"):
+        rig.contribute(1, 1, [1, 2, 3], rate=0.5)
+
+
+def test_unknown_tables_and_maps_are_refused_before_anything_is_held(rig: Rig) -> None:
+    part = message.TableGradients("usr", dtype.FLOAT32, np.ones(1, np.uint64), np.ones((1, 4), np.float32))
+    version = rig.shard.partition_map.version
+    for push, failure in (
+        (message.PushRequest(version, GROUP, 1, (part,)), UnknownTableError),
+        (message.PushRequest(PartitionMap.even(3).version, GROUP, 1, ()), StalePartitionMapError),
+    ):
+        with pytest.raises(failure):
+            rig.groups.contribute(message.Contribution(rig.member(0), push))
+    assert rig.wait(0, 1) == "resend"
+
+
+def test_shows_of_one_part_fill_up_the_others(rig: Rig) -> None:
+    shows = np.array([3], np.float32)
+    row = np.ones((1, 4), np.float32)
+    for trainer, events in ((0, None), (1, shows)):
+        part = message.TableGradients("user", dtype.FLOAT32, np.ones(1, np.uint64), row, None, events, None)
+        push = message.PushRequest(rig.shard.partition_map.version, GROUP, 1, (part,))
+        rig.groups.contribute(message.Contribution(rig.member(trainer), push))
+        rig.wait(trainer, 1)
+    joined = rig.pushes[0].tables[0]
+    assert joined.shows is not None and joined.shows.tolist() == [1.0, 3.0]
+    assert joined.clicks is not None and joined.clicks.tolist() == [0.0, 0.0]
+
+
+def test_ssp_waits_for_the_slowest_within_its_staleness(rig: Rig) -> None:
+    ssp = {"pace": pb.PACE_SSP, "staleness": 1}
+    assert rig.wait(0, 1, **ssp) == "done"
+    assert rig.wait(0, 2, **ssp) == "wait"
+    assert rig.wait(1, 1, **ssp) == "done"
+    assert rig.wait(0, 2, **ssp) == "done"
+    assert rig.join(0, **ssp).step == 2
+    rig.wait(0, 3, **ssp)
+    rig.now_s += 5.1
+    with pytest.raises(TrainerLostError, match=r"trainer 1 of 2 .* waited for it to end step 3"):
+        rig.wait(0, 3, **ssp)
+
+
+def test_groups_are_bounded(rig: Rig) -> None:
+    for number in range(GROUPS_MAX + 5):
+        rig.join(0, group=number + 1)
+    assert len(rig.groups._groups) == GROUPS_MAX
+
+
+def test_calls_wait_for_one_another(make_config: MakeConfig) -> None:
+    """With threads to wait on, the last one's call lets the others go at once."""
+    import threading
+
+    rig = Rig(make_config)
+    rig.groups = Groups(rig.shard, 1)
+    rig.contribute(0, 1, [1])
+    rig.contribute(1, 1, [1])
+    found: list[str] = []
+    waiting = threading.Thread(target=lambda: found.append(rig.wait(0, 1)))
+    waiting.start()
+    while not rig.groups._groups[GROUP].waiting:
+        pass
+    assert rig.wait(1, 1) == "done"
+    waiting.join(10)
+    assert found == ["done"]
+    rig.shard.close()
