@@ -14,10 +14,12 @@ from typing import Any
 
 from feature_cross.command import run_check, run_data, run_explain, run_schema
 from feature_cross.error import CrossError
+from feature_cross.estimate.flag import add_estimate_command
 from feature_cross.fit import add_fit_command
 from feature_cross.guard import add_guard_commands
 from feature_cross.limit import BATCH_ROWS_DEFAULT
 from feature_cross.lock import add_lock_command
+from feature_cross.plot.flag import add_plot_command
 from feature_cross.rank.flag import add_rank_commands
 
 __all__ = ["main"]
@@ -98,6 +100,8 @@ def _parser() -> argparse.ArgumentParser:
         "feature-cross schema > crosses.schema.json",
     )  # fmt: skip
     add_fit_command(partial(_command, commands))
+    add_estimate_command(partial(_command, commands))
+    add_plot_command(partial(_command, commands))
     add_lock_command(partial(_command, commands))
     add_rank_commands(partial(_command, commands))
     add_guard_commands(partial(_command, commands))

@@ -7,7 +7,7 @@ Thread safety: an iterator belongs to one thread.
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -26,7 +26,7 @@ _Done = tuple[pa.RecordBatch, CrossBatch]
 
 def transform_batches(
     engine: "Engine", batches: Iterable[pa.RecordBatch], threads: int = 1
-) -> Iterator[_Done]:
+) -> Generator[_Done, None, None]:
     """Pairs of rows and their ids.
 
     Parameters

@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The flags of `feature-cross estimate`, and what it prints.
+
+Exit codes: those of the command, and 3 when the sum is past the budget. Thread safety: a process's main
+thread.
+"""
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import Final
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from feature_cross.config import CrossConfig
+from feature_cross.estimate.measure import Measurement, measure
+from feature_cross.estimate.memory import DTYPE_BYTES, OPTIMIZER_STATE, TIERS, Budget, RowShape, parse_size
+from feature_cross.estimate.report import Estimate
+from feature_cross.estimate.sample import SAMPLE_IDS_DEFAULT
+from feature_cross.estimate.summary import Request, summarize
+from feature_cross.estimate.view import print_estimate
+from feature_cross.limit import BATCH_ROWS_DEFAULT
+from feature_cross.loader import load
+from feature_cross.plan import build_plan
+from feature_cross.source import count_rows
+
+__all__ = ["OVER_BUDGET", "add_estimate_command", "estimate_data"]
+
+OVER_BUDGET: Final = 3
+"""Exit code when the expected sum is past the budget."""
+
+_PIPE_WIDTH: Final = 120
+_DIM_MAX: Final = 65_536
+_SAMPLE_IDS_MAX: Final = 1 << 24
+_ROWS_MAX: Final = 10**15
+
+MakeCommand = Callable[[str, Callable[[argparse.Namespace], int], str, str], argparse.ArgumentParser]
+
+
+def number(least: int, most: int) -> Callable[[str], int]:
+    """An argparse type: an integer within bounds; `1e9` and `1_000_000` are integers too."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text) if not set(text) & set(".eE") else int(float(text))
+        except (ValueError, OverflowError):
+            raise argparse.ArgumentTypeError(f"is {text!r}; it must be a number") from None
+        if not least <= value <= most:
+            raise argparse.ArgumentTypeError(f"is {value}; it must be {least} to {most}")
+        return value
+
+    return parse
+
+
+def _feature_dim(text: str) -> tuple[str, int]:
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise argparse.ArgumentTypeError(f"is {text!r}; it must be FEATURE=DIM")
+    return name, number(1, _DIM_MAX)(value)
+
+
+def _power_of_two(text: str) -> int:
+    value = number(1024, _SAMPLE_IDS_MAX)(text)
+    if value & (value - 1):
+        raise argparse.ArgumentTypeError(f"is {value}; it must be a power of two")
+    return value
+
+
+def add_estimate_command(make: MakeCommand) -> None:
+    """Register `estimate`.
+
+    Parameters
+    ----------
+    make
+        (name, action, summary, example) to a parser, as feature_cross.cli has it.
+    """
+    parser = make(
+        "estimate", run_estimate, "estimate each feature's rows, growth, collisions and bytes from data",
+        "feature-cross estimate crosses.yaml clicks.parquet --rows 1e9 --dim 16 --dtype fp16"
+        " --optimizer adagrad --budget 64GB",
+    )  # fmt: skip
+    parser.epilog = f"{parser.epilog}\n\nexit codes: as all commands; {OVER_BUDGET} when past --budget"
+    parser.add_argument("config", help="YAML config")
+    parser.add_argument("data", help="Parquet, Arrow IPC or CSV file, or a folder of one of them")
+    add_estimate_flags(parser)
+
+
+def add_estimate_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags that `estimate` and `plot` have in common.
+
+    Parameters
+    ----------
+    parser
+        To add them to.
+    """
+    parser.add_argument(
+        "--rows", type=number(1, _ROWS_MAX), help="also project to so many rows (1e9 will do)"
+    )
+    parser.add_argument("--dim", type=number(1, _DIM_MAX), default=16, help="weights per row (16)")
+    parser.add_argument(
+        "--feature-dim", type=_feature_dim, action="append", default=[], metavar="FEATURE=DIM",
+        help="another dim for one feature (repeatable)",
+    )  # fmt: skip
+    parser.add_argument("--dtype", choices=list(DTYPE_BYTES), default="fp32", help="type of weights (fp32)")
+    parser.add_argument(
+        "--optimizer", choices=list(OPTIMIZER_STATE), default="adagrad", help="its state is counted (adagrad)"
+    )
+    parser.add_argument(
+        "--state",
+        type=number(0, 4 * _DIM_MAX),
+        help="float32 words of state per row, instead of --optimizer's",
+    )
+    parser.add_argument(
+        "--metadata-bytes", type=number(0, 64), default=0,
+        help="of the table's policies: 4 TTL, 4 least-frequent eviction, 12 show/click scores (0)",
+    )  # fmt: skip
+    parser.add_argument("--budget", help="hold the sum to it: 8GB, 64GiB, 1.5TB")
+    parser.add_argument(
+        "--tier", choices=TIERS, default="memory", help="bytes that --budget counts: all rows hot, or on disk"
+    )
+    parser.add_argument("--read-rows", type=number(1, _ROWS_MAX), help="read only the first so many rows")
+    parser.add_argument(
+        "--sample-ids", type=_power_of_two, default=SAMPLE_IDS_DEFAULT,
+        help=f"ids that are counted exactly, per feature ({SAMPLE_IDS_DEFAULT}: at most 4 MiB each)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--threads", type=number(1, 1024), default=os.cpu_count() or 1, help="threads (all cores)"
+    )
+    parser.set_defaults(batch_rows=BATCH_ROWS_DEFAULT)
+
+
+def run_estimate(flags: argparse.Namespace) -> int:
+    """`estimate`: read data once, say what its features cost."""
+    estimate = estimate_data(flags)
+    if flags.json:
+        print(estimate.model_dump_json())
+    else:
+        console = Console()
+        print_estimate(estimate, console if console.is_terminal else Console(width=_PIPE_WIDTH))
+    if estimate.stopped == "interrupt":
+        print(
+            f"feature-cross: interrupted; this is of the first {estimate.rows_read:,} rows", file=sys.stderr
+        )
+    return OVER_BUDGET if estimate.budget is not None and not estimate.budget.within else 0
+
+
+def estimate_data(flags: argparse.Namespace) -> Estimate:
+    """The document for parsed flags; shows progress on stderr."""
+    budget = None if flags.budget is None else Budget(parse_size(flags.budget), flags.tier)
+    shape = RowShape(
+        dim=flags.dim, dtype=flags.dtype, optimizer=flags.optimizer, state=flags.state,
+        metadata_bytes=flags.metadata_bytes,
+    )  # fmt: skip
+    request = Request(rows=flags.rows, shape=shape, dims=dict(flags.feature_dim), budget=budget)
+    config = load(flags.config)
+    total = count_rows(flags.data, build_plan(config))
+    begin = time.perf_counter()
+    measured = _measured(flags, config, total)
+    return summarize(
+        measured, request, config=str(flags.config), data=str(flags.data), rows_total=total,
+        seconds=time.perf_counter() - begin,
+    )  # fmt: skip
+
+
+def _measured(flags: argparse.Namespace, config: CrossConfig, total: int | None) -> Measurement:
+    console = Console(stderr=True)
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    quiet = flags.json or not console.is_terminal  # into a pipe it would leave an empty line
+    wanted = flags.read_rows if total is None else min(total, flags.read_rows or total)
+    with Progress(*columns, console=console, disable=quiet, transient=True) as progress:
+        task = progress.add_task("rows (Ctrl-C tells what was read)", total=wanted)
+        return measure(
+            config, flags.data, rows_max=flags.read_rows, sample_ids=flags.sample_ids,
+            batch_rows=flags.batch_rows, threads=flags.threads,
+            progress=lambda rows: progress.update(task, completed=rows),
+        )  # fmt: skip
