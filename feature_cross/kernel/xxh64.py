@@ -15,7 +15,14 @@ from numba import njit, types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-__all__ = ["hash_integers", "hash_strings"]
+from feature_cross.kernel.wide import AVAILABLE, LANES, LENGTH_MIN, hash_eight
+
+__all__ = ["hash_integers", "hash_strings", "hash_strings_alone"]
+
+_CHUNK: Final = 4096
+"""Strings that are ordered by length at once: positions and offsets stay in a core's first cache."""
+_LENGTHS: Final = 88
+"""Lengths that are hashed in groups; a longer string fills the multipliers by itself, with four lanes."""
 
 _P1: Final = np.uint64(11400714785074694791)
 _P2: Final = np.uint64(14029467366897019727)
@@ -137,6 +144,49 @@ def _hash_string(data: Any, begin: Any, end: Any, tag: Any) -> Any:
     return _avalanche(h)
 
 
+@njit(inline="always")
+def _group(offsets: Any, i: Any) -> Any:
+    """0 for a string that is hashed alone, else the number of its length."""
+    length = np.int64(offsets[i + 1]) - np.int64(offsets[i]) + 1 - LENGTH_MIN
+    return length + 1 if 0 <= length < _LENGTHS else 0
+
+
+@njit(nogil=True, cache=True)
+def _order_by_length(
+    offsets: NDArray[Any], first: int, count: int, order: NDArray[np.int64], ends: NDArray[np.int64]
+) -> None:
+    """Positions first, …, first + count - 1 by group, in order within each; ends[g] is where group g ends."""
+    ends[:] = 0
+    for i in range(first, first + count):
+        ends[_group(offsets, i)] += 1
+    if ends[_group(offsets, first)] == count:  # one length only, as keys often have: already in order
+        alone = _group(offsets, first)
+        for k in range(count):
+            order[k] = first + k
+        for g in range(_LENGTHS + 1):
+            ends[g] = count if g >= alone else 0
+        return
+    total = 0
+    for g in range(_LENGTHS + 1):
+        here = ends[g]
+        ends[g] = total
+        total += here
+    for i in range(first, first + count):
+        g = _group(offsets, i)
+        order[ends[g]] = i
+        ends[g] += 1
+
+
+@njit(nogil=True, cache=True)
+def hash_strings_alone(
+    data: NDArray[np.uint8], offsets: NDArray[Any], tag: int, out: NDArray[np.uint64]
+) -> None:
+    """As `hash_strings`, one after another: for few strings, and where there is no wide multiplication."""
+    wide = np.uint64(tag)
+    for i in range(out.shape[0]):
+        out[i] = _hash_string(data, np.int64(offsets[i]), np.int64(offsets[i + 1]), wide)
+
+
 @njit(nogil=True, cache=True)
 def hash_strings(data: NDArray[np.uint8], offsets: NDArray[Any], tag: int, out: NDArray[np.uint64]) -> None:
     """Hash strings of an Arrow buffer.
@@ -153,8 +203,31 @@ def hash_strings(data: NDArray[np.uint8], offsets: NDArray[Any], tag: int, out: 
         (n,) uint64, written.
     """
     wide = np.uint64(tag)
-    for i in range(out.shape[0]):
-        out[i] = _hash_string(data, np.int64(offsets[i]), np.int64(offsets[i + 1]), wide)
+    if not AVAILABLE or out.shape[0] < LANES:
+        hash_strings_alone(data, offsets, tag, out)
+        return
+    order = np.empty(_CHUNK, np.int64)
+    ends = np.empty(_LENGTHS + 1, np.int64)
+    for first in range(0, out.shape[0], _CHUNK):
+        count = min(_CHUNK, out.shape[0] - first)
+        _order_by_length(offsets, first, count, order, ends)
+        begin = ends[0]
+        for k in range(begin):  # too short or too long for a group
+            i = order[k]
+            out[i] = _hash_string(data, np.int64(offsets[i]), np.int64(offsets[i + 1]), wide)
+        for length in range(1, _LENGTHS + 1):
+            end = ends[length]
+            if end > begin:
+                k = begin
+                while k + LANES <= end:
+                    bytes_each = np.int64(length + LENGTH_MIN - 1)
+                    hash_eight(data, offsets, order, k, bytes_each, wide, out)  # type: ignore[call-arg]
+                    k += LANES
+                while k < end:
+                    i = order[k]
+                    out[i] = _hash_string(data, np.int64(offsets[i]), np.int64(offsets[i + 1]), wide)
+                    k += 1
+                begin = end
 
 
 @njit(nogil=True, cache=True)

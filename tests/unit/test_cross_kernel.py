@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The kernels one by one, against the xxhash package and plain loops."""
 
+import ctypes
 import itertools
+import mmap
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,7 @@ from feature_cross import id_format as f
 from feature_cross.kernel.fold import fold_first, fold_next, fold_pair, fold_product, lay_out, product_offsets
 from feature_cross.kernel.jagged import compact
 from feature_cross.kernel.subset import count_subsets, fold_rows, fold_subsets, sort_rows
-from feature_cross.kernel.xxh64 import hash_integers, hash_strings
+from feature_cross.kernel.xxh64 import hash_integers, hash_strings, hash_strings_alone
 
 NONE = np.empty(0, np.uint8)
 
@@ -25,6 +27,55 @@ def jagged(rows: list[list[int]]) -> tuple[NDArray[np.uint64], NDArray[np.int64]
 
 def rows_of(values: NDArray[np.uint64], offsets: NDArray[np.int64]) -> list[list[int]]:
     return [values[a:b].tolist() for a, b in itertools.pairwise(offsets)]
+
+
+@pytest.mark.parametrize("kernel", [hash_strings, hash_strings_alone])
+@pytest.mark.parametrize("lengths", ["mixed", "equal", "runs", "long"])
+def test_many_strings_equal_xxhash_in_groups_and_alone(kernel: Any, lengths: str) -> None:
+    random = np.random.default_rng(8)
+    count = 9_001  # past two chunks of the grouped kernel, and no multiple of its lanes
+    drawn = {
+        "mixed": random.integers(0, 140, count),
+        "equal": np.full(count, 12),
+        "runs": np.repeat(random.integers(0, 50, count // 7 + 1), 7)[:count],
+        "long": random.integers(100, 300, count),
+    }[lengths]
+    offsets = np.concatenate([[0], np.cumsum(drawn)])
+    data = random.integers(0, 256, offsets[-1], np.uint8)
+    out = np.zeros(count, np.uint64)
+    kernel(data, offsets.astype(np.int32), 3, out)
+    wanted = [xxhash.xxh64_intdigest(b"\x03" + data[a:b].tobytes()) for a, b in itertools.pairwise(offsets)]
+    assert out.tolist() == wanted
+    begin = 4_000  # a slice of a larger column: offsets that do not begin at 0
+    part = np.zeros(count - begin, np.uint64)
+    kernel(data, offsets[begin:], 3, part)
+    assert part.tolist() == wanted[begin:]
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mprotect"), reason="needs mprotect")
+def test_no_byte_outside_of_the_buffer_is_touched() -> None:
+    """Between two pages that nobody may read, for every length of the grouped kernel."""
+    page = mmap.PAGESIZE
+    memory = mmap.mmap(-1, 3 * page)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    libc = ctypes.CDLL(None, use_errno=True)
+    for guard in (address, address + 2 * page):
+        assert libc.mprotect(ctypes.c_void_p(guard), ctypes.c_size_t(page), 0) == 0
+    inside = np.frombuffer(memory, np.uint8, page, page)
+    inside[:] = np.random.default_rng(9).integers(0, 256, page, np.uint8)
+    try:
+        for length in range(130):
+            used = 9 * length
+            offsets = np.arange(10, dtype=np.int32) * length
+            for data in (inside[:used], inside[page - used :]):
+                out = np.zeros(9, np.uint64)
+                hash_strings(data, offsets, 3, out)
+                first, last = data[:length].tobytes(), data[used - length :].tobytes()
+                assert int(out[0]) == xxhash.xxh64_intdigest(b"\x03" + first)
+                assert int(out[8]) == xxhash.xxh64_intdigest(b"\x03" + last)
+    finally:
+        for guard in (address, address + 2 * page):
+            assert libc.mprotect(ctypes.c_void_p(guard), ctypes.c_size_t(page), 3) == 0
 
 
 @pytest.mark.parametrize("width", [np.int32, np.int64])
