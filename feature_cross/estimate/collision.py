@@ -23,7 +23,8 @@ from feature_cross.config import CrossConfig
 from feature_cross.engine import Engine
 from feature_cross.execution import compile_plan
 from feature_cross.id_format import name_seed, value_hash
-from feature_cross.plan import Plan
+from feature_cross.node import Plan
+from feature_cross.reading import read_attribute
 
 __all__ = ["CheckedEngine", "Expected", "ValueCheck", "expected_collisions", "second_hashes", "values_behind"]
 
@@ -120,14 +121,14 @@ class ValueCheck:
             seen = self._seen[label]
             if len(seen) >= _VALUES_MAX:
                 continue
-            for canonical in self._canonical(batch.column(use.column), label):
+            for canonical in self._canonical(read_attribute(batch, use).array, label):
                 seen[canonical] = value_hash(canonical)
 
     def _canonical(self, array: pa.Array, label: str) -> Iterator[bytes]:
         attribute = self._uses[label].attribute
         if attribute.list:
             array = pc.list_flatten(array)
-        array = pc.unique(array).slice(0, _VALUES_MAX)
+        array = _unique(array).slice(0, _VALUES_MAX)
         for _, canonical in canonical_values(array, column_spec(attribute, f"({label})")):
             if canonical is not None:
                 yield canonical
@@ -135,3 +136,13 @@ class ValueCheck:
     def result(self) -> dict[str, tuple[int, int]]:
         """(distinct values, distinct hashes) by attribute."""
         return {label: (len(seen), len(set(seen.values()))) for label, seen in self._seen.items()}
+
+
+def _unique(array: pa.Array) -> pa.Array:
+    """Distinct elements; all of them for a type that Arrow cannot compare."""
+    if pa.types.is_run_end_encoded(array.type):
+        array = pc.run_end_decode(array)
+    try:
+        return pc.unique(array)
+    except (pa.ArrowNotImplementedError, pa.ArrowInvalid):
+        return array

@@ -24,7 +24,7 @@ from feature_cross.estimate.interrupt import Interrupt
 from feature_cross.estimate.sample import SAMPLE_IDS_DEFAULT, IdSample
 from feature_cross.estimate.sketch import Sketch
 from feature_cross.limit import BATCH_ROWS_DEFAULT
-from feature_cross.plan import Node, Plan
+from feature_cross.node import Node, Plan
 from feature_cross.source import read_batches
 from feature_cross.stream import transform_batches
 

@@ -11,7 +11,8 @@ from feature_cross.error import DataError, FlagError
 from feature_cross.estimate.flag import MakeCommand, add_estimate_flags, estimate_data
 from feature_cross.estimate.report import Estimate, read_estimate
 from feature_cross.loader import load
-from feature_cross.plan import Plan, build_plan
+from feature_cross.node import Plan
+from feature_cross.plan import build_plan
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -17,7 +17,7 @@ from matplotlib.path import Path
 
 from feature_cross.estimate.report import Estimate
 from feature_cross.estimate.view import short_number
-from feature_cross.plan import AttributeUse, Plan
+from feature_cross.node import AttributeUse, Plan
 from feature_cross.plot.style import FAMILY_COLOURS, FAMILY_NAMES, INK, MUTED, family, new_figure
 
 __all__ = ["graph_figure"]
