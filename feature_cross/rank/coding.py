@@ -14,12 +14,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from feature_cross.error import LimitError
-from feature_cross.id_format import OPERATION_SUBSET, OPERATION_TUPLE, start
+from feature_cross.id_format import OPERATION_ARRANGEMENT, OPERATION_SUBSET, OPERATION_TUPLE, start
 from feature_cross.kernel.fold import fold_product, product_offsets
-from feature_cross.kernel.subset import count_subsets, fold_subsets, sort_rows
+from feature_cross.kernel.subset import count_subsets, fold_rows, fold_subsets, sort_rows
 from feature_cross.limit import IDS_PER_ROW_MAX
 
-__all__ = ["CANDIDATE_IDS_MAX", "Coded", "code_ids", "cross_product", "cross_subsets"]
+__all__ = ["CANDIDATE_IDS_MAX", "Coded", "code_ids", "cross_arrangement", "cross_product", "cross_subsets"]
 
 CANDIDATE_IDS_MAX = 1 << 26
 """Ids of one candidate over all rows: half a GiB while they are coded, and some seconds for one fit."""
@@ -92,6 +92,12 @@ def cross_subsets(name: str, operand: Coded, size: int) -> Coded:
     starts = np.array([start(0, OPERATION_SUBSET, size)], np.uint64)
     fold_subsets(hashes, offsets, sizes, starts, out, out_offsets)
     return code_ids(out, out_offsets)
+
+
+def cross_arrangement(operand: Coded) -> Coded:
+    """The whole list in its own order, one id for each row that has any."""
+    codes = operand.codes.astype(np.uint64)
+    return code_ids(*fold_rows(codes, operand.offsets, np.uint64(0), OPERATION_ARRANGEMENT))
 
 
 def _check(name: str, past: int, offsets: NDArray[np.int64]) -> None:

@@ -7,15 +7,24 @@ Thread safety: a process's main thread.
 
 import argparse
 import json
+import os
 import time
+from pathlib import Path
 
+from feature_cross.error import FlagError
 from feature_cross.loader import load
+from feature_cross.output import write_text
 from feature_cross.rank.budget import row_bytes
+from feature_cross.rank.edit import add_features, remove_features
+from feature_cross.rank.pruning import Limits, prune
 from feature_cross.rank.ranking import Judgement, rank
 from feature_cross.rank.report import print_ranking, ranking_json, told
 from feature_cross.rank.sample import Design
+from feature_cross.rank.search_report import figures, print_found, print_pruned, pruned_json, suggestions_json
+from feature_cross.rank.suggestion import Search, suggest
+from feature_cross.sink import check_apart
 
-__all__ = ["INTERRUPTED", "run_rank"]
+__all__ = ["INTERRUPTED", "run_prune", "run_rank", "run_suggest"]
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells give it."""
@@ -33,11 +42,83 @@ def run_rank(flags: argparse.Namespace) -> int:
         )  # fmt: skip
     size = row_bytes(flags.dim, flags.dtype)
     if flags.json:
-        seconds = round(time.perf_counter() - begin, 3)
-        print(json.dumps({**ranking_json(ranking, judgement, size), "over": flags.over, "seconds": seconds}))
+        report = {**ranking_json(ranking, judgement, size), "over": flags.over, "seconds": _since(begin)}
+        print(json.dumps(report))
     else:
         print_ranking(ranking, judgement, flags.over, size)
     return INTERRUPTED if ranking.interrupted else 0
+
+
+def run_suggest(flags: argparse.Namespace) -> int:
+    """`suggest`: crosses that the config lacks, as YAML."""
+    config = load(flags.config)
+    _check_out(flags)
+    judgement = Judgement(flags.level, flags.correction)
+    search = Search(
+        budget=flags.budget, bytes_per_row=row_bytes(flags.dim, flags.dtype), top=flags.top, beam=flags.beam,
+        order=flags.order, columns=tuple(flags.column),
+    )  # fmt: skip
+    begin = time.perf_counter()
+    with told(flags.json) as progress:
+        found = suggest(
+            config, flags.data, _design(flags), search, judgement=judgement, threads=flags.threads,
+            progress=progress,
+        )  # fmt: skip
+    if flags.json:
+        report = suggestions_json(found, judgement, os.fspath(flags.data))
+        print(json.dumps({**report, "out": flags.out, "seconds": _since(begin)}))
+    else:
+        print_found(found, judgement, os.fspath(flags.data))
+    if found.interrupted:
+        return INTERRUPTED
+    if flags.out is not None:
+        shown = [one for one in found.suggestions if one.body is not None]
+        new = {one.name: one.body or {} for one in shown}
+        comments = {one.name: figures(one, found.z) for one in shown}
+        text = Path(flags.config).read_text(encoding="utf-8")
+        write_text(flags.out, add_features(text, flags.config, new, comments) if new else text)
+    return 0
+
+
+def run_prune(flags: argparse.Namespace) -> int:
+    """`prune`: a config without the features that are worth nothing."""
+    config = load(flags.config)
+    _check_out(flags)
+    limits = Limits(
+        budget=flags.budget, tolerance=flags.tolerance, bytes_per_row=row_bytes(flags.dim, flags.dtype),
+        keep=tuple(flags.keep), level=flags.level,
+    )  # fmt: skip
+    begin = time.perf_counter()
+    with told(flags.json) as progress:
+        pruned = prune(config, flags.data, _design(flags), limits, threads=flags.threads, progress=progress)
+    renamed: dict[str, str] = {}
+    if not pruned.interrupted:
+        text = Path(flags.config).read_text(encoding="utf-8")
+        if pruned.dropped:
+            text, renamed = remove_features(text, flags.config, pruned.dropped)
+        if flags.out is not None:
+            write_text(flags.out, text)
+    if flags.json:
+        print(json.dumps({**pruned_json(pruned, renamed, flags.out), "seconds": _since(begin)}))
+    else:
+        print_pruned(pruned, renamed, flags.out)
+    return INTERRUPTED if pruned.interrupted else 0
+
+
+def _check_out(flags: argparse.Namespace) -> None:
+    """Before hours of work: the config that was read is never the one that is written."""
+    if flags.out is None:
+        return
+    check_apart(flags.data, flags.out)
+    out = Path(flags.out)
+    if out.exists() and out.samefile(flags.config):
+        raise FlagError(f"--out is {flags.out}, which is the config itself; write to another file")
+    if not out.parent.is_dir():
+        raise FlagError(f"--out is {flags.out}, but there is no folder {out.parent}")
+
+
+def _since(begin: float) -> float:
+    return round(time.perf_counter() - begin, 3)
 
 
 def _design(flags: argparse.Namespace) -> Design:

@@ -5,8 +5,9 @@ import argparse
 import os
 from collections.abc import Callable
 
+from feature_cross.error import FlagError
 from feature_cross.rank.budget import DTYPE_BYTES, parse_bytes
-from feature_cross.rank.command import run_rank
+from feature_cross.rank.command import run_prune, run_rank, run_suggest
 from feature_cross.rank.ranking import OVER
 
 __all__ = ["add_rank_commands"]
@@ -27,8 +28,36 @@ def add_rank_commands(command: Command) -> None:
         help="judge a cross against its own parts (default), all plain columns, or every other feature",
     )  # fmt: skip
 
+    prune = command(
+        "prune", run_prune, "drop features whose removal does not hurt, or what a budget cannot hold",
+        "feature-cross prune crosses.yaml clicks.parquet --label clicked --budget 2GB --out pruned.yaml",
+    )  # fmt: skip
+    _add_data(prune, correction=False)
+    prune.add_argument("--out", help="config to write; without it only the table is printed")
+    prune.add_argument("--budget", type=_budget, help="bytes that the rest may take, as 2GB or 500MiB")
+    prune.add_argument(
+        "--tolerance", type=_share, default=0.001,
+        help="rise of the log loss that is no harm, as a share of the log loss (0.001)",
+    )  # fmt: skip
+    prune.add_argument(
+        "--keep", action="append", default=[], metavar="FEATURE", help="never drop (repeatable)"
+    )
+    suggest = command(
+        "suggest", run_suggest, "search pairs and triples of plain columns for crosses that the config lacks",
+        "feature-cross suggest crosses.yaml clicks.parquet --label clicked --budget 500MB",
+    )  # fmt: skip
+    _add_data(suggest)
+    suggest.add_argument("--out", help="config to write, with the crosses that are shown to gain")
+    suggest.add_argument("--budget", type=_budget, help="bytes of all suggestions, as 2GB or 500MiB")
+    suggest.add_argument("--top", type=_at_least(1), default=5, help="most suggestions (5)")
+    suggest.add_argument("--beam", type=_at_least(1), default=10, help="pairs that grow to triples (10)")
+    suggest.add_argument("--order", type=int, choices=(2, 3), default=3, help="2: pairs; 3: triples too")
+    suggest.add_argument(
+        "--column", action="append", default=[], metavar="ENTITY.ATTRIBUTE", help="only these (repeatable)"
+    )
 
-def _add_data(parser: argparse.ArgumentParser) -> None:
+
+def _add_data(parser: argparse.ArgumentParser, correction: bool = True) -> None:
     parser.add_argument("config", help="YAML config")
     parser.add_argument("data", help="Parquet, Arrow IPC or CSV file, or a folder of one of them")
     parser.add_argument("--label", required=True, help="column of the label: bool, or 0 and 1")
@@ -43,12 +72,13 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
         "--max-rows", type=_at_least(1), default=1_000_000, help="of more a random choice is read (1,000,000)"
     )
     parser.add_argument("--level", type=_level, default=0.95, help="of the intervals, all together (0.95)")
-    parser.add_argument(
-        "--correction",
-        choices=("holm", "bh"),
-        default="holm",
-        help="of p: family-wise error, or false discoveries",
-    )
+    if correction:
+        parser.add_argument(
+            "--correction",
+            choices=("holm", "bh"),
+            default="holm",
+            help="of p: family-wise error, or false discoveries",
+        )
     parser.add_argument("--dim", type=_at_least(1), default=16, help="weights per row, for bytes (16)")
     parser.add_argument(
         "--dtype", choices=tuple(DTYPE_BYTES), default="fp32", help="of a weight, for bytes (fp32)"
@@ -58,11 +88,10 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def budget(text: str) -> int:
-    """A budget in bytes, as an argument."""
+def _budget(text: str) -> int:
     try:
         return parse_bytes(text)
-    except ValueError as error:
+    except FlagError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
@@ -80,6 +109,13 @@ def _level(text: str) -> float:
     value = float(text)
     if not 0.5 <= value < 1:
         raise argparse.ArgumentTypeError(f"is {value}; it must be from 0.5 to below 1")
+    return value
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"is {value}; it must be from 0 to below 1")
     return value
 
 

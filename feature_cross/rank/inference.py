@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from feature_cross.kernel.logistic import row_losses
 
-__all__ = ["Estimate", "Gain", "adjust", "compare", "z_value"]
+__all__ = ["Estimate", "Gain", "adjust", "compare", "compare_losses", "z_value"]
 
 Floats = NDArray[np.float64]
 
@@ -37,10 +37,10 @@ class Estimate:
 
     @property
     def p_value(self) -> float:
-        """One-sided, of a true value of 0 or less; 1 where nothing varies and nothing was gained."""
-        if self.error == 0.0:
+        """Two-sided, of no gain, as the intervals are; 1 where nothing was gained."""
+        if self.value <= 0 or self.error == 0.0:
             return 0.0 if self.value > 0 else 1.0
-        return NormalDist().cdf(-self.value / self.error)
+        return 2 * NormalDist().cdf(-self.value / self.error)
 
     def to_json(self, z: float) -> dict[str, float]:
         """Plain values."""
@@ -96,16 +96,23 @@ def compare(base: Floats, better: Floats, labels: Floats, groups: NDArray[np.int
     -------
     Gain
     """
+    loss_gain, base_loss = compare_losses(base, better, labels, groups)
+    base_auc, base_influence = _auc(base, labels)
+    other_auc, other_influence = _auc(better, labels)
+    auc_gain = Estimate(other_auc - base_auc, _error(other_influence - base_influence, groups))
+    return Gain(loss_gain, auc_gain, base_loss, base_auc, len(base))
+
+
+def compare_losses(
+    base: Floats, better: Floats, labels: Floats, groups: NDArray[np.int64] | None = None
+) -> tuple[Estimate, float]:
+    """The gain in log loss alone, and the first model's log loss; arguments as of `compare`."""
     losses, others = np.empty(len(base)), np.empty(len(base))
     row_losses(base, labels, losses)
     row_losses(better, labels, others)
     difference = losses - others
     value = float(difference.mean())
-    loss_gain = Estimate(value, _error((difference - value) / len(base), groups))
-    base_auc, base_influence = _auc(base, labels)
-    other_auc, other_influence = _auc(better, labels)
-    auc_gain = Estimate(other_auc - base_auc, _error(other_influence - base_influence, groups))
-    return Gain(loss_gain, auc_gain, float(losses.mean()), base_auc, len(base))
+    return Estimate(value, _error((difference - value) / len(base), groups)), float(losses.mean())
 
 
 def _error(influence: Floats, groups: NDArray[np.int64] | None) -> float:

@@ -6,7 +6,7 @@ feature that it derives from. The probe config emits every feature and every par
 which ids are equal counts here. Thread safety: pure functions.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,23 +44,22 @@ def is_cross(node: Node) -> bool:
     return node.operation != OPERATION_TUPLE or len(node.operands) > 1
 
 
-def make_probe(config: CrossConfig, plan: Plan, every_attribute: bool = False) -> Probe:
+def make_probe(config: CrossConfig, plan: Plan, available: Collection[str] = ()) -> Probe:
     """The config to read `config`'s features and their parts with.
 
     Parameters
     ----------
     config, plan
         A config and its plan.
-    every_attribute
-        Read the plain columns that no feature uses too.
+    available
+        Columns of the data: of these, the plain columns that no feature uses are read too, each attribute
+        with its own missing policy.
     """
     uses = [(use.label, use.missing, use.attribute.list) for use in plan.attributes]
-    if every_attribute:
-        known = {label for label, _, _ in uses}
-        for entity, declared in config.entities.items():
-            for name, attribute in declared.attributes.items():
-                if f"{entity}.{name}" not in known:
-                    uses.append((f"{entity}.{name}", attribute.missing, attribute.list))
+    for entity, declared in config.entities.items():
+        for name, attribute in declared.attributes.items():
+            if (attribute.column or name) in available:
+                uses.append((f"{entity}.{name}", attribute.missing, attribute.list))
     prefix = "part"
     while any(name.startswith(prefix) for name in config.features):
         prefix += "_"

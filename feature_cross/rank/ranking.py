@@ -66,7 +66,7 @@ class CrossGain:
     gain
         On the final rows.
     p_value, p_adjusted
-        One-sided, of a log-loss gain of 0 or less; alone, and corrected.
+        Two-sided, of no gain in log loss; alone, and corrected.
     significant
         p_adjusted is below 1 - level.
     """

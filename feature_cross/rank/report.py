@@ -69,7 +69,7 @@ def show_judgement(judgement: Judgement, family: int) -> str:
     name = {"holm": "Holm: family-wise error", "bh": "Benjamini-Hochberg: false discovery rate"}
     return (
         f"intervals hold for all {family} together at {judgement.level:.0%} (Bonferroni);"
-        f" p, of a log-loss gain of 0 or less, is corrected"
+        f" p, two-sided, of no gain in log loss, is corrected"
         f" ({name[judgement.correction]} below {1 - judgement.level:.2g})"
     )
 

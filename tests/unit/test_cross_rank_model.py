@@ -171,7 +171,8 @@ def test_intervals_and_p_values() -> None:
     assert z_value(0.95, 1) == pytest.approx(1.959964, abs=1e-5)
     assert z_value(0.95, 10) == pytest.approx(2.807034, abs=1e-5)
     assert Estimate(1.0, 0.5).interval(2.0) == (0.0, 2.0)
-    assert Estimate(1.0, 0.5).p_value == pytest.approx(0.02275, abs=1e-5)
+    assert Estimate(1.0, 0.5).p_value == pytest.approx(0.0455, abs=1e-5)
+    assert Estimate(-1.0, 0.5).p_value == 1.0
     assert Estimate(0.0, 0.0).p_value == 1.0 and Estimate(0.1, 0.0).p_value == 0.0
 
 

@@ -1,0 +1,279 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Drops features whose removal does not hurt, and more where a budget of bytes asks for it.
+
+"Does not hurt" is shown, not presumed: the upper bound of the interval of what the log loss rises by, against
+the model with all features, is within a tolerance (a non-inferiority test). Selection rows decide, one
+feature at a time, so of two features that say the same one stays; the final rows, read once, then say what
+the pruned model loses. Thread safety: pure functions.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
+from statistics import NormalDist
+from typing import Any
+
+from feature_cross.config import CrossConfig
+from feature_cross.error import FlagError
+from feature_cross.loader import nearest
+from feature_cross.plan import build_plan
+from feature_cross.rank.inference import Estimate, Gain, compare, compare_losses
+from feature_cross.rank.model import Model, Trainer
+from feature_cross.rank.part import make_probe
+from feature_cross.rank.sample import Design, Sample, read_sample
+from feature_cross.rank.work import Progress, no_progress, run_tasks
+
+__all__ = ["Limits", "Pruned", "Verdict", "prune"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Limits:
+    """How far to prune.
+
+    Attributes
+    ----------
+    budget
+        Bytes that the remaining features may take; None: any.
+    tolerance
+        Rise of the log loss that counts as no harm, as a share of the log loss of the whole model.
+    bytes_per_row
+        Of one id's row.
+    keep
+        Features that stay whatever they are worth.
+    level
+        Chance that a bound holds.
+    """
+
+    budget: int | None = None
+    tolerance: float = 0.001
+    bytes_per_row: int = 72
+    keep: tuple[str, ...] = ()
+    level: float = 0.95
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """One feature: what its removal costs on selection rows, beside the removals before it.
+
+    Attributes
+    ----------
+    name
+        The feature.
+    distinct, size_bytes
+        Distinct ids in the rows read, and the bytes of their rows.
+    hurt
+        Rise of the selection log loss without it, in nats.
+    dropped
+        `harmless`, `budget`, or empty if it stays.
+    """
+
+    name: str
+    distinct: int
+    size_bytes: int
+    hurt: Estimate
+    dropped: str
+
+
+@dataclass(frozen=True, slots=True)
+class Pruned:
+    """The outcome.
+
+    Attributes
+    ----------
+    verdicts
+        Every feature that was judged, in the order of the config.
+    dropped
+        Names of those that go.
+    margin
+        The tolerance in nats.
+    loss
+        What the whole model is better by than the pruned one, on the final rows; None if nothing goes.
+    harmless
+        The final rows show `loss` to be within the margin.
+    z
+        Standard errors from `loss` to its one-sided bound.
+    bytes_before, bytes_after
+        Of the rows of all features.
+    rows, rows_total
+        Rows of training, selection and final, and of the source.
+    interrupted
+        An interrupt came, and features are missing in `verdicts`.
+    """
+
+    verdicts: tuple[Verdict, ...]
+    dropped: tuple[str, ...]
+    margin: float
+    loss: Gain | None
+    harmless: bool
+    z: float
+    bytes_before: int
+    bytes_after: int
+    rows: tuple[int, int, int]
+    rows_total: int
+    interrupted: bool
+
+
+def prune(
+    config: CrossConfig,
+    source: Any,
+    design: Design,
+    limits: Limits,
+    *,
+    threads: int = 1,
+    progress: Progress = no_progress,
+) -> Pruned:
+    """Find features to drop.
+
+    Parameters
+    ----------
+    config
+        From `feature_cross.load`.
+    source
+        Path of a file or folder, a pyarrow dataset or Table.
+    design
+        The label, and how rows are divided.
+    limits
+        Tolerance and budget.
+    threads
+        Features worked on at once.
+    progress
+        Is told how far the work is.
+
+    Returns
+    -------
+    Pruned
+        Not whole if a KeyboardInterrupt came; then `interrupted` is true.
+
+    Raises
+    ------
+    DataError, FlagError
+        As `read_sample`; or `limits.keep` names no feature, or asks for more than the budget.
+    """
+    plan = build_plan(config)
+    for name in limits.keep:
+        if name not in plan.outputs:
+            message = f"--keep is {name!r}, which is no feature of the config"
+            raise FlagError(f"{message}{nearest(name, list(plan.outputs))}")
+    probe = make_probe(config, plan)
+    progress("read rows", 0, 1)
+    sample = read_sample(probe.config, source, design)
+    progress("read rows", 1, 1)
+    pruner = _Pruner(sample, plan.outputs, limits, threads, progress)
+    return pruner.result(pruner.run())
+
+
+class _Pruner:
+    def __init__(
+        self, sample: Sample, names: tuple[str, ...], limits: Limits, threads: int, progress: Progress
+    ) -> None:
+        self.sample, self.names, self.limits = sample, names, limits
+        self.threads, self.progress = threads, progress
+        self.trainer = Trainer(sample)
+        self.size = {name: sample.columns[name].size * limits.bytes_per_row for name in names}
+        self.z = NormalDist().inv_cdf(limits.level)
+        self.hurt: dict[str, Estimate] = {}
+        self.dropped: dict[str, str] = {}
+        self.whole = self.current = self.trainer.start()
+        self.margin = 0.0
+        self._check_budget()
+
+    def _check_budget(self) -> None:
+        budget, kept = self.limits.budget, sum(self.size[name] for name in self.limits.keep)
+        least = kept or min(self.size.values())
+        if budget is not None and least > budget:
+            what = "the features of --keep take" if kept else "the smallest feature takes"
+            raise FlagError(f"--budget is {budget} bytes, but {what} {least}")
+
+    def run(self) -> bool:
+        """Decide on every feature; true if an interrupt came."""
+        try:
+            self.progress("whole model", 0, 1)
+            self.whole = self.trainer.fit({name: self.sample.columns[name] for name in self.names})
+            self.current = self.whole
+            self.progress("whole model", 1, 1)
+            self.margin = self.limits.tolerance * self.whole.selection_loss
+            if self._judge("features", self._open()):
+                return True
+            self._drop_harmless()
+            return self._drop_for_budget()
+        except KeyboardInterrupt:
+            return True
+
+    def _open(self) -> list[str]:
+        return [name for name in self.names if name not in self.dropped and name not in self.limits.keep]
+
+    def _judge(self, stage: str, names: list[str]) -> bool:
+        tasks = [partial(self._without, name) for name in names]
+        done, interrupted = run_tasks(stage, tasks, self.threads, self.progress)
+        for position, (_, hurt) in done.items():
+            self.hurt[names[position]] = hurt
+        return interrupted
+
+    def _without(self, name: str) -> tuple[Model, Estimate]:
+        """The current model without a feature, and its loss over the whole one on selection rows."""
+        model = self.trainer.without(self.current, [name])
+        hurt, _ = compare_losses(
+            model.selection,
+            self.whole.selection,
+            self.trainer.selection_labels,
+            self.trainer.selection_groups,
+        )
+        return model, hurt
+
+    def _is_harmless(self, hurt: Estimate) -> bool:
+        return hurt.interval(self.z)[1] <= self.margin
+
+    def _drop_harmless(self) -> None:
+        """The largest first: of two that say the same, the smaller one stays."""
+        harmless = [name for name in self._open() if self._is_harmless(self.hurt[name])]
+        harmless.sort(key=lambda name: (-self.size[name], name))
+        self.progress("drop", 0, len(harmless))
+        for number, name in enumerate(harmless):
+            if len(self.dropped) == len(self.names) - 1:
+                break
+            model, hurt = self._without(name)
+            self.hurt[name] = hurt
+            if self._is_harmless(hurt):
+                self.dropped[name], self.current = "harmless", model
+            self.progress("drop", number + 1, len(harmless))
+
+    def _drop_for_budget(self) -> bool:
+        """The least rise of the loss per byte goes, until the rest fits."""
+        budget = self.limits.budget
+        while budget is not None and self._bytes(self._left()) > budget:
+            names = self._open()
+            if self._judge("fit the budget", names):
+                return True
+            worst = min(names, key=lambda name: (self.hurt[name].value / self.size[name], name))
+            self.current, self.hurt[worst] = self._without(worst)
+            self.dropped[worst] = "budget"
+        return False
+
+    def _left(self) -> list[str]:
+        return [name for name in self.names if name not in self.dropped]
+
+    def _bytes(self, names: Iterable[str]) -> int:
+        return sum(self.size[name] for name in names)
+
+    def result(self, interrupted: bool) -> Pruned:
+        """The final rows' word; they are read here and nowhere before."""
+        trainer = self.trainer
+        loss, harmless = None, True
+        if self.dropped:
+            margins = trainer.final_margins(self.current), trainer.final_margins(self.whole)
+            loss = compare(*margins, trainer.final_labels, trainer.final_groups)
+            harmless = self._is_harmless(loss.log_loss)
+        verdicts = tuple(
+            Verdict(
+                name, self.sample.columns[name].size, self.size[name], self.hurt[name],
+                self.dropped.get(name, ""),
+            )
+            for name in self.names
+            if name in self.hurt
+        )  # fmt: skip
+        first, second, last = self.sample.bounds
+        return Pruned(
+            verdicts, tuple(self.dropped), self.margin, loss, harmless, self.z, self._bytes(self.names),
+            self._bytes(self._left()), (first, second - first, last - second), self.sample.rows_total,
+            interrupted,
+        )  # fmt: skip
