@@ -21,6 +21,7 @@ from rowhouse.error import ERROR_METADATA_KEY, RowhouseError, from_status
 from rowhouse.v1 import rowhouse_pb2 as pb
 from rowhouse.v1 import rowhouse_pb2_grpc
 
+from ps_server import plan_flag
 from ps_server.endpoint import check_endpoint
 
 _EXAMPLES: Final = """\
@@ -66,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="psctl",
         description="Look at running shards and steer them; check, load and export stopped ones.",
-        epilog=_EXAMPLES + _OFFLINE_EXAMPLES,
+        epilog=_EXAMPLES + _OFFLINE_EXAMPLES + plan_flag.EXAMPLES.removeprefix("examples:\n"),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True)
@@ -87,6 +88,13 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--table", required=True)
         if name == "freeze":
             command.add_argument("--mode", required=True, choices=sorted(_MODES))
+    planning = commands.add_parser(
+        "plan",
+        help="bytes per row, machines and times of a cluster before it exists; --check measures them here",
+        epilog=plan_flag.EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    plan_flag.add_flags(planning)
     for name, text in _OFFLINE.items():
         command = commands.add_parser(
             name, help=text, epilog=_OFFLINE_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -224,6 +232,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = _parser().parse_args(argv)
     console = Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH)
+    if arguments.command == "plan":
+        from ps_server import plan_command  # noqa: PLC0415 # the same
+
+        return plan_command.run(arguments, console)
     if arguments.command in _OFFLINE:
         # Imported here: the kernels take a second to load, and the other commands need none.
         from ps_server import offline  # noqa: PLC0415
