@@ -28,6 +28,7 @@ from rowhouse.v1 import rowhouse_pb2 as pb
 from ps_client.client import Client
 from ps_client.connection import connect
 from ps_client.pipeline import PREFETCH_MAX, PUSH_MAX, Pipeline
+from ps_client.saved import SavedTables
 from ps_client.step import StepClient, UniqueRows
 from ps_client.table import Table
 
@@ -186,6 +187,36 @@ class AsyncClient:
             As for Client.checkpoint.
         """
         return await self._call(self._whole.checkpoint, timeout_s)
+
+    async def save_tables(self, name: str, timeout_s: float | None = None) -> SavedTables:
+        """As Client.save_tables.
+
+        Parameters
+        ----------
+        name, timeout_s
+            As for Client.save_tables.
+        """
+        return await self._call(self._whole.save_tables, name, timeout_s)
+
+    async def check_tables(self, saved: SavedTables) -> None:
+        """As Client.check_tables.
+
+        Parameters
+        ----------
+        saved
+            As for Client.check_tables.
+        """
+        await self._call(self._whole.check_tables, saved)
+
+    async def drop_tables(self, name: str) -> bool:
+        """As Client.drop_tables.
+
+        Parameters
+        ----------
+        name
+            As for Client.drop_tables.
+        """
+        return await self._call(self._whole.drop_tables, name)
 
     async def stats(self) -> Sequence[pb.GetStatsResponse]:
         """As Client.stats."""

@@ -73,6 +73,9 @@ class GrpcTransport:
         self._get_stats = self._stub("GetStats", pb.GetStatsResponse)
         self._set_table_freeze = self._stub("SetTableFreeze", pb.SetTableFreezeResponse)
         self._evict_rows = self._stub("EvictRows", pb.EvictRowsResponse)
+        self._save_tables = self._stub("SaveTables", pb.SavedTables)
+        self._get_saved_tables = self._stub("GetSavedTables", pb.SavedTables)
+        self._drop_saved_tables = self._stub("DropSavedTables", pb.DropSavedTablesResponse)
         self._join_group = self._stub("JoinGroup", pb.JoinGroupResponse)
         self._await_step = self._stub("AwaitStep", pb.AwaitStepResponse)
 
@@ -131,6 +134,23 @@ class GrpcTransport:
     def evict_rows(self, request: pb.EvictRowsRequest, timeout_s: float) -> pb.EvictRowsResponse:
         """Run one table's eviction policies now."""
         response: pb.EvictRowsResponse = self._call(self._evict_rows, request, timeout_s)
+        return response
+
+    def save_tables(self, request: pb.SaveTablesRequest, timeout_s: float) -> pb.SavedTables:
+        """Keep a copy of every table under a name."""
+        response: pb.SavedTables = self._call(self._save_tables, request, timeout_s)
+        return response
+
+    def get_saved_tables(self, request: pb.GetSavedTablesRequest, timeout_s: float) -> pb.SavedTables:
+        """What the shard was last saved as."""
+        response: pb.SavedTables = self._call(self._get_saved_tables, request, timeout_s)
+        return response
+
+    def drop_saved_tables(
+        self, request: pb.DropSavedTablesRequest, timeout_s: float
+    ) -> pb.DropSavedTablesResponse:
+        """Forget a saved copy."""
+        response: pb.DropSavedTablesResponse = self._call(self._drop_saved_tables, request, timeout_s)
         return response
 
     def join_group(self, request: pb.JoinGroupRequest, timeout_s: float) -> pb.JoinGroupResponse:

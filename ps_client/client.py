@@ -13,11 +13,12 @@ made one after the other. It must not be used after a fork: the child gets Preco
 """
 
 import os
+import secrets
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Final, Literal, Self
 
-from rowhouse.error import InvalidRequestError, PreconditionError
+from rowhouse.error import InvalidRequestError, PreconditionError, RowhouseError
 from rowhouse.message import TableGradients
 from rowhouse.v1 import rowhouse_pb2 as pb
 
@@ -26,6 +27,7 @@ from ps_client.exchange import Exchange
 from ps_client.pipeline import PREFETCH_MAX, PUSH_MAX, Pipeline
 from ps_client.plan import distinct
 from ps_client.retry import Retry
+from ps_client.saved import SavedTables, check_saved, one_save
 from ps_client.step import Asked, StepClient, UniqueRows
 from ps_client.table import Table, find_table
 from ps_client.trainer import Trainer
@@ -134,6 +136,73 @@ class Client(StepClient):
         self._check_usable()
         request = pb.CreateCheckpointRequest()
         return self._exchange.every_shard(lambda t, left_s: t.create_checkpoint(request, left_s), timeout_s)
+
+    def save_tables(self, name: str, timeout_s: float | None = None) -> SavedTables:
+        """Have every shard keep a copy of its tables as they are now; nobody may push meanwhile.
+
+        A copy shares its files with the tables, so it costs what changes afterwards. It stays until
+        `drop_tables`. `ps-server restore` puts it back.
+
+        Parameters
+        ----------
+        name
+            1 to 64 letters, digits, dots, dashes and underscores; not that of an earlier copy.
+        timeout_s
+            Time it may take, in seconds; None: the client's.
+
+        Returns
+        -------
+        SavedTables
+            What `check_tables` compares with.
+
+        Raises
+        ------
+        PreconditionError
+            Somebody pushes, or the name is taken; no copy is left.
+        """
+        self.flush()
+        token = secrets.randbits(64)
+        request = pb.SaveTablesRequest(name=name, token=token)
+        try:
+            answers = self._exchange.every_shard(lambda t, left_s: t.save_tables(request, left_s), timeout_s)
+        except RowhouseError:
+            self._drop(name, token)
+            raise
+        return one_save(self._cluster, answers)
+
+    def check_tables(self, saved: SavedTables) -> None:
+        """PreconditionError unless every shard holds just what was saved; it names shard and difference.
+
+        Parameters
+        ----------
+        saved
+            What `save_tables` gave.
+        """
+        self._check_usable()
+        request = pb.GetSavedTablesRequest(token=saved.token)
+        answers = self._exchange.every_shard(lambda t, left_s: t.get_saved_tables(request, left_s), None)
+        check_saved(saved, self._cluster, answers)
+
+    def drop_tables(self, name: str) -> bool:
+        """Forget a saved copy on every shard.
+
+        Parameters
+        ----------
+        name
+            What it was saved as.
+
+        Returns
+        -------
+        bool
+            Whether there was one.
+        """
+        self._check_usable()
+        return self._drop(name, 0)
+
+    def _drop(self, name: str, token: int) -> bool:
+        request = pb.DropSavedTablesRequest(name=name, token=token)
+        answers = self._exchange.every_shard(lambda t, left_s: t.drop_saved_tables(request, left_s), None)
+        return any(answer.dropped for answer in answers)
 
     def stats(self) -> Sequence[pb.GetStatsResponse]:
         """Live counters by shard; the fields are described in rowhouse.proto."""

@@ -44,6 +44,15 @@ class EmbeddedShard(Protocol):
     def evict_rows(self, request: pb.EvictRowsRequest) -> pb.EvictRowsResponse:
         """Run one table's eviction policies now."""
 
+    def save_tables(self, request: pb.SaveTablesRequest) -> pb.SavedTables:
+        """Keep a copy of every table under a name."""
+
+    def get_saved_tables(self, request: pb.GetSavedTablesRequest) -> pb.SavedTables:
+        """What the shard was last saved as."""
+
+    def drop_saved_tables(self, request: pb.DropSavedTablesRequest) -> pb.DropSavedTablesResponse:
+        """Forget a saved copy."""
+
     def close(self) -> None:
         """Write what is dirty and release the directory."""
 
@@ -105,6 +114,20 @@ class EmbeddedTransport:
     def evict_rows(self, request: pb.EvictRowsRequest, timeout_s: float) -> pb.EvictRowsResponse:
         """Run one table's eviction policies now."""
         return self._shard.evict_rows(request)
+
+    def save_tables(self, request: pb.SaveTablesRequest, timeout_s: float) -> pb.SavedTables:
+        """Keep a copy of every table under a name."""
+        return self._shard.save_tables(request)
+
+    def get_saved_tables(self, request: pb.GetSavedTablesRequest, timeout_s: float) -> pb.SavedTables:
+        """What the shard was last saved as."""
+        return self._shard.get_saved_tables(request)
+
+    def drop_saved_tables(
+        self, request: pb.DropSavedTablesRequest, timeout_s: float
+    ) -> pb.DropSavedTablesResponse:
+        """Forget a saved copy."""
+        return self._shard.drop_saved_tables(request)
 
     def join_group(self, request: pb.JoinGroupRequest, timeout_s: float) -> pb.JoinGroupResponse:
         """A shard in one trainer's process has no others: ConfigError."""

@@ -46,6 +46,17 @@ class Transport(Protocol):
     def evict_rows(self, request: pb.EvictRowsRequest, timeout_s: float) -> pb.EvictRowsResponse:
         """Run one table's eviction policies now."""
 
+    def save_tables(self, request: pb.SaveTablesRequest, timeout_s: float) -> pb.SavedTables:
+        """Keep a copy of every table under a name."""
+
+    def get_saved_tables(self, request: pb.GetSavedTablesRequest, timeout_s: float) -> pb.SavedTables:
+        """What the shard was last saved as."""
+
+    def drop_saved_tables(
+        self, request: pb.DropSavedTablesRequest, timeout_s: float
+    ) -> pb.DropSavedTablesResponse:
+        """Forget a saved copy."""
+
     def join_group(self, request: pb.JoinGroupRequest, timeout_s: float) -> pb.JoinGroupResponse:
         """Take part in a group of trainers."""
 

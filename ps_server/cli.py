@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`ps-server`: run one shard (`serve`) or a whole local cluster (`up`).
+"""`ps-server`: run one shard (`serve`) or a whole local cluster (`up`), or put saved tables back (`restore`).
 
 Exit codes: 0 stopped cleanly; 2 a wrong flag, config or endpoint; 69 a shard died too often; 74 the data
 directory or a write to it failed; 1 anything else. Thread safety: a process's main thread.
@@ -21,8 +21,9 @@ from rich.console import Console
 from rich.table import Table
 from rowhouse.error import RowhouseError, StoreError, UnavailableError
 
-from ps_server.config import ClusterConfig, load_config
+from ps_server.config import ClusterConfig, load_config, shard_directory
 from ps_server.directory import claim_data_dir
+from ps_server.saved import check_no_restore, restore_tables
 from ps_server.server import Server, StopFlag
 from ps_server.service import ServedShard
 from ps_server.supervisor import Supervisor
@@ -39,6 +40,7 @@ examples:
   ps-server up --config cluster.yaml --durability fsync --memory-budget 4GiB
   ps-server up --config cluster.yaml --host unix:/run/rowhouse   (socket files in that folder)
   ps-server serve --config cluster.yaml --shard 0
+  ps-server restore --config cluster.yaml --name state-3f2a   (the cluster must be stopped)
 
 a config that works:
   data_dir: data
@@ -66,7 +68,9 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--quiet", action="store_true", help="do not print the resolved config")
     up = commands.add_parser("up", help="run every shard as a child process, and restart those that die")
     up.add_argument("--json", action="store_true", help="print the endpoints as one line of JSON")
-    for command in (serve, up):
+    restore = commands.add_parser("restore", help="put saved tables in the place of a stopped cluster's")
+    restore.add_argument("--name", required=True, help="what they were saved as")
+    for command in (serve, up, restore):
         command.epilog, command.formatter_class = _EXAMPLES, argparse.RawDescriptionHelpFormatter
         _add_config_flags(command)
     return parser
@@ -115,6 +119,7 @@ def _open_shard(config: ClusterConfig, index: int, directory: Path) -> ServedSha
     from ps_server.shard import Shard  # noqa: PLC0415
     from ps_server.warmup import warm_up  # noqa: PLC0415
 
+    check_no_restore(directory)
     warm_up(config)
     told_s = time.monotonic()
 
@@ -155,6 +160,13 @@ def _up(arguments: argparse.Namespace, flag: StopFlag) -> None:
     _log.info("all shards stopped")
 
 
+def _restore(arguments: argparse.Namespace, _flag: StopFlag) -> None:
+    config = _config_from(arguments)
+    directories = [shard_directory(config, index) for index in range(config.shard_count)]
+    for directory, lsn in zip(directories, restore_tables(directories, arguments.name), strict=True):
+        print(f"{directory}: restored to {arguments.name!r}, LSN {lsn}")
+
+
 def _announce(config: ClusterConfig, as_json: bool) -> None:
     """Print the endpoints of a cluster that serves."""
     if as_json:
@@ -182,11 +194,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code.
     """
     arguments = _parser().parse_args(argv)
-    who = f"shard {arguments.shard}" if arguments.command == "serve" else "supervisor"
+    who = f"shard {arguments.shard}" if arguments.command == "serve" else arguments.command
     logging.basicConfig(level=arguments.log_level, format=f"%(asctime)s {who} %(levelname)s %(message)s")
     try:
         with StopFlag().on_signals() as flag:
-            (_serve if arguments.command == "serve" else _up)(arguments, flag)
+            {"serve": _serve, "up": _up, "restore": _restore}[arguments.command](arguments, flag)
     except RowhouseError as error:
         print(f"ps-server: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
         return error.exit_code

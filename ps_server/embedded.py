@@ -19,6 +19,7 @@ from rowhouse.error import ConfigError, StoreError
 from rowhouse.malloc import keep_large_blocks
 
 from ps_server.config import ClusterConfig, load_config, shard_directory
+from ps_server.saved import check_no_restore
 from ps_server.shard import Shard
 
 CONFIG_NAME: Final = "cluster.yaml"
@@ -71,6 +72,7 @@ def open_embedded(directory: str | Path, config: str | Path | Mapping[str, Any] 
         shard_directory(resolved, 0).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StoreError(f"directory {str(folder)!r}: {error.strerror}") from None
+    check_no_restore(shard_directory(resolved, 0))
     shard = Shard.open(resolved, 0, shard_directory(resolved, 0))
     try:
         _store_config(resolved, stored)

@@ -86,6 +86,15 @@ class ServedShard(Protocol):
     def evict_rows(self, request: pb.EvictRowsRequest) -> pb.EvictRowsResponse:
         """Run a table's eviction policies now."""
 
+    def save_tables(self, request: pb.SaveTablesRequest) -> pb.SavedTables:
+        """Keep a copy of every table under a name."""
+
+    def get_saved_tables(self, request: pb.GetSavedTablesRequest) -> pb.SavedTables:
+        """What the shard was last saved as."""
+
+    def drop_saved_tables(self, request: pb.DropSavedTablesRequest) -> pb.DropSavedTablesResponse:
+        """Forget a saved copy."""
+
     def close(self) -> None:
         """Checkpoint, then let go of the directory."""
 
@@ -177,6 +186,9 @@ class ParameterService:
             "GetStats": (lambda shard, r: shard.get_stats(r), pb.GetStatsRequest),
             "SetTableFreeze": (lambda shard, r: shard.set_table_freeze(r), pb.SetTableFreezeRequest),
             "EvictRows": (lambda shard, r: shard.evict_rows(r), pb.EvictRowsRequest),
+            "SaveTables": (lambda shard, r: shard.save_tables(r), pb.SaveTablesRequest),
+            "GetSavedTables": (lambda shard, r: shard.get_saved_tables(r), pb.GetSavedTablesRequest),
+            "DropSavedTables": (lambda shard, r: shard.drop_saved_tables(r), pb.DropSavedTablesRequest),
             "JoinGroup": (lambda _, r: self._of_trainers().join(r), pb.JoinGroupRequest),
             "AwaitStep": (lambda _, r: self._of_trainers().await_step(r), pb.AwaitStepRequest),
         }

@@ -42,6 +42,7 @@ from ps_server.request import (
     table_of,
     without_frozen,
 )
+from ps_server.saved import Saving
 from ps_server.segment import KIND_EVICT, KIND_PUSH, Record, list_segments
 from ps_server.status import cluster_message, stats_message
 from ps_server.table import Table, TablePush
@@ -52,7 +53,7 @@ COUNT_CHUNK_ROWS: Final = 65_536
 _logger = getLogger(__name__)
 
 
-class Shard:
+class Shard(Saving):
     """One shard of a cluster; made by `Shard.open`.
 
     Attributes

@@ -350,10 +350,8 @@ class Store:
         access = rocksdict.AccessType.read_only(False) if read_only else rocksdict.AccessType.read_write()
         what = f"opening {directory}"
         exists = (directory / "CURRENT").exists()
-        families = (
-            set(_guarded(what, lambda: rocksdict.Rdict.list_cf(str(directory), options))) if exists else set()
-        )
-        families -= {"default"}
+        listed = _guarded(what, lambda: rocksdict.Rdict.list_cf(str(directory), options)) if exists else []
+        families = {*listed} - {"default"}
         if not read_only:
             families |= {META, *value_bytes}
         row_options = _row_options(self._cache, memtable_bytes)
@@ -366,11 +364,8 @@ class Store:
         )
         self._readers = ThreadPoolExecutor(READ_THREADS, thread_name_prefix="store-read")
         self._meta = _guarded(what, lambda: self._database.get_column_family(META))
-        self.families = {
-            name: RowFamily(self._database, name, width, self._readers)
-            for name, width in value_bytes.items()
-            if name in families
-        }
+        kept = {name: width for name, width in value_bytes.items() if name in families}
+        self.families = {n: RowFamily(self._database, n, w, self._readers) for n, w in kept.items()}
         self._synced = rocksdict.WriteOptions()
         self._synced.sync = True
 
@@ -389,6 +384,11 @@ class Store:
     def memory_bytes(self) -> int:
         """Bytes of block cache and memtables in use."""
         return int(self._cache.get_usage()) + sum(f.memory_bytes() for f in self.families.values())
+
+    def link_to(self, folder: Path) -> None:
+        """Make `folder`, not there yet, a store with what this one holds now; SST files are linked."""
+        what = f"copying the store to {folder}"
+        _guarded(what, lambda: rocksdict.Checkpoint(self._database).create_checkpoint(str(folder)))
 
     def close(self) -> None:
         """Close the database; what was not flushed and is not in a write-ahead log is gone."""

@@ -86,6 +86,18 @@ class FakeShard:
         self._note("evict_rows", request)
         return pb.EvictRowsResponse(rows_evicted=2)
 
+    def save_tables(self, request: pb.SaveTablesRequest) -> pb.SavedTables:
+        self._note("save_tables", request)
+        return pb.SavedTables(name=request.name, token=request.token)
+
+    def get_saved_tables(self, request: pb.GetSavedTablesRequest) -> pb.SavedTables:
+        self._note("get_saved_tables", request)
+        return pb.SavedTables()
+
+    def drop_saved_tables(self, request: pb.DropSavedTablesRequest) -> pb.DropSavedTablesResponse:
+        self._note("drop_saved_tables", request)
+        return pb.DropSavedTablesResponse()
+
     def close(self) -> None:
         self.calls.append(("close", None))
         self.closed.set()

@@ -154,6 +154,15 @@ class FakeShard:
             del self.rows[key]
         return pb.EvictRowsResponse(rows_evicted=len(gone))
 
+    def save_tables(self, request: pb.SaveTablesRequest) -> pb.SavedTables:
+        raise AssertionError("no test saves a fake")
+
+    def get_saved_tables(self, request: pb.GetSavedTablesRequest) -> pb.SavedTables:
+        raise AssertionError("no test saves a fake")
+
+    def drop_saved_tables(self, request: pb.DropSavedTablesRequest) -> pb.DropSavedTablesResponse:
+        raise AssertionError("no test saves a fake")
+
     def close(self) -> None:
         self.closed = True
 

@@ -44,8 +44,8 @@ class Gate:
 def test_every_call_of_the_client_is_there_with_its_arguments() -> None:
     for name in (n for n in dir(Client) if not n.startswith("_")):
         blocking, awaited = getattr(Client, name), getattr(AsyncClient, name, None)
-        if name == "shard_count":
-            continue
+        if name in ("shard_count", "trainer"):
+            continue  # a trainer's steps wait for other processes: one thread of its own is no loss
         assert awaited is not None, name
         if not isinstance(blocking, property):
             expected = [p for p in inspect.signature(blocking).parameters if p != "out"]

@@ -321,3 +321,43 @@ class AwaitStepResponse(_message.Message):
     resend: bool
     lost: _containers.RepeatedScalarFieldContainer[str]
     def __init__(self, done: _Optional[bool] = ..., resend: _Optional[bool] = ..., lost: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class SaveTablesRequest(_message.Message):
+    __slots__ = ("name", "token")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    token: int
+    def __init__(self, name: _Optional[str] = ..., token: _Optional[int] = ...) -> None: ...
+
+class GetSavedTablesRequest(_message.Message):
+    __slots__ = ("token",)
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    token: int
+    def __init__(self, token: _Optional[int] = ...) -> None: ...
+
+class SavedTables(_message.Message):
+    __slots__ = ("name", "token", "lsn", "applied_lsn")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    LSN_FIELD_NUMBER: _ClassVar[int]
+    APPLIED_LSN_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    token: int
+    lsn: int
+    applied_lsn: int
+    def __init__(self, name: _Optional[str] = ..., token: _Optional[int] = ..., lsn: _Optional[int] = ..., applied_lsn: _Optional[int] = ...) -> None: ...
+
+class DropSavedTablesRequest(_message.Message):
+    __slots__ = ("name", "token")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    token: int
+    def __init__(self, name: _Optional[str] = ..., token: _Optional[int] = ...) -> None: ...
+
+class DropSavedTablesResponse(_message.Message):
+    __slots__ = ("dropped",)
+    DROPPED_FIELD_NUMBER: _ClassVar[int]
+    dropped: bool
+    def __init__(self, dropped: _Optional[bool] = ...) -> None: ...

@@ -69,6 +69,21 @@ class ParameterServiceStub:
                 request_serializer=rowhouse_dot_v1_dot_rowhouse__pb2.EvictRowsRequest.SerializeToString,
                 response_deserializer=rowhouse_dot_v1_dot_rowhouse__pb2.EvictRowsResponse.FromString,
                 _registered_method=True)
+        self.SaveTables = channel.unary_unary(
+                '/rowhouse.v1.ParameterService/SaveTables',
+                request_serializer=rowhouse_dot_v1_dot_rowhouse__pb2.SaveTablesRequest.SerializeToString,
+                response_deserializer=rowhouse_dot_v1_dot_rowhouse__pb2.SavedTables.FromString,
+                _registered_method=True)
+        self.GetSavedTables = channel.unary_unary(
+                '/rowhouse.v1.ParameterService/GetSavedTables',
+                request_serializer=rowhouse_dot_v1_dot_rowhouse__pb2.GetSavedTablesRequest.SerializeToString,
+                response_deserializer=rowhouse_dot_v1_dot_rowhouse__pb2.SavedTables.FromString,
+                _registered_method=True)
+        self.DropSavedTables = channel.unary_unary(
+                '/rowhouse.v1.ParameterService/DropSavedTables',
+                request_serializer=rowhouse_dot_v1_dot_rowhouse__pb2.DropSavedTablesRequest.SerializeToString,
+                response_deserializer=rowhouse_dot_v1_dot_rowhouse__pb2.DropSavedTablesResponse.FromString,
+                _registered_method=True)
         self.JoinGroup = channel.unary_unary(
                 '/rowhouse.v1.ParameterService/JoinGroup',
                 request_serializer=rowhouse_dot_v1_dot_rowhouse__pb2.JoinGroupRequest.SerializeToString,
@@ -138,6 +153,27 @@ class ParameterServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SaveTables(self, request, context):
+        """Keeps a copy of every table as it is now, under a name, until it is dropped; SST files are linked.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetSavedTables(self, request, context):
+        """What this shard was last saved as, or restored to, and whether that is still what it holds.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DropSavedTables(self, request, context):
+        """Forgets a saved copy.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def JoinGroup(self, request, context):
         """Takes part in a group of trainers that keep pace, for the first time or after a restart.
         """
@@ -196,6 +232,21 @@ def add_ParameterServiceServicer_to_server(servicer, server):
                     servicer.EvictRows,
                     request_deserializer=rowhouse_dot_v1_dot_rowhouse__pb2.EvictRowsRequest.FromString,
                     response_serializer=rowhouse_dot_v1_dot_rowhouse__pb2.EvictRowsResponse.SerializeToString,
+            ),
+            'SaveTables': grpc.unary_unary_rpc_method_handler(
+                    servicer.SaveTables,
+                    request_deserializer=rowhouse_dot_v1_dot_rowhouse__pb2.SaveTablesRequest.FromString,
+                    response_serializer=rowhouse_dot_v1_dot_rowhouse__pb2.SavedTables.SerializeToString,
+            ),
+            'GetSavedTables': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetSavedTables,
+                    request_deserializer=rowhouse_dot_v1_dot_rowhouse__pb2.GetSavedTablesRequest.FromString,
+                    response_serializer=rowhouse_dot_v1_dot_rowhouse__pb2.SavedTables.SerializeToString,
+            ),
+            'DropSavedTables': grpc.unary_unary_rpc_method_handler(
+                    servicer.DropSavedTables,
+                    request_deserializer=rowhouse_dot_v1_dot_rowhouse__pb2.DropSavedTablesRequest.FromString,
+                    response_serializer=rowhouse_dot_v1_dot_rowhouse__pb2.DropSavedTablesResponse.SerializeToString,
             ),
             'JoinGroup': grpc.unary_unary_rpc_method_handler(
                     servicer.JoinGroup,
@@ -402,6 +453,87 @@ class ParameterService:
             '/rowhouse.v1.ParameterService/EvictRows',
             rowhouse_dot_v1_dot_rowhouse__pb2.EvictRowsRequest.SerializeToString,
             rowhouse_dot_v1_dot_rowhouse__pb2.EvictRowsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SaveTables(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/rowhouse.v1.ParameterService/SaveTables',
+            rowhouse_dot_v1_dot_rowhouse__pb2.SaveTablesRequest.SerializeToString,
+            rowhouse_dot_v1_dot_rowhouse__pb2.SavedTables.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetSavedTables(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/rowhouse.v1.ParameterService/GetSavedTables',
+            rowhouse_dot_v1_dot_rowhouse__pb2.GetSavedTablesRequest.SerializeToString,
+            rowhouse_dot_v1_dot_rowhouse__pb2.SavedTables.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DropSavedTables(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/rowhouse.v1.ParameterService/DropSavedTables',
+            rowhouse_dot_v1_dot_rowhouse__pb2.DropSavedTablesRequest.SerializeToString,
+            rowhouse_dot_v1_dot_rowhouse__pb2.DropSavedTablesResponse.FromString,
             options,
             channel_credentials,
             insecure,
