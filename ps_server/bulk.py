@@ -35,12 +35,9 @@ from ps_server.config_error import nearest
 from ps_server.directory import Descriptor, held, open_store, read_descriptor
 from ps_server.row import ID_BYTES, RowLayout, put_lsn
 from ps_server.shard import Shard
-from ps_server.sorter import ExternalSorter, Records
+from ps_server.sorter import ExternalSorter, Records, default_memory_bytes
 from ps_server.sst_worker import WORKERS_MAX, FileWriters
 from ps_server.store import Keys, RowFamily, Store
-
-MEMORY_BYTES: Final = 512 << 20
-"""Memory of a load unless the caller says otherwise: 5 million rows of 78 bytes at a time."""
 
 FILE_BYTES: Final = 128 << 20
 """Bytes of rows per SST file before compression: twice the store's target, half of which zstd takes."""
@@ -161,7 +158,7 @@ def bulk_load(
     batches: Iterable[LoadBatch],
     *,
     skip_others: bool = False,
-    memory_bytes: int = MEMORY_BYTES,
+    memory_bytes: int | None = None,
     workers: int | None = None,
     clock: Callable[[], float] = time.time,
     failpoint: Callable[[str], None] = lambda _name: None,
@@ -182,7 +179,8 @@ def bulk_load(
     skip_others
         Leave out ids that another shard owns instead of refusing them.
     memory_bytes
-        Memory to sort in; more rows than fit go to scratch files, once.
+        Memory to sort in; more rows than fit go to scratch files, once. None: a quarter of what is free,
+        256 MiB to 8 GiB.
     workers
         Other processes that write files when there is more than one to write; None: one per core that is
         left, WORKERS_MAX at most.
@@ -214,10 +212,14 @@ def bulk_load(
         try:
             shutil.rmtree(scratch, ignore_errors=True)
             scratch.mkdir()
-            sorter = ExternalSorter(scratch, ID_BYTES + place.layout.value_bytes, memory_bytes)
+            record_bytes = ID_BYTES + place.layout.value_bytes
+            memory = default_memory_bytes() if memory_bytes is None else memory_bytes
+            sorter = ExternalSorter(scratch, record_bytes, memory)
             pack = _Packer(place, int(clock()), skip_others)
             for batch in batches:
                 sorter.add(*pack.pack(batch))
+                if sorter.rows * record_bytes > FILE_BYTES:
+                    writers.start()
             return _write_and_ingest(place, sorter, scratch, failpoint, progress, writers)
         except OSError as error:
             raise StoreError(f"{scratch}: {error.strerror or error}") from error

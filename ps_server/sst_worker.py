@@ -33,8 +33,55 @@ def write_file(path: Path, records: Records) -> None:
     file.finish()
 
 
-def _rows_path(path: Path) -> Path:
-    return path.with_suffix(".rows")
+class _Worker:
+    """One other process, and the memory in which it gets its rows."""
+
+    def __init__(self) -> None:
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        self._shared = os.memfd_create("rows")  # not a file: its pages would have to reach the disk
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "ps_server.sst_worker", str(self._shared)], env=environment, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=[self._shared],
+        )  # fmt: skip
+        self.answer: Future[None] = Future()
+        self.answer.set_result(None)
+
+    def give(self, path: Path, records: Records) -> None:
+        """Hand a file over; `records` may change after this. StoreError when there is no memory."""
+        try:
+            data = records.reshape(-1).data
+            written = 0
+            while written < len(data):
+                written += os.pwrite(self._shared, data[written:], written)
+        except OSError as error:
+            raise StoreError(f"{path}: {error.strerror or error}") from error
+        self._job = json.dumps(
+            {"path": str(path), "rows": records.shape[0], "record_bytes": records.shape[1]}
+        )
+
+    def write(self, path: Path) -> None:
+        """Have the process write the file that was given; StoreError when it could not."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        try:
+            self._process.stdin.write(self._job + "\n")
+            self._process.stdin.flush()
+        except OSError as error:
+            raise StoreError(f"{path}: {error.strerror or error}") from error
+        answer = self._process.stdout.readline()
+        if not answer:
+            raise StoreError(f"{path}: the process that wrote it ended with code {self._process.wait()}")
+        problem = json.loads(answer)
+        if problem:
+            raise StoreError(problem)
+
+    def close(self) -> None:
+        """End the process."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.kill()  # it holds nothing that is needed: a complete file was answered for
+        self._process.stdin.close()
+        self._process.stdout.close()
+        self._process.wait()
+        os.close(self._shared)
 
 
 class FileWriters:
@@ -42,87 +89,54 @@ class FileWriters:
 
     Parameters
     ----------
-    workers
-        Other processes, at most; they are started when the second file comes.
+    count
+        Other processes; none before `start`.
     """
 
-    def __init__(self, workers: int) -> None:
-        self._workers = workers
-        self._files = 0
-        self._processes: list[subprocess.Popen[str]] = []
-        self._answers: list[Future[None]] = []
-        self._threads = ThreadPoolExecutor(max(1, workers), thread_name_prefix="sst-worker")
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._workers: list[_Worker] = []
+        self._threads = ThreadPoolExecutor(max(1, count), thread_name_prefix="sst-worker")
+
+    def start(self) -> None:
+        """Start the other processes, once: there will be more than one file."""
+        while len(self._workers) < self._count:
+            self._workers.append(_Worker())
 
     def write(self, path: Path, records: Records) -> None:
         """Write a file, or have it written; StoreError when this or an earlier one failed."""
-        self._files += 1
-        if self._files == 2:
-            self._start()
-        for i, answer in enumerate(self._answers):
-            if answer.done():
-                answer.result()
-                self._answers[i] = self._threads.submit(self._ask, self._processes[i], path, records.copy())
+        for worker in self._workers:
+            if worker.answer.done():
+                worker.answer.result()
+                worker.give(path, records)
+                worker.answer = self._threads.submit(worker.write, path)
                 return
         write_file(path, records)
 
     def wait(self) -> None:
         """Return when all files are complete; StoreError when one failed."""
-        for answer in self._answers:
-            answer.result()
-
-    def _start(self) -> None:
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-        for _ in range(self._workers):
-            process = subprocess.Popen(
-                [sys.executable, "-m", "ps_server.sst_worker"], env=environment, text=True,
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            )  # fmt: skip
-            self._processes.append(process)
-            ready: Future[None] = Future()
-            ready.set_result(None)
-            self._answers.append(ready)
-
-    @staticmethod
-    def _ask(process: "subprocess.Popen[str]", path: Path, records: Records) -> None:
-        assert process.stdin is not None and process.stdout is not None
-        try:
-            with _rows_path(path).open("wb") as file:
-                file.write(records.data)
-            process.stdin.write(json.dumps({"path": str(path), "record_bytes": records.shape[1]}) + "\n")
-            process.stdin.flush()
-        except OSError as error:
-            raise StoreError(f"{path}: {error.strerror or error}") from error
-        answer = process.stdout.readline()
-        if not answer:
-            raise StoreError(f"{path}: the process that wrote it ended with code {process.wait()}")
-        problem = json.loads(answer)
-        if problem:
-            raise StoreError(problem)
+        for worker in self._workers:
+            worker.answer.result()
 
     def close(self) -> None:
         """End the workers."""
-        for process in self._processes:
-            assert process.stdin is not None and process.stdout is not None
-            process.kill()  # it holds nothing that is needed: a complete file was answered for
-            process.stdin.close()
-            process.stdout.close()
-            process.wait()
+        for worker in self._workers:
+            worker.close()
         self._threads.shutdown()
 
 
-def main() -> None:
-    """A worker: one job per line of standard input."""
+def main(shared: int) -> None:
+    """A worker: one job per line of standard input, its rows in the memory behind the descriptor."""
     for line in sys.stdin:
         job = json.loads(line)
         path, problem = Path(job["path"]), ""
         try:
-            records = np.fromfile(_rows_path(path), np.uint8).reshape(-1, job["record_bytes"])
-            write_file(path, records)
-            _rows_path(path).unlink()
+            shape = (job["rows"], job["record_bytes"])
+            write_file(path, np.memmap(f"/proc/self/fd/{shared}", np.uint8, "r", shape=shape))
         except (OSError, StoreError) as error:
             problem = str(error)
         print(json.dumps(problem), flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    main(int(sys.argv[1]))

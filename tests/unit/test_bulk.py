@@ -327,12 +327,28 @@ def test_a_worker_that_fails_or_dies_is_told(tmp_path: Path) -> None:
         writers = FileWriters(1)
         try:
             writers.write(tmp_path / f"{end}0.sst", records)
+            writers.start()
+            writers.start()
             writers.write(tmp_path / f"{end}1.sst", records)
             writers.wait()
             if end == "kill":
-                writers._processes[0].kill()
+                writers._workers[0]._process.kill()
             writers.write(tmp_path / f"{end}2.sst", descending)
             with pytest.raises(StoreError, match="order" if end == "descending" else r"2\.sst: "):
                 writers.wait()
         finally:
             writers.close()
+
+
+def test_a_load_takes_a_quarter_of_the_memory_that_is_available(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ps_server.sorter import default_memory_bytes
+
+    meminfo = tmp_path / "meminfo"
+    monkeypatch.setattr("ps_server.sorter.MEMINFO", meminfo)
+    for kib, expected in ((4 << 20, 1 << 30), (1 << 10, 256 << 20), (1 << 30, 8 << 30)):
+        meminfo.write_text(f"MemTotal: 1 kB\nMemAvailable: {kib} kB\n")
+        assert default_memory_bytes() == expected
+    meminfo.unlink()
+    assert default_memory_bytes() == 256 << 20
