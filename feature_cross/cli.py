@@ -19,6 +19,7 @@ from feature_cross.fit import add_fit_command
 from feature_cross.guard import add_guard_commands
 from feature_cross.limit import BATCH_ROWS_DEFAULT
 from feature_cross.lock import add_lock_command
+from feature_cross.lookup import add_dictionary_command, add_dictionary_flag
 from feature_cross.plot.flag import add_plot_command
 from feature_cross.rank.flag import add_rank_commands
 
@@ -90,7 +91,8 @@ def _parser() -> argparse.ArgumentParser:
     row = show.add_mutually_exclusive_group(required=True)
     row.add_argument("data", nargs="?", help="file or folder to take the row from")
     row.add_argument("--values", help='the row itself, as JSON: \'{"city": "Oslo"}\'')
-    show.add_argument("--config", required=True, help="YAML config")
+    show.add_argument("--config", help="YAML config (with --dictionary it is not needed)")
+    add_dictionary_flag(show)
     show.add_argument("--row", type=_natural, default=0, help="number of the row, from 0")
     show.add_argument("--feature", action="append", default=[], help="only this feature (repeatable)")
     show.add_argument("--ids", type=_positive, default=3, help="most ids to show per feature")
@@ -100,6 +102,7 @@ def _parser() -> argparse.ArgumentParser:
         "feature-cross schema > crosses.schema.json",
     )  # fmt: skip
     add_fit_command(partial(_command, commands))
+    add_dictionary_command(partial(_command, commands))
     add_estimate_command(partial(_command, commands))
     add_plot_command(partial(_command, commands))
     add_lock_command(partial(_command, commands))

@@ -30,6 +30,7 @@ from feature_cross.explain import Explanation, explain
 from feature_cross.lint import check_config
 from feature_cross.loader import load
 from feature_cross.lock import check_against, lock_path, read_previous
+from feature_cross.lookup import run_lookup
 from feature_cross.plan import build_plan
 from feature_cross.row import row_to_batch
 from feature_cross.sink import Sink, check_apart
@@ -173,7 +174,11 @@ def _survey_json(measured: Survey | None) -> dict[str, Any] | None:
 
 
 def run_explain(flags: argparse.Namespace) -> int:
-    """`explain`: every step from the values of one row to its ids."""
+    """`explain`: every step from the values of one row to its ids, or from an id back to names."""
+    if flags.dictionary is not None:
+        return run_lookup(flags)
+    if flags.config is None:
+        raise FlagError("explain needs --config, or --dictionary for an id")
     engine = Engine(load(flags.config))
     for name in flags.feature:
         if name not in engine.plan.outputs:

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`feature-cross dictionary`, and `explain --dictionary`: their flags and what they print.
+
+Thread safety: a process's main thread.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
+
+from feature_cross.dictionary import Named, look_up, parse_id, write_dictionary
+from feature_cross.engine import Engine
+from feature_cross.error import FlagError
+from feature_cross.limit import BATCH_ROWS_DEFAULT
+from feature_cross.loader import load
+from feature_cross.sink import check_apart
+from feature_cross.source import count_rows
+
+__all__ = ["add_dictionary_command", "add_dictionary_flag", "run_lookup"]
+
+_ROWS_DEFAULT = 10_000
+_ROWS_MAX = 10_000_000
+
+MakeCommand = Callable[[str, Callable[[argparse.Namespace], int], str, str], argparse.ArgumentParser]
+
+
+def _rows(text: str) -> int:
+    value = int(text)
+    if not 1 <= value <= _ROWS_MAX:
+        raise argparse.ArgumentTypeError(f"is {value}; it must be 1 to {_ROWS_MAX}")
+    return value
+
+
+def add_dictionary_command(make: MakeCommand) -> None:
+    """Register `dictionary`.
+
+    Parameters
+    ----------
+    make
+        (name, action, summary, example) to a parser, as feature_cross.cli has it.
+    """
+    parser = make(
+        "dictionary", run_dictionary, "name the ids of a sample of rows, for `explain --dictionary`",
+        "feature-cross dictionary crosses.yaml clicks.parquet --out names.parquet\n"
+        "  feature-cross explain 0x0292f1a2a23ae6a9 --dictionary names.parquet",
+    )  # fmt: skip
+    parser.add_argument("config", help="YAML config")
+    parser.add_argument("data", help="Parquet, Arrow IPC or CSV file, or a folder of one of them")
+    parser.add_argument("--out", required=True, help=".parquet file; it appears when it is whole")
+    parser.add_argument(
+        "--rows", type=_rows, default=_ROWS_DEFAULT, help=f"most rows whose ids are named ({_ROWS_DEFAULT})"
+    )
+    parser.set_defaults(batch_rows=BATCH_ROWS_DEFAULT)
+
+
+def add_dictionary_flag(parser: argparse.ArgumentParser) -> None:
+    """The flag that makes `explain` take an id instead of data.
+
+    Parameters
+    ----------
+    parser
+        Of `explain`.
+    """
+    parser.add_argument(
+        "--dictionary", metavar="FILE",
+        help="from an id back to names: DATA is then an id (decimal, 0x..., or torch's negative int64)",
+    )  # fmt: skip
+
+
+def run_dictionary(flags: argparse.Namespace) -> int:
+    """`dictionary`: the ids of sampled rows, with names, into a file."""
+    check_apart(flags.data, flags.out)
+    engine = Engine(load(flags.config))
+    total = count_rows(flags.data, engine.plan)
+    console = Console(stderr=True)
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    quiet = flags.json or not console.is_terminal  # into a pipe it would leave an empty line
+    with Progress(*columns, console=console, disable=quiet, transient=True) as bar:
+        tasks = {
+            "read": bar.add_task("rows read", total=total),
+            "name": bar.add_task("rows named", total=None),
+        }
+        report = write_dictionary(
+            engine, flags.data, flags.out, rows_max=flags.rows, batch_rows=flags.batch_rows,
+            progress=lambda step, rows: bar.update(tasks[step], completed=rows),
+        )  # fmt: skip
+    why = {"interrupt": " (interrupted)", "names": " (as many as a dictionary holds)"}.get(
+        report.stopped or "", ""
+    )
+    if flags.json:
+        found = {"rows_read": report.rows_read, "rows_sampled": report.rows_sampled, "names": report.names}
+        print(json.dumps({**found, "stopped": report.stopped, "out": str(flags.out)}))
+    else:
+        print(
+            f"{report.names:,} ids of {report.rows_sampled:,} of {report.rows_read:,} rows{why} -> {flags.out}"
+        )
+    return 0
+
+
+def run_lookup(flags: argparse.Namespace) -> int:
+    """`explain ID --dictionary FILE`: every value that the file knows behind an id."""
+    if flags.data is None or flags.values is not None:
+        raise FlagError("--dictionary takes an id, as: explain 0x0292f1a2a23ae6a9 --dictionary FILE")
+    found = look_up(flags.dictionary, [parse_id(flags.data)])
+    if flags.json:
+        json.dump([_to_json(one) for one in found], sys.stdout)
+        print()
+        return 0
+    for one in found:
+        named = ", ".join(f"{label} = {value!r}" for label, value in one.names)
+        print(f"0x{one.id:016x}  {one.feature}: {named}  ({one.count} times in the sampled rows)")
+    if len({one.feature for one in found}) < len(found):
+        print(f"{len(found)} values have this id: a collision")
+    return 0
+
+
+def _to_json(one: Named) -> dict[str, object]:
+    names = [{"from": label, "value": value} for label, value in one.names]
+    return {"id": f"0x{one.id:016x}", "feature": one.feature, "names": names, "count": one.count}
