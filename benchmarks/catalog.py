@@ -127,6 +127,37 @@ WORKLOADS: Final[tuple[Workload, ...]] = (
         "benchmarks.wire:measure_adagrad", (_at_least(1.2), _at_least(2.0)),
         [{"server_goal": _at_least(1.9)}, {"server_goal": _at_least(2.5)}],
     ),
+    *(
+        Workload(
+            name=f"cross.{name}_way", summary=f"{ways}-way cross of dictionary-encoded columns, one core",
+            peer="polars, pandas, scikit-learn, Keras",
+            function="benchmarks.cross_throughput:measure_encoded",
+            goal=_at_least(rate, "figure"), arguments={"ways": ways, "peer_goal": _at_least(20.0)},
+        )
+        for name, ways, rate in (("two", 2, 60.0), ("three", 3, 40.0))
+    ),
+    Workload(
+        name="cross.strings", summary="2-way cross of raw strings, 1 M distinct, one core",
+        peer="polars, pandas, scikit-learn, Keras", function="benchmarks.cross_throughput:measure_strings",
+        goal=_at_least(10.0, "figure"),
+    ),
+    *(
+        Workload(
+            name=f"cross.hash.{length}", summary=f"distinct strings of {length} bytes hashed, one core",
+            peer="xxhash called per string", function="benchmarks.cross_throughput:measure_hash",
+            goal=_at_least(8.0), arguments={"length": length, **further},
+        )
+        for length, further in ((12, {}), (40, {"bytes_goal": _at_least(1.0, "figure")}))
+    ),
+    Workload(
+        name="cross.demo_config", summary="the click demo's whole config, 10 M rows, one core",
+        peer="the same features in polars", function="benchmarks.cross_demo:measure_config",
+        goal=_at_least(5.0),
+    ),
+    Workload(
+        name="cross.row", summary="one row as a request, the click demo's whole config, p99", peer="",
+        function="benchmarks.cross_demo:measure_row", goal=_at_most(1.0, "figure"),
+    ),
 )  # fmt: skip
 
 

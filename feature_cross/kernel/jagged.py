@@ -10,7 +10,28 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-__all__ = ["compact", "compress", "gather", "hash_buckets"]
+__all__ = ["all_ascii", "compact", "compress", "gather", "hash_buckets"]
+
+
+@njit(nogil=True, cache=True)
+def all_ascii(data: NDArray[np.uint8], offsets: NDArray[Any]) -> bool:
+    """Whether the offsets rise within `data` and every byte between them is ASCII, and so valid UTF-8.
+
+    `data` is (bytes,) uint8, `offsets` (n + 1,) int32 or int64. False only says that one must look closer.
+    """
+    n = offsets.shape[0] - 1
+    begin, end = np.int64(offsets[0]), np.int64(offsets[n])
+    if begin < 0 or end > data.shape[0]:
+        return False
+    falls = 0
+    for i in range(n):
+        falls += offsets[i + 1] < offsets[i]
+    if falls:
+        return False
+    seen = np.uint8(0)
+    for i in range(begin, end):
+        seen |= data[i]
+    return bool(seen < 128)
 
 
 @njit(nogil=True, cache=True)

@@ -20,6 +20,9 @@ __all__ = ["count_subsets", "fold_rows", "fold_subsets", "sort_rows"]
 _INSERTION_MAX: Final = 32
 """Below this insertion sort beats numpy's sort, which allocates."""
 
+_BINOMIAL_MAX: Final = 32
+"""Elements of a row up to which (n choose k) and every step to it fit in 63 bits with room to spare."""
+
 _SATURATED: Final = 1 << 40
 """Counts stop here: past every limit, and far from overflow."""
 
@@ -117,8 +120,18 @@ def count_subsets(
     ways = np.empty(sizes.max() + 1, np.int64)
     for r in range(rows):
         count = 0
+        begin, end = offsets[r], offsets[r + 1]
+        distinct = end - begin <= _BINOMIAL_MAX
+        for i in range(begin + 1, end if distinct else begin):
+            distinct &= hashes[i] != hashes[i - 1]
         for size in sizes:
-            count += _count(hashes, offsets[r], offsets[r + 1], size, ways)
+            if distinct:
+                ways_here = 1 if size <= end - begin else 0
+                for k in range(min(size, end - begin - size)):  # each step divides evenly
+                    ways_here = ways_here * (end - begin - k) // (k + 1)
+                count += ways_here
+            else:
+                count += _count(hashes, begin, end, size, ways)
         if count > limit:
             if not cut:
                 return out_offsets, r

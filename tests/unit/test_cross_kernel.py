@@ -3,6 +3,7 @@
 
 import ctypes
 import itertools
+import math
 import mmap
 from typing import Any
 
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from feature_cross import id_format as f
 from feature_cross.kernel.fold import fold_first, fold_next, fold_pair, fold_product, lay_out, product_offsets
-from feature_cross.kernel.jagged import compact
+from feature_cross.kernel.jagged import all_ascii, compact
 from feature_cross.kernel.subset import count_subsets, fold_rows, fold_subsets, sort_rows
 from feature_cross.kernel.xxh64 import hash_integers, hash_strings, hash_strings_alone
 
@@ -177,6 +178,26 @@ def test_subsets_equal_itertools(sizes: tuple[int, ...]) -> None:
     assert count_subsets(values, offsets, size_array, most, False)[1] == -1
     if most:
         assert count_subsets(values, offsets, size_array, most - 1, False)[1] >= 0
+
+
+@pytest.mark.parametrize("length", [0, 1, 5, 16, 31, 32, 33])
+def test_counts_of_subsets_on_both_sides_of_the_closed_form(length: int) -> None:
+    row = list(range(length))
+    for size in range(1, 17):
+        values, offsets = jagged([row, [*row, length, length]])
+        found, past = count_subsets(values, offsets, np.array([size], np.int64), 2**40, True)
+        with_pair = math.comb(length + 1, size) + (math.comb(length, size - 2) if size > 1 else 0)
+        assert past == -1 and np.diff(found).tolist() == [math.comb(length, size), with_pair], size
+
+
+def test_ascii_is_told_from_the_rest_and_from_offsets_that_lie() -> None:
+    data = np.frombuffer("abcdeé".encode(), np.uint8)
+    for offsets, wanted in (
+        ([0, 2, 5], True), ([5, 5], True), ([0], True), ([0, 5, 7], False), ([5, 7], False),
+        ([1, 3, 2], False), ([-1, 3], False), ([0, 8], False), ([0, 9, 3], False),
+    ):  # fmt: skip
+        for width in (np.int32, np.int64):
+            assert all_ascii(data, np.array(offsets, width)) is wanted, offsets
 
 
 def test_counting_the_subsets_of_a_long_list_does_not_overflow() -> None:
