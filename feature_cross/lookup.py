@@ -108,9 +108,8 @@ def run_dictionary(flags: argparse.Namespace) -> int:
         found = {"rows_read": report.rows_read, "rows_sampled": report.rows_sampled, "names": report.names}
         print(json.dumps({**found, "stopped": report.stopped, "out": str(flags.out)}))
     else:
-        print(
-            f"{report.names:,} ids of {report.rows_sampled:,} of {report.rows_read:,} rows{why} -> {flags.out}"
-        )
+        rows = f"{report.rows_sampled:,} of {report.rows_read:,} rows"
+        print(f"{report.names:,} ids of {rows}{why} -> {flags.out}")
     return 0
 
 

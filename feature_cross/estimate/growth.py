@@ -68,7 +68,7 @@ _FLOOR: Final = 0.005
 
 _DOUBT: Final = 0.02
 """Times log(factor)^2 and the root of the share of ids that are still to come: 1 % at twice the rows, 9 % at
-ten times. With it 78 of the 84 true values of docs/estimate.md are within the bounds, without it 68."""
+ten times. In 84 tries on real and made-up data 78 true values were within the bounds, 68 without it."""
 
 
 def checkpoint_after(rows: int) -> int:
