@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from feature_cross.config import Attribute, CrossConfig
+from feature_cross.attribute import Attribute
+from feature_cross.config import CrossConfig
 from feature_cross.error import Path
 from feature_cross.id_format import OPERATION_ARRANGEMENT, OPERATION_SUBSET
 from feature_cross.plan import AttributeUse, Node, NodeUse, build_plan
@@ -23,7 +24,7 @@ EFFECTS: Final = ("none", "coverage", "some", "all")
 
 _ATTRIBUTE_EFFECTS: Final = {
     "type": "all", "part": "all", "list": "coverage", "cast": "coverage", "max_length": "coverage",
-    "keep": "coverage",
+    "keep": "coverage", "recency": "coverage", "weights": "none",
 }  # fmt: skip
 """Of a changed key of an attribute. `buckets` and `missing` are told apart below; any other: some."""
 
@@ -196,7 +197,8 @@ class _Differ:
         before, after = _declared(self.old, old), _declared(self.new, new)
         for key in dict.fromkeys([*before, *after]):
             if key not in _HANDLED and before.get(key) != after.get(key):
-                yield Change((*new.path, key), before.get(key), after.get(key), "some")
+                effect = "coverage" if key == "when" else "some"  # a condition chooses rows
+                yield Change((*new.path, key), before.get(key), after.get(key), effect)
 
     def _operands(
         self, old: AttributeUse | NodeUse, new: AttributeUse | NodeUse, node: Node, labels: list[list[str]]

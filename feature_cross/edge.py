@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import pyarrow as pa
 
-from feature_cross.config import Attribute
+from feature_cross.attribute import Attribute
 from feature_cross.engine import Engine
 from feature_cross.error import DataError, FlagError
 from feature_cross.plan import AttributeUse
@@ -28,6 +28,7 @@ _TIMES: Final = [
     "1970-01-01 00:00:00", "1969-12-31 23:59:59", "2000-02-29 12:30:59", "2024-12-31 23:59:59",
     "2025-01-01 00:00:00", "2025-06-15 07:05:00", "2038-01-19 03:14:08",
 ]  # fmt: skip
+_MOMENT: Final = "2025-06-30 12:00:00"
 _FLOATS: Final = [0.0, -0.0, 0.1, -1.5, 1e300, -1e300]
 
 
@@ -43,6 +44,9 @@ def edge_rows(engine: Engine) -> pa.RecordBatch:
     for use in engine.plan.attributes:
         uses.setdefault(use.column, []).append(use)
     columns = {name: _column(readers, 3 * number) for number, (name, readers) in enumerate(uses.items())}
+    for use in engine.plan.attributes:
+        for what, name in use.attribute.columns.items():
+            columns.setdefault(name, _beside(what, columns[use.column]))
     batch = pa.RecordBatch.from_arrays(list(columns.values()), names=list(columns))
     try:
         engine.transform(batch)
@@ -64,6 +68,22 @@ def _column(readers: list[AttributeUse], shift: int) -> pa.Array:
         lists.append([values[(row * 5 + place * (1 + row % 3)) % len(values)] for place in range(length)])
     if values[-1] is None:
         lists[shift % EDGE_ROWS] = None
+    flat = pa.string() if pa.types.is_temporal(kind) else kind
+    return pa.array(lists, pa.list_(flat)).cast(pa.list_(kind))
+
+
+def _beside(what: str, values: pa.Array) -> pa.Array:
+    """A column that goes with another: a moment, or for each value a weight or a time."""
+    if what in ("age.column", "recency.column"):
+        return pa.array([_MOMENT] * EDGE_ROWS).cast(pa.timestamp("us"))
+    element: list[Any] = [1.0, 0.5] if what == "weights" else [_MOMENT, *_TIMES]
+    kind = pa.float64() if what == "weights" else pa.timestamp("us")
+    if not pa.types.is_list(values.type):
+        return pa.array([element[row % len(element)] for row in range(EDGE_ROWS)]).cast(kind)
+    lists = [
+        None if row is None else [element[place % len(element)] for place in range(len(row))]
+        for row in values.to_pylist()
+    ]
     flat = pa.string() if pa.types.is_temporal(kind) else kind
     return pa.array(lists, pa.list_(flat)).cast(pa.list_(kind))
 

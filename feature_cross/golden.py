@@ -188,8 +188,8 @@ def _rows(made: CrossBatch, name: str) -> list[list[int]]:
 def _columns_of(plan: Plan, name: str) -> list[str]:
     found: list[str] = []
     for operand in plan.node(name).operands:
-        is_column = isinstance(operand, AttributeUse)
-        found += [operand.column] if is_column else _columns_of(plan, operand.name)  # type: ignore[union-attr]
+        found += operand.columns if isinstance(operand, AttributeUse) else _columns_of(plan, operand.name)
+    found += [column for condition in plan.node(name).conditions for column in condition.use.columns]
     return list(dict.fromkeys(found))
 
 

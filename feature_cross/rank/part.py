@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from feature_cross.attribute import Attribute
 from feature_cross.config import AttributeFeature, CombinationFeature, CrossConfig, Feature, Ids
 from feature_cross.id_format import OPERATION_TUPLE
 from feature_cross.plan import AttributeUse, Node, Plan
@@ -55,10 +56,12 @@ def make_probe(config: CrossConfig, plan: Plan, available: Collection[str] = ())
         Columns of the data: of these, the plain columns that no feature uses are read too, each attribute
         with its own missing policy.
     """
-    uses = [(use.label, use.missing, use.attribute.list) for use in plan.attributes]
+    operands = [operand for node in plan.nodes for operand in node.operands]
+    uses = [(o.label, o.missing, o.attribute.list) for o in operands if isinstance(o, AttributeUse)]
     for entity, declared in config.entities.items():
         for name, attribute in declared.attributes.items():
-            if (attribute.column or name) in available:
+            columns_read = {attribute.column or name, *attribute.columns.values()}
+            if _has_ids(attribute) and columns_read <= set(available):
                 uses.append((f"{entity}.{name}", attribute.missing, attribute.list))
     prefix = "part"
     while any(name.startswith(prefix) for name in config.features):
@@ -75,6 +78,11 @@ def make_probe(config: CrossConfig, plan: Plan, available: Collection[str] = ())
     probe = CrossConfig(ids=Ids(), entities=config.entities, features=features)
     probe._source, probe._lines = config._source, config._lines  # its attributes stand where they stood
     return Probe(probe, columns, parts, labels)
+
+
+def _has_ids(attribute: Attribute) -> bool:
+    """A raw float, or quantiles without edges, may stand in conditions, but gives no ids."""
+    return attribute.type != "float" if attribute.buckets is None else attribute.buckets.fitted
 
 
 _COLUMN_KEYS = frozenset(

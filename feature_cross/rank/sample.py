@@ -133,7 +133,7 @@ def _check_columns(names: list[str], engine: Engine, design: Design) -> None:
                 f"column {name!r} ({flag}) is not in the data, which has {names[:50]}{nearest(name, names)}"
             )
     for use in engine.plan.attributes:
-        if use.column == design.label:
+        if design.label in use.columns:
             path = ("entities", use.entity, "attributes", use.name)
             line = engine.config.line(path)
             place = f" (line {line} of {engine.config.source})" if line else ""

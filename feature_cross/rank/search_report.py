@@ -172,7 +172,9 @@ def print_pruned(pruned: Pruned, renamed: dict[str, str], out: str | None) -> No
     )
     if pruned.loss is not None:
         bound = pruned.loss.log_loss.interval(pruned.z)[1]
-        verdict = "no harm" if pruned.harmless else "harm is not ruled out"
+        sure = pruned.loss.log_loss.interval(pruned.z)[0] > pruned.margin
+        verdict = "more than the tolerance" if sure else "harm is not ruled out"
+        verdict = "no harm" if pruned.harmless else verdict
         screen.print(
             f"on the final rows the pruned model loses {pruned.loss.log_loss.value:+.5f} log loss, at most"
             f" {bound:+.5f} (tolerance {pruned.margin:.5f}), and {pruned.loss.auc.value:+.4f} AUC: {verdict}"

@@ -41,12 +41,16 @@ features:
 
 def table(rows: int = 500) -> pa.Table:
     random = np.random.default_rng(4)
+    seen = [random.choice(list("abcdef"), random.integers(0, 6)).tolist() for _ in range(rows)]
+    days = [[f"2025-01-0{1 + n % 9}" for n in range(len(row))] for row in seen]
     return pa.table(
         {
+            "w": random.random(rows),
+            "t": pa.array(days, pa.list_(pa.string())).cast(pa.list_(pa.timestamp("s"))),
             "id": random.integers(0, 50, rows),
             "uid": random.integers(50, 90, rows),
             "city": random.choice(["Oslo", "oslo", "Roma"], rows),
-            "seen": [random.choice(list("abcdef"), random.integers(0, 6)).tolist() for _ in range(rows)],
+            "seen": seen,
             "price": random.random(rows) * 20,
             "day": pa.array([None if n % 9 == 0 else n * 86400 for n in range(rows)], pa.timestamp("s")),
         }
@@ -102,6 +106,15 @@ KEYS = [
     (("size: [2, 3]", "size: 2"), {"pairs": "some"}, "features.pairs.size"),
     (("size: [2, 3]", "size: [2, 3], multiset: true"), {"pairs": "coverage"}, "features.pairs.multiset"),
     (("slot: 10,", "slot: 10, limit: 2, past_limit: cut,"), {"pairs": "coverage"}, "features.pairs.limit"),
+    (("slot: 3,", "slot: 3, when: {user.id: {at_least: 10}},"), {"price": "coverage"}, "features.price.when"),
+    (("id: {type: int}", "id: {type: int, weights: w}"), {"id": "none"},
+     "entities.user.attributes.id.weights"),
+    (("max_length: 4", "max_length: 4, recency: {times: t, within: 7, unit: day, date: 2025-01-10}"),
+     {"seen.permutation": "some", "seen.single": "coverage", "seen.sorted": "some", "pairs": "coverage"},
+     "entities.user.attributes.seen.recency"),
+    (("day: {type: date, part: weekday, missing: own_id}",
+      "day: {type: date, age: {date: 2025-01-10, unit: day}, buckets: {edges: [0]}}"),
+     {"day": "all", "deep": "all"}, "entities.item.attributes.day.buckets"),
     (("deep: {kind: interaction", "deep: {kind: weak"), {"deep": "none"}, "features.deep.kind"),
 ]  # fmt: skip
 

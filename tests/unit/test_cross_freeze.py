@@ -247,3 +247,26 @@ def test_a_feature_without_ids_in_the_rows_is_a_warning(
     pa.parquet.write_table(table().slice(1, 1), files / "t.parquet")
     assert run(files, files / "t.parquet", "--out", files / "g.json") == 0
     assert "warning: seen.single has no id in these rows" in capsys.readouterr().out
+
+
+def test_invented_rows_have_the_columns_beside_a_value() -> None:
+    text = """\
+entities:
+  u:
+    attributes:
+      seen: {type: int, list: true, recency: {times: at, within: 400, unit: day, column: now}, weights: w}
+      born: {type: date, age: {column: now, unit: week}, buckets: {edges: [0, 52]}}
+      raw: {type: float}
+      a: {type: int, weights: one}
+features:
+  seen: {kind: combination, form: single, of: u.seen}
+  born: {kind: attribute, of: u.born, when: {u.raw: {at_least: 0}}}
+  a: {kind: attribute, of: u.a}
+"""
+    engine = Engine(load_text(text))
+    golden = freeze(engine, edge_rows(engine))
+    assert all(any(rows) for rows in golden.features.values())
+    assert any(not ids for ids in golden.features["born"])
+    changed = Engine(load_text(text.replace("at_least: 0", "at_least: 9")))
+    (first, *_) = check_golden(changed, golden).mismatches
+    assert first.feature == "born" and set(first.values) == {"born", "now", "raw"}

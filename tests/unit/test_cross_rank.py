@@ -324,3 +324,25 @@ def test_a_config_built_from_a_mapping_ranks_too() -> None:
         }
     )
     assert rank(built, planted(4000, 2), Design(label="y")).crosses[0].significant
+
+
+def test_conditions_ages_and_weights_are_ranked_and_a_label_in_them_is_refused() -> None:
+    text = CONFIG.replace("      d: {type: int}\n", """\
+      d: {type: int}
+      raw: {type: float, column: d_weight}
+      cut: {type: float, column: d_weight, buckets: {quantiles: 4}}
+      days: {type: date, column: time, age: {date: 1970-02-01, unit: day}, buckets: {edges: [20, 25]}}
+""").replace("slot: 11,", "slot: 11, when: {item.raw: {at_least: 0.5}},")  # fmt: skip
+    text = text.replace("c_x_d: {kind: interaction, slot: 12, of: [user.c, item.d]}",
+                        "c_x_d: {kind: interaction, slot: 12, of: [user.c, item.days]}")  # fmt: skip
+    table = planted(4000, 1)
+    table = table.append_column("d_weight", pa.array(np.random.default_rng(1).random(4000)))
+    ranking = rank(load_text(text), table, Design(label="y"))
+    assert ranking.crosses[0].name == "a_x_b" and len(ranking.crosses) == 6
+    plan = build_plan(load_text(text))
+    probe = make_probe(load_text(text), plan, table.schema.names)
+    assert {label for label, _ in probe.columns} == {
+        "user.a", "user.c", "user.seen", "item.b", "item.d", "item.days",
+    }  # fmt: skip
+    with pytest.raises(FlagError, match=r"'d_weight', which item\.raw \(line 12 of c\.yaml\) reads"):
+        rank(load_text(text), table, Design(label="d_weight"))
