@@ -202,7 +202,7 @@ def make_plan(demands: Sequence[Demand], site: Site, constants: Constants) -> Pl
         machines_by_memory=math.ceil(sum(memory.values()) / site.machine_memory_bytes),
         machines_by_disk=math.ceil(sum(disk.values()) / site.machine_disk_bytes),
         load_s=load_s, recover_s=constants.start_s + _log_rows(demands, site) * constants.replay_row_s,
-        notes=_notes(demands, site),
+        notes=_notes(demands, site, constants),
     )  # fmt: skip
 
 
@@ -215,13 +215,19 @@ def _log_rows(demands: Sequence[Demand], site: Site) -> float:
     return site.log_bytes / bytes_
 
 
-def _notes(demands: Sequence[Demand], site: Site) -> tuple[str, ...]:
+def _notes(demands: Sequence[Demand], site: Site, constants: Constants) -> tuple[str, ...]:
     notes = []
     per_shard = sum(d.rows for d in demands) * site.share / site.shards
     if site.shards > 1:
         spread = 300 / math.sqrt(max(per_shard, 1))  # three standard deviations of a binomial count
         notes.append(f"rows are spread by hash: shards differ by up to {spread:.2g} %")
     for demand in demands:
+        disk = disk_row(RowLayout.of(demand.table), constants)
+        if disk.low < disk.high:
+            notes.append(
+                f"table {demand.table.name!r}: whether RocksDB keeps its compressed blocks cannot be told; a "
+                f"row takes {disk.low:.0f} to {disk.high:.0f} bytes of disk"
+            )
         admission = demand.table.admission
         if admission is not None and admission.kind == "min_count":
             counters = 1 << admission.width_bits

@@ -208,18 +208,24 @@ def _time(seconds: float) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Error:
-    """A plan's figure beside the measured one."""
+    """A plan's figure beside the measured one; `low` and `high` are the plan's where it could not tell."""
 
     what: str
     place: str
-    planned: float
+    low: float
+    high: float
     measured: float
     bar: float
 
     @property
     def share(self) -> float:
-        """planned / measured - 1."""
-        return self.planned / self.measured - 1
+        """planned / measured - 1, by the bound that is nearest; 0 between them."""
+        return min(max(self.measured, self.low), self.high) / self.measured - 1
+
+    @property
+    def planned(self) -> str:
+        """The plan's figure, for people."""
+        return f"{self.low:.1f} B" if self.low == self.high else f"{self.low:.1f}–{self.high:.1f} B"
 
     @property
     def within(self) -> bool:
@@ -233,9 +239,9 @@ def errors_of(runs: Sequence[Run], known: Sequence[Run]) -> list[Error]:
     errors = []
     for run_ in runs:
         layout, what = run_.kind.layout, str(run_.kind)
-        memory, disk = memory_row(layout, constants).total, disk_row(layout, constants).total
-        errors.append(Error(what, "memory", memory, run_.memory_bytes, MEMORY_BAR))
-        errors.append(Error(what, "disk", disk, run_.disk_bytes, DISK_BAR))
+        memory, disk = memory_row(layout, constants), disk_row(layout, constants)
+        errors.append(Error(what, "memory", memory.low, memory.high, run_.memory_bytes, MEMORY_BAR))
+        errors.append(Error(what, "disk", disk.low, disk.high, run_.disk_bytes, DISK_BAR))
     return errors
 
 
@@ -260,7 +266,7 @@ def _check(arguments: argparse.Namespace, known: Sequence[Run], console: Console
         table = Table("row", "place", "planned", "measured here", "error", "bar", title="bytes per row")
         for error in errors:
             cells = (
-                f"{error.planned:.1f} B",
+                error.planned,
                 f"{error.measured:.1f} B",
                 f"{error.share:+.1%}",
                 f"±{error.bar:.0%}",

@@ -114,38 +114,43 @@ def fit(runs: Sequence[Run]) -> Constants:
     ConfigError
         Too few runs to tell the constants apart.
     """
-    plain_row, plain_byte, saved_row, saved_byte = _disk(runs)
+    plain_row, plain_byte, saved = _disk(runs)
     load_row_s, load_byte_s = _load([run for run in runs if run.load_row_s])
     return Constants(
         index_bytes=float(np.mean([run.memory_bytes - run.kind.layout.stride for run in runs])),
         process_bytes=float(np.median([run.process_bytes for run in runs])),
         plain_row=plain_row, plain_byte=plain_byte,
-        saved_row=saved_row, saved_byte=saved_byte,
+        saved_row=saved[0], saved_weight_byte=saved[1],
+        saved_bf16_byte=saved[2],
         load_row_s=load_row_s, load_byte_s=load_byte_s,
         replay_row_s=float(np.median([run.replay_row_s for run in runs])),
         start_s=float(np.median([run.start_s for run in runs])),
     )  # fmt: skip
 
 
-def _disk(runs: Sequence[Run]) -> tuple[float, float, float, dict[str, float]]:
-    """Bytes of a row in a plain block (per row, per byte of its value), and what packing saves (per row, and
-    per byte of weights by dtype; fp16's, least of all, go with the row)."""
+def _disk(runs: Sequence[Run]) -> tuple[float, float, list[float]]:
+    """Bytes of a row in a plain block (per row, per byte of its value), and what packing saves (per row, per
+    byte of weights, and of bf16 weights besides)."""
     packed = [run for run in runs if run.disk_bytes < run.kind.layout.value_bytes + PLAIN_BYTES_MIN]
     plain = [run for run in runs if run not in packed]
     lengths = np.array([run.kind.layout.value_bytes for run in plain], float)
-    weights = np.array(
-        [[1, run.kind.dim * 4 * (run.kind.dtype == "fp32"), run.kind.dim * 2 * (run.kind.dtype == "bf16")]
-         for run in packed], float,
-    ).reshape(-1, 3)  # fmt: skip
-    if np.unique(lengths).shape[0] < 2 or np.linalg.matrix_rank(weights) < 3:
+    packed = [run for run in packed if not run.kind.layout.state_size]  # state may repeat, or not
+    matrix = np.array([_saving(run.kind) for run in packed], float).reshape(-1, 3)
+    if np.unique(lengths).shape[0] < 2 or np.linalg.matrix_rank(matrix) < 3:
         raise ConfigError(
             f"{len(plain)} runs are plain on disk and {len(packed)} packed: a fit needs two lengths of plain "
-            "rows and a packed one of each dtype"
+            "rows, and packed ones without state of several sizes and of bf16"
         )
     slope, start = np.polyfit(lengths, np.array([run.disk_bytes for run in plain]), 1)
     saved = [start + slope * run.kind.layout.value_bytes - run.disk_bytes for run in packed]
-    row, fp32, bf16 = np.linalg.lstsq(weights, np.array(saved), rcond=None)[0]
-    return float(start), float(slope), float(row), {"fp32": float(fp32), "fp16": 0.0, "bf16": float(bf16)}
+    found = np.linalg.lstsq(matrix, np.array(saved), rcond=None)[0]
+    return float(start), float(slope), [float(value) for value in found]
+
+
+def _saving(kind: Kind) -> tuple[int, int, int]:
+    """What the saving of a row of this kind depends on."""
+    weights = kind.dim * (4 if kind.dtype == "fp32" else 2)
+    return 1, weights, weights if kind.dtype == "bf16" else 0
 
 
 def _load(runs: Sequence[Run]) -> tuple[float, float]:

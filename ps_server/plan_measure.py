@@ -39,14 +39,15 @@ from ps_server.shard import Shard
 KINDS: Final = (
     Kind(dtype="fp32", dim=16, optimizer="sgd"), Kind(dtype="fp16", dim=16, optimizer="sgd"),
     Kind(dtype="bf16", dim=16, optimizer="sgd"), Kind(dtype="bf16", dim=48, optimizer="sgd"),
-    Kind(dtype="fp32", dim=64, optimizer="sgd"),
-    Kind(dtype="fp32", dim=16, optimizer="adagrad"), Kind(dtype="fp16", dim=32, optimizer="adagrad"),
-    Kind(dtype="fp32", dim=8, optimizer="adam"),
+    Kind(dtype="fp32", dim=64, optimizer="sgd"), Kind(dtype="fp32", dim=16, optimizer="adagrad"),
+    Kind(dtype="fp16", dim=32, optimizer="adagrad"), Kind(dtype="fp16", dim=6, optimizer="adagrad"),
+    Kind(dtype="fp32", dim=5, optimizer="adam"),
 )  # fmt: skip
 """Each dtype, several dims, and state of one and two words per weight."""
 
 CHECKED: Final = (
-    *KINDS[:2], KINDS[5], Kind(dtype="fp16", dim=8, optimizer="sgd"), Kind(dtype="fp32", dim=32, optimizer="sgd"),
+    *KINDS[:2], KINDS[5], Kind(dtype="fp16", dim=24, optimizer="sgd"),
+    Kind(dtype="fp32", dim=32, optimizer="sgd"), Kind(dtype="fp32", dim=8, optimizer="adam"),
     Kind(dtype="fp32", dim=12, optimizer="rowwise_adagrad"), Kind(dtype="bf16", dim=64, optimizer="adagrad"),
 )  # fmt: skip
 """What `--check` measures: the classic rows, and kinds that no constant was fitted to."""

@@ -21,9 +21,16 @@ from ps_server.row import ID_BYTES, LSN_BYTES, RowLayout
 FILTER_BYTES: Final = 10 / 8
 """Bloom filter of the store: 10 bits per row (store.py)."""
 
-SAVED_SHARE_MIN: Final = 1 / 8
+SAVED_SHARE: Final = 1 / 8
 """RocksDB keeps a compressed block only if it saves an eighth (its max_compressed_bytes_per_kb). Weights
-hardly compress; what zstd saves is keys, 15 bytes of a row: an eighth, for values up to about 100 bytes."""
+hardly compress; what zstd saves is keys, 15 bytes of a row: an eighth, for values up to about 110 bytes."""
+
+COUNTER_BYTES: Final = 4
+"""Adam's state is two words per weight and a count of steps, which is the same in many rows and vanishes."""
+
+SAVED_SPREAD: Final = 0.015
+"""Blocks of one table, and what a model makes of them, differ by so much: near an eighth some are packed, and
+a plan gives both bounds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,9 +45,9 @@ class Constants:
         Resident memory of a shard without rows.
     plain_row, plain_byte
         A row on disk in a block that is stored as it is: so many bytes, and so many per byte of its value.
-    saved_row, saved_byte
-        What zstd takes off a row: so many bytes, and so many per byte of weights by dtype: exponents repeat,
-        and they are half of bf16's bits, a quarter of fp32's.
+    saved_row, saved_weight_byte, saved_bf16_byte
+        What zstd takes off a row: so many bytes, so many per byte of weights, and of bf16 weights besides,
+        half of whose bits are signs and exponents, which repeat.
     load_row_s, load_byte_s
         Seconds of a bulk load per row, and per byte of its value, one shard.
     replay_row_s
@@ -54,7 +61,8 @@ class Constants:
     plain_row: float
     plain_byte: float
     saved_row: float
-    saved_byte: Mapping[str, float]
+    saved_weight_byte: float
+    saved_bf16_byte: float
     load_row_s: float
     load_byte_s: float
     replay_row_s: float
@@ -63,9 +71,12 @@ class Constants:
 
 @dataclass(frozen=True, slots=True)
 class RowBytes:
-    """One row by purpose, in bytes; `total` is the sum."""
+    """One row by purpose, in bytes; `total` is the sum. `low` and `high` are what it can be where the plan
+    cannot tell, else both are the total."""
 
     parts: Mapping[str, float]
+    low: float
+    high: float
 
     @property
     def total(self) -> float:
@@ -93,7 +104,9 @@ def memory_row(layout: RowLayout, constants: Constants) -> RowBytes:
     """A hot row: its record, and its share of the index."""
     parts = _own_parts(layout)
     parts["padding"] += layout.stride - ID_BYTES - layout.stored_bytes
-    return RowBytes({**parts, "index": constants.index_bytes})
+    parts["index"] = constants.index_bytes
+    total = sum(parts.values())
+    return RowBytes(parts, total, total)
 
 
 def disk_row(layout: RowLayout, constants: Constants) -> RowBytes:
@@ -101,10 +114,16 @@ def disk_row(layout: RowLayout, constants: Constants) -> RowBytes:
     headers and index, less what compression saves."""
     plain = constants.plain_row + constants.plain_byte * layout.value_bytes
     weights = layout.dim * int(dtype.STORAGE[layout.dtype].itemsize)
-    saved = constants.saved_row + constants.saved_byte[dtype.NAMES[layout.dtype]] * weights
-    total = plain - saved if saved >= SAVED_SHARE_MIN * plain else plain
+    saved = constants.saved_row + constants.saved_weight_byte * weights
+    if layout.state_size > layout.dim:
+        saved += COUNTER_BYTES * (layout.state_size % layout.dim)
+    if layout.dtype == dtype.BFLOAT16:
+        saved += constants.saved_bf16_byte * weights
+    share = (saved / plain - SAVED_SHARE + SAVED_SPREAD) / (2 * SAVED_SPREAD)
+    total = plain - saved * min(max(share, 0.0), 1.0)
+    low, high = (plain - saved, plain) if 0 < share < 1 else (total, total)
     named = {**_own_parts(layout), "LSN": LSN_BYTES, "filter": FILTER_BYTES}
-    return RowBytes({**named, "keys and blocks": total - sum(named.values())})
+    return RowBytes({**named, "keys and blocks": total - sum(named.values())}, low, high)
 
 
 ARITHMETIC: Final = (
