@@ -7,8 +7,10 @@ from feature_cross.config import CrossConfig
 from feature_cross.engine import Engine
 from feature_cross.error import ConfigError, CrossError, DataError, LimitError
 from feature_cross.loader import load
+from feature_cross.mapping import ArrowMap
 
 __all__ = [
+    "ArrowMap",
     "Builder",
     "ConfigError",
     "CrossBatch",
