@@ -7,11 +7,13 @@ Thread safety: pure functions.
 import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from feature_cross.config import CrossConfig
 from feature_cross.id_format import OPERATION_ARRANGEMENT, OPERATION_SUBSET, OPERATION_TUPLE
 from feature_cross.limit import NAME_CHARACTERS_MAX
+from feature_cross.lock import lock_path, read_previous
 from feature_cross.plan import AttributeUse, Plan
 from feature_cross.rank.coding import Coded, cross_arrangement, cross_product, cross_subsets
 
@@ -99,7 +101,7 @@ def code(candidate: Candidate, columns: Mapping[str, Coded]) -> Coded:
 
 def declare(config: CrossConfig, plan: Plan, chosen: Iterable[Candidate]) -> dict[str, dict[str, Any]]:
     """What to write under `features:` for each candidate, by its new name; slots follow the highest one."""
-    slot = highest_slot(plan)
+    slot = highest_slot(config, plan)
     declared: dict[str, dict[str, Any]] = {}
     for candidate in chosen:
         parts = [label.split(".") for label in candidate.operands]
@@ -117,9 +119,14 @@ def declare(config: CrossConfig, plan: Plan, chosen: Iterable[Candidate]) -> dic
     return declared
 
 
-def highest_slot(plan: Plan) -> int:
-    """The highest slot of a config, 0 without one: numbers above it were never used, but for removed ones."""
-    return max((node.slot for node in plan.nodes if node.slot is not None), default=0)
+def highest_slot(config: CrossConfig, plan: Plan) -> int:
+    """The highest slot of a config and of the lock beside it, which knows removed features; 0 without one."""
+    slots = [node.slot for node in plan.nodes]
+    lock = lock_path(config.source)
+    if Path(config.source).is_file() and lock.is_file():
+        known = read_previous(lock)
+        slots += [slot for slot, _ in (*known.features.values(), *known.retired.values())]
+    return max((slot for slot in slots if slot is not None), default=0)
 
 
 def _family(config: CrossConfig, parts: list[list[str]]) -> str:

@@ -196,7 +196,7 @@ def _labels(config: CrossConfig, probe: Probe, search: Search) -> list[str]:
 
 
 def _check_slots(config: CrossConfig, plan: Plan, search: Search) -> None:
-    bits, highest = config.ids.slot_bits, highest_slot(plan)
+    bits, highest = config.ids.slot_bits, highest_slot(config, plan)
     if bits is not None and highest + search.top >= 1 << bits:
         raise FlagError(
             f"--top is {search.top}, but {(1 << bits) - 1 - highest} slots are left above {highest}"

@@ -2,10 +2,12 @@
 """Configs that `prune` and `suggest` write: only the lines that must change do, and no id changes."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from feature_cross import load
+from feature_cross.cli import main
 from feature_cross.diff import diff_configs
 from feature_cross.error import InternalError
 from feature_cross.loader import load_text
@@ -191,3 +193,14 @@ def test_candidates_are_declared_with_family_slot_and_a_free_name() -> None:
     )
     made = declare(plain, build_plan(plain), [Candidate(("u.a", "u.b"))] * 3)
     assert list(made) == ["u_a_x_u_b", "u_a_x_u_b_2", "u_a_x_u_b_3"] and "slot" not in made["u_a_x_u_b"]
+
+
+def test_slots_of_removed_features_that_a_lock_knows_are_not_given_out(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(CONFIG.replace("  # group two", "  gone: {kind: attribute, slot: 90, of: item.c}"))
+    assert main(["lock", str(path)]) == 0
+    path.write_text(CONFIG)
+    assert main(["lock", str(path)]) == 0
+    config = load(path)
+    made = declare(config, build_plan(config), [Candidate(("item.b", "user.seen"))])
+    assert made["b_x_seen"]["slot"] == 91
