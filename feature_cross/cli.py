@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """`feature-cross`: run a config over data, check it, explain its ids, print its JSON Schema.
 
-Exit codes: 0 done; 1 the data does not fit, or `check` found an error; 2 a wrong flag or config.
+Exit codes: 0 done; 1 the data does not fit, `check` found an error, or a golden vector does not hold; 2 a wrong
+flag or config; 3 `diff`: trained rows are lost; 130 interrupted.
 Thread safety: a process's main thread.
 """
 
@@ -59,7 +60,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="feature-cross",
         description="Turn columns into 64-bit ids, with the crosses that a config declares.",
-        epilog="exit codes: 0 done; 1 data does not fit, or check found an error; 2 a wrong flag or config",
+        epilog="exit codes: 0 done; 1 data does not fit, check found an error, or golden a changed id;"
+        " 2 a wrong flag or config; 3 diff: trained rows are lost; 130 interrupted",
     )
     commands = parser.add_subparsers(dest="command", required=True)
     run = _command(
