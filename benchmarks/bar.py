@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
-COST_UNITS: Final = frozenset({"s", "ms/step", "ms/pull", "B/row"})
+COST_UNITS: Final = frozenset({"s", "ms", "ms/step", "ms/pull", "µs/row", "B/row", "exponent"})
 """Units of which less is better."""
 
 

@@ -114,6 +114,10 @@ WORKLOADS: Final[tuple[Workload, ...]] = (
         "table.reopen", "kill -9 to the first answer (--rows, --log-bytes)", "",
         "benchmarks.table_reopen:measure", (_at_most(30.0, "figure"), _at_most(30.0, "figure")),
     ),
+    Workload(
+        name="table.size", summary="load, reopen, pull, step at 1e5 to 5e7 rows (sizes up to 2 × --rows)",
+        peer="", function="benchmarks.table_size:measure", goal=_at_most(1.1, "figure"),
+    ),
     *_pair(
         "wire.pull", "pull over TCP", "the best remote server",
         "benchmarks.wire:measure_pull", (_at_least(1.25), _at_least(1.6)),
@@ -126,6 +130,18 @@ WORKLOADS: Final[tuple[Workload, ...]] = (
         "wire.adagrad", "Adagrad step over TCP", "torch EmbeddingBag(sparse) + Adagrad in process",
         "benchmarks.wire:measure_adagrad", (_at_least(1.2), _at_least(2.0)),
         [{"server_goal": _at_least(1.9)}, {"server_goal": _at_least(2.5)}],
+    ),
+    Workload(
+        name="wire.mixed", summary="p50 and p99 under 4 client processes, two step, two pull", peer="",
+        function="benchmarks.wire_mixed:measure", goal=None,
+    ),
+    *_pair(
+        "wire.shards", "pushes to two shards", "one shard", "benchmarks.wire_shards:measure",
+        (_at_least(1.5), _at_least(1.5)),
+    ),
+    *_pair(
+        "wire.click", "click model's examples/s, prefetching", "the same model on nn.EmbeddingBag(sparse)",
+        "benchmarks.wire_click:measure", (_at_least(1.0), _at_least(1.0)),
     ),
     *(
         Workload(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m benchmarks list | run | compare | report`.
+"""`python -m benchmarks list | run | compare | report | readme`.
 
 Exit codes: 0 done; 1 a workload failed, or `compare` found a bar that got worse; 2 a wrong argument.
 A goal that is missed is no failure: the report says so.
@@ -18,7 +18,7 @@ from typing import Any, Final
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import batch, report, result
+from benchmarks import batch, readme, report, result
 from benchmarks.bar import Bar, Settings
 from benchmarks.catalog import WORKLOADS, Workload, select
 from benchmarks.peer.roster import PEERS
@@ -67,6 +67,9 @@ def _parser() -> argparse.ArgumentParser:
     reporting.add_argument("result", type=Path)
     reporting.add_argument("--output", type=Path, metavar="DIR", help="folder to write into")
     reporting.add_argument("--json", action="store_true", help="print the bars as JSON")
+    reading = commands.add_parser("readme", help="the README's table of a result")
+    reading.add_argument("result", type=Path, nargs="?", default=readme.RESULT, help="default: the kept one")
+    reading.add_argument("--write", type=Path, metavar="FILE", help="put it into this README")
     return parser
 
 
@@ -111,7 +114,8 @@ def _run(arguments: argparse.Namespace) -> int:
     except ValueError as error:
         print(f"benchmarks: {error}", file=sys.stderr)
         return 2
-    head = result.describe_run(settings_json(settings), ROOT)
+    kept = {key: value for key, value in settings_json(settings).items() if key not in ("cache", "scratch")}
+    head = result.describe_run(kept, ROOT)
     console = Console(stderr=True)
     console.print(f"settings: {json.dumps(settings_json(settings))}")
     bars: list[Bar] = []
@@ -165,6 +169,16 @@ def _report(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _readme(arguments: argparse.Namespace) -> int:
+    made = readme.table(result.load(arguments.result))
+    if arguments.write is None:
+        print(made)
+        return 0
+    path: Path = arguments.write
+    path.write_text(readme.replaced(path.read_text(encoding="utf-8"), made), encoding="utf-8")
+    return 0
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point.
 
@@ -184,7 +198,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.command == "run":
         return _run(arguments)
     try:
-        return _compare(arguments) if arguments.command == "compare" else _report(arguments)
+        return {"compare": _compare, "report": _report, "readme": _readme}[arguments.command](arguments)
     except (OSError, ValueError) as error:
         print(f"benchmarks: {error}", file=sys.stderr)
         return 2

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A result for people: a table in the terminal, Markdown, plots, and one HTML page.
+"""A result for people: a table in the terminal, Markdown, and one HTML page with the plots of figure.py.
 
 Thread safety: pure, but for the files that are written.
 """
@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from rich.table import Table
 
+from benchmarks import figure
 from benchmarks.bar import Bar
 from benchmarks.result import Change, Result
 
@@ -91,47 +92,16 @@ def markdown(result: Result) -> str:
     return "\n".join(lines) + "\n"
 
 
-def plot(result: Result, path: Path) -> bool:
-    """Each bar's ratio beside its goal, as a PNG; False when no bar has both."""
-    # Imported here: matplotlib is optional, and only this function needs it.
-    from matplotlib.figure import Figure  # noqa: PLC0415
-
-    shown = [
-        b for b in result.bars if b.ratio is not None and b.ratio_low is not None and b.goal.endswith("×")
-    ]
-    if not shown:
-        return False
-    figure = Figure(figsize=(9, 1 + 0.45 * len(shown)), layout="constrained")
-    axes = figure.subplots()
-    places = range(len(shown))
-    ratios = [b.ratio or 0.0 for b in shown]
-    spread = [
-        [r - (b.ratio_low or 0) for r, b in zip(ratios, shown, strict=True)],
-        [(b.ratio_high or 0) - r for r, b in zip(ratios, shown, strict=True)],
-    ]
-    colors = ["#4c9f70" if b.met else "#c44e52" for b in shown]
-    axes.barh(places, ratios, color=colors, xerr=spread, height=0.6)
-    for place, bar in zip(places, shown, strict=True):
-        bound = float(bar.goal.strip("≥≤ ×"))
-        axes.plot([bound, bound], [place - 0.4, place + 0.4], color="black", linewidth=2)
-    axes.set_yticks(places, [f"{b.id} ({b.goal})" for b in shown])
-    axes.invert_yaxis()
-    axes.set_xscale("log")
-    axes.set_xlabel("ours to the peer's; the black line is the goal")
-    figure.savefig(path, dpi=120)
-    return True
-
-
 def page(result: Result, folder: Path) -> list[Path]:
-    """Write results.md, ratio.png and index.html into `folder`; returns what was written."""
+    """Write results.md, plots and index.html into `folder`; returns what was written."""
     folder.mkdir(parents=True, exist_ok=True)
     written = [folder / "results.md", folder / "index.html"]
     written[0].write_text(markdown(result), encoding="utf-8")
-    image = folder / "ratio.png"
-    picture = ""
-    if plot(result, image):
-        written.append(image)
-        picture = '<p><img src="ratio.png" alt="ratios beside their goals"></p>'
+    pictures = ""
+    for name, (draw, caption) in figure.FIGURES.items():
+        if draw(result, folder / name):
+            written.append(folder / name)
+            pictures += f'<p><img src="{name}" alt="{caption}"></p>'
     rows = "".join(
         "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells(bar)) + "</tr>"
         for bar in result.bars
@@ -139,7 +109,7 @@ def page(result: Result, folder: Path) -> list[Path]:
     head = "".join(f"<th>{name}</th>" for name in COLUMNS)
     written[1].write_text(
         f"<!doctype html><meta charset=utf-8><title>rowhouse benchmarks</title><style>{_STYLE}</style>"
-        f"<h1>rowhouse benchmarks</h1><p>{html.escape(heading(result.head))}</p>{picture}"
+        f"<h1>rowhouse benchmarks</h1><p>{html.escape(heading(result.head))}</p>{pictures}"
         f"<table><tr>{head}</tr>{rows}</table>\n",
         encoding="utf-8",
     )

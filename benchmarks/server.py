@@ -70,10 +70,10 @@ def serving(arguments: Sequence[str], output: Path) -> Iterator[Server]:
         server.kill()
 
 
-def shard_arguments(folder: Path, config: dict[str, Any]) -> list[str]:
-    """Arguments of one shard on a free port, its config written into `folder`."""
+def shard_arguments(folder: Path, config: dict[str, Any], index: int = 0) -> list[str]:
+    """Arguments of shard `index`, on a free port unless `config` names endpoints, its config in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "cluster.yaml"
     resolved = {"data_dir": str(folder / "data"), "shards": ["127.0.0.1:0"], **config}
     path.write_text(yaml.safe_dump(resolved), encoding="utf-8")
-    return ["-m", "ps_server.cli", "serve", "--config", str(path), "--shard", "0", "--quiet"]
+    return ["-m", "ps_server.cli", "serve", "--config", str(path), "--shard", str(index), "--quiet"]

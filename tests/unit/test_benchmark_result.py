@@ -129,6 +129,6 @@ def test_the_report_marks_what_was_missed_and_what_is_missing(tmp_path: Path) ->
     assert "| b | 40 (39–41) noisy | s | – | – | ≤ 30 | NO |" in text
     assert "skipped: redis is not installed" in text
     written = report.page(found, tmp_path / "page")
-    assert sorted(p.name for p in written) == ["index.html", "ratio.png", "results.md"]
+    assert sorted(p.name for p in written) == ["bytes.png", "index.html", "ratio.png", "results.md"]
     assert (tmp_path / "page" / "ratio.png").read_bytes().startswith(b"\x89PNG")
     assert "≥ 2×" in (tmp_path / "page" / "index.html").read_text(encoding="utf-8")

@@ -9,12 +9,14 @@ import grpc
 import numpy as np
 import pytest
 
-from benchmarks import cli
+from benchmarks import cli, table_size
+from benchmarks.bar import Goal, Settings
 from benchmarks.batch import BATCH_IDS, load_batches
 from benchmarks.peer_grpc import BareCalls
 from benchmarks.server import serving
 from benchmarks.table_disk import cold_batches, small_budget
 from benchmarks.table_load import noise_rows
+from benchmarks.table_size import exponent, sizes
 
 SMALL = ["--quick", "--runs", "1", "--seconds", "0.01", "--warmup-batches", "1"]
 
@@ -76,6 +78,39 @@ def test_the_disk_workloads(
         assert float(str(bars[name]["ratio"])) > 0
     detail = bars["table.cold_pull"]["detail"]
     assert isinstance(detail, dict) and detail["share_hot"] < 0.5
+
+
+def test_costs_against_sizes() -> None:
+    assert sizes(100) == (100_000, 1_000_000)
+    assert sizes(5_000_000)[-1] == 10_000_000 and sizes(50_000_000)[-1] == 50_000_000
+    assert exponent([100, 1000, 10_000], [3.0, 30.0, 300.0]) == pytest.approx(1.0)
+    assert exponent([100, 1000], [5.0, 5.0]) == pytest.approx(0.0)
+
+
+def test_a_load_of_each_size_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(table_size, "SIZES", (30_000, 60_000))
+    settings = Settings(
+        runs=1, seconds=0.01, warmup_batches=1, ids=1, rows=1, log_bytes=1, cache=tmp_path, scratch=tmp_path,
+    )  # fmt: skip
+    bars = {bar.id: bar for bar in table_size.measure(settings, "s", Goal("figure", "at most", 1.1))}
+    assert bars["s.load"].detail["sizes"] == [30_000, 60_000]
+    assert bars["s.load.60000"].figure == pytest.approx(bars["s.load"].detail["seconds"][1] / 60_000 * 1e6)
+    assert {bars[f"s.{work}"].met for work in ("pull", "step")} == {None}
+    assert bars["s.reopen"].met is not None
+
+
+def test_many_clients_shards_and_a_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["wire.mixed", "wire.shards.zipf", "wire.click.zipf", "--ids", "30000"]
+    bars = run_small(tmp_path, monkeypatch, capsys, *flags)
+    for kind in ("step", "pull"):
+        p50, p99 = (float(str(bars[f"wire.mixed.{kind}.{which}"]["figure"])) for which in ("p50", "p99"))
+        assert 0 < p50 <= p99
+    for name in ("wire.shards.zipf", "wire.click.zipf", "wire.click.zipf.staleness_1"):
+        assert float(str(bars[name]["ratio"])) > 0
 
 
 def test_reopening_and_the_wire(

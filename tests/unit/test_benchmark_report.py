@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a result becomes: the README's table, and plots."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from benchmarks import cli, figure, readme
+from benchmarks.bar import Bar, Goal, make_bar
+from benchmarks.report import page
+from benchmarks.result import Result, describe_run
+
+FASTER = Goal("ratio", "at least", 2.0)
+BARS = (
+    make_bar("a", "pull", "M rows/s", FASTER, [4.0], "OpenEmbedding 0.1.2, C API; durability none", [1.0]),
+    make_bar("b", "step", "M rows/s", FASTER, [1.0], "torch 2", [1.0], {"ours_noisy": True}),
+    make_bar("c", "alone", "M rows/s", FASTER, [3.0], "the best", skipped="skipped: no network"),
+    make_bar("wire.mixed.step.p99", "mixed, p99", "ms/step", None, [12.0]),
+    make_bar("d", "not shown", "M rows/s", None, [1.0]),
+    make_bar(
+        "table.size.load", "exponent", "exponent", Goal("figure", "at most", 1.1), [0.9],
+        detail={"sizes": [1000, 10_000], "seconds": [0.1, 0.8]},
+    ),
+)  # fmt: skip
+
+
+def some_result(folder: Path, bars: tuple[Bar, ...] = BARS) -> Result:
+    return Result(describe_run({"runs": 3, "seconds": 0.5}, folder), bars)
+
+
+def test_the_table_has_goals_met_and_missed(tmp_path: Path) -> None:
+    lines = readme.table(some_result(tmp_path)).splitlines()
+    assert lines[0] == readme.BEGIN and lines[-1] == readme.END
+    assert "| pull | 4 M rows/s | 1: OpenEmbedding 0.1.2 | 4 | ≥ 2× | yes |" in lines
+    assert "| step, noisy | 1 M rows/s | 1: torch 2 | 1 | ≥ 2× | **no** |" in lines
+    assert "| alone (skipped: no network) | 3 M rows/s | – | – | ≥ 2× | – |" in lines
+    assert "| mixed, p99 | 12 ms/step | – | – | – | – |" in lines
+    assert "2 of 3 goals that could be judged are met." in lines
+    assert not any("not shown" in line for line in lines)
+
+
+def test_only_what_stands_between_the_marks_changes() -> None:
+    text = f"before\n{readme.BEGIN}\nold\n{readme.END}\nafter\n"
+    made = f"{readme.BEGIN}\nnew\n{readme.END}"
+    assert readme.replaced(text, made) == f"before\n{made}\nafter\n"
+    for wrong in ("no marks", text + text, f"{readme.END}{readme.BEGIN}"):
+        with pytest.raises(ValueError, match="once each"):
+            readme.replaced(wrong, made)
+
+
+def test_the_command_writes_and_prints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    saved, page_ = tmp_path / "r.json", tmp_path / "README.md"
+    some_result(tmp_path).save(saved)
+    assert cli.main(["readme", str(saved)]) == 0
+    printed = capsys.readouterr().out
+    page_.write_text(f"x\n{readme.BEGIN}\n{readme.END}\ny\n", encoding="utf-8")
+    assert cli.main(["readme", str(saved), "--write", str(page_)]) == 0
+    assert page_.read_text(encoding="utf-8") == f"x\n{printed}y\n"
+    page_.write_text("no marks", encoding="utf-8")
+    assert cli.main(["readme", str(saved), "--write", str(page_)]) == 2
+    assert "once each" in capsys.readouterr().err
+
+
+def test_every_figure_is_drawn_where_it_has_data(tmp_path: Path) -> None:
+    written = page(some_result(tmp_path), tmp_path / "page")
+    names = {path.name for path in written}
+    assert {"results.md", "index.html", *figure.FIGURES} == names
+    html = (tmp_path / "page" / "index.html").read_text(encoding="utf-8")
+    for name in figure.FIGURES:
+        assert f'src="{name}"' in html
+        assert (tmp_path / "page" / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_figure_without_data_is_left_out(tmp_path: Path) -> None:
+    result = some_result(tmp_path, (replace(BARS[3]),))
+    names = {path.name for path in page(result, tmp_path / "page")}
+    assert names == {"results.md", "index.html", "bytes.png"}
