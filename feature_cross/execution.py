@@ -300,6 +300,13 @@ class Run:
 
     def _product(self, code: _Code, bags: list[_Bag]) -> _Bag:
         node = code.node
+        if len(bags) == 1 and bags[0].offsets is not None:
+            hashes, offsets = bags[0].hashes, bags[0].offsets
+            longest = int(np.diff(offsets).max()) if self._rows else 0
+            if longest <= node.limit and len(hashes) <= IDS_PER_BATCH_MAX:  # else it is cut, or an error
+                out = np.empty(len(hashes), np.uint64)
+                fold_first(code.starts[0], hashes, out)
+                return _Bag(out, offsets, None, bags[0].weights)
         alive = np.ones(self._rows, np.bool_)
         columns = [self._jagged(bag) for bag in bags]
         for _, offsets, _ in columns:

@@ -21,8 +21,8 @@ from numba.extending import intrinsic
 __all__ = ["AVAILABLE", "LANES", "LENGTH_MIN", "hash_eight"]
 
 LANES: Final = 8
-LENGTH_MIN: Final = 9
-"""Of the message, tag included: a value of 8 bytes, which one load covers."""
+LENGTH_MIN: Final = 4
+"""Of the message, tag included: xxh64 takes three bytes and fewer one by one, and they are rare."""
 
 AVAILABLE: Final = bool(llvmlite.binding.get_host_cpu_features().get("avx512dq"))
 """Without the instruction a vector multiplication is three narrower ones, and the scalar kernel is faster."""
@@ -119,40 +119,63 @@ class _Code:
         builder.position_at_end(done)
 
 
-def _head(code: _Code, length: Any, tag: Any) -> tuple[Any, Any]:
-    """Variables of the state after the stripes (or the first lane), and of the message's next byte."""
+def _tagged(code: _Code, value: Any, tag: Any) -> Any:
+    """The message's first bytes: the tag before the value's, whose last one falls out of the lane."""
+    return code.builder.or_(code.builder.shl(value, code.constant(8)), code.splat(tag))
+
+
+def _stripes(code: _Code, length: Any, tag: Any, state: Any, position: Any) -> None:
+    """32 bytes and more: four accumulators, then all of them merged."""
     builder = code.builder
-    state = code.variable(ir.Constant(_VECTOR, [0] * LANES))
-    position = code.variable(_I64(8))
-    first = builder.or_(builder.shl(code.words(_I64(0), 64), code.constant(8)), code.splat(tag))
-    with builder.if_else(builder.icmp_signed(">=", length, _I64(32))) as (long, short):
-        with long:
-            seeds = (_P1 + _P2, _P2, 0, -_P1)
-            lanes = (first, *(code.words(_I64(at), 64) for at in (7, 15, 23)))
-            sums = [code.variable(code.round(code.constant(s), w)) for s, w in zip(seeds, lanes, strict=True)]
-            builder.store(_I64(32), position)
+    seeds = (_P1 + _P2, _P2, 0, -_P1)
+    lanes = (_tagged(code, code.words(_I64(0), 64), tag), *(code.words(_I64(at), 64) for at in (7, 15, 23)))
+    sums = [code.variable(code.round(code.constant(s), w)) for s, w in zip(seeds, lanes, strict=True)]
+    builder.store(_I64(32), position)
 
-            def stripe(at: Any) -> None:
-                for number, accumulator in enumerate(sums):
-                    words = code.words(builder.add(at, _I64(8 * number - 1)), 64)
-                    builder.store(code.round(builder.load(accumulator), words), accumulator)
+    def stripe(at: Any) -> None:
+        for number, accumulator in enumerate(sums):
+            words = code.words(builder.add(at, _I64(8 * number - 1)), 64)
+            builder.store(code.round(builder.load(accumulator), words), accumulator)
 
-            code.repeat(position, 32, length, stripe)
-            last = [builder.load(accumulator) for accumulator in sums]
-            turned = [code.rotate(x, bits) for x, bits in zip(last, (1, 7, 12, 18), strict=True)]
-            h = builder.add(builder.add(turned[0], turned[1]), builder.add(turned[2], turned[3]))
-            for accumulator in last:
-                h = code.merge(h, accumulator)
-            builder.store(builder.add(h, code.splat(length)), state)
-        with short:
-            seeded = code.plus(code.splat(length), _P5)
-            builder.store(code.lane_step(seeded, first), state)
-    return state, position
+    code.repeat(position, 32, length, stripe)
+    last = [builder.load(accumulator) for accumulator in sums]
+    turned = [code.rotate(x, bits) for x, bits in zip(last, (1, 7, 12, 18), strict=True)]
+    h = builder.add(builder.add(turned[0], turned[1]), builder.add(turned[2], turned[3]))
+    for accumulator in last:
+        h = code.merge(h, accumulator)
+    builder.store(builder.add(h, code.splat(length)), state)
+
+
+def _lane(code: _Code, length: Any, tag: Any, state: Any) -> None:
+    """8 to 31 bytes: the first lane, whose 7 bytes of the value two loads of 4 cover."""
+    builder = code.builder
+    high = builder.lshr(code.words(_I64(3), 32), code.constant(8))
+    value = builder.or_(code.words(_I64(0), 32), builder.shl(high, code.constant(32)))
+    seeded = code.plus(code.splat(length), _P5)
+    builder.store(code.lane_step(seeded, _tagged(code, value, tag)), state)
+
+
+def _word(code: _Code, length: Any, tag: Any, state: Any, position: Any) -> None:
+    """4 to 7 bytes: the first word, whose 3 bytes of the value loads of 2 and 1 cover."""
+    builder = code.builder
+    value = builder.or_(code.words(_I64(0), 16), builder.shl(code.words(_I64(2), 8), code.constant(16)))
+    seeded = code.plus(code.splat(length), _P5)
+    builder.store(code.word_step(seeded, _tagged(code, value, tag)), state)
+    builder.store(_I64(4), position)
 
 
 def _hash(code: _Code, length: Any, tag: Any) -> Any:
     builder = code.builder
-    state, position = _head(code, length, tag)
+    state = code.variable(ir.Constant(_VECTOR, [0] * LANES))
+    position = code.variable(_I64(8))
+    with builder.if_else(builder.icmp_signed(">=", length, _I64(32))) as (long, short):
+        with long:
+            _stripes(code, length, tag, state, position)
+        with short, builder.if_else(builder.icmp_signed(">=", length, _I64(8))) as (lane_first, word_first):
+            with lane_first:
+                _lane(code, length, tag, state)
+            with word_first:
+                _word(code, length, tag, state, position)
 
     def lane(at: Any) -> None:
         words = code.words(builder.sub(at, _I64(1)), 64)
@@ -163,8 +186,7 @@ def _hash(code: _Code, length: Any, tag: Any) -> Any:
         builder.store(code.word_step(builder.load(state), words), state)
 
     def byte(at: Any) -> None:
-        """The last byte of the four that end there: there are no vectors of bytes to insert into."""
-        words = builder.lshr(code.words(builder.sub(at, _I64(4)), 32), code.constant(24))
+        words = code.words(builder.sub(at, _I64(1)), 8)
         builder.store(code.byte_step(builder.load(state), words), state)
 
     code.repeat(position, 8, length, lane)

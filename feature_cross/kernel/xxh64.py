@@ -21,7 +21,7 @@ __all__ = ["hash_integers", "hash_strings", "hash_strings_alone"]
 
 _CHUNK: Final = 4096
 """Strings that are ordered by length at once: positions and offsets stay in a core's first cache."""
-_LENGTHS: Final = 88
+_LENGTHS: Final = 93
 """Lengths that are hashed in groups; a longer string fills the multipliers by itself, with four lanes."""
 
 _P1: Final = np.uint64(11400714785074694791)
