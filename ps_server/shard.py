@@ -183,18 +183,18 @@ class Shard(Saving):
         tables = [table_of(part.table, self._tables) for part in request.tables]
         for table, part in zip(tables, request.tables, strict=True):
             check_dim(table, part.dim)
-        promote = not request.read_only and not self._read_only
         lsn = self._applied_lsn
         answers = []
         for table, part in zip(tables, request.tables, strict=True):
             try:
-                rows = table.pull(as_read_only(part.ids), promote=promote)
+                rows = table.pull(as_read_only(part.ids), promote=not (request.read_only or self._read_only))
             except CorruptionError:
                 raise  # a damaged row is not served; the others are
             except StoreError as error:
                 self._poison(str(error))
                 raise
-            answers.append(message.TableRows(part.table, request.dtype, dtype.narrow(rows, request.dtype)))
+            packed = dtype.narrow(rows, request.dtype, f"table {part.table!r}: the rows")
+            answers.append(message.TableRows(part.table, request.dtype, packed))
         return message.PullResponse(lsn, tuple(answers))
 
     def prefetch(self, table: str, ids: Ids) -> int:

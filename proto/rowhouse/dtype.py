@@ -10,6 +10,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from rowhouse.error import InvalidRequestError
 from rowhouse.v1 import rowhouse_pb2 as pb
 
 FLOAT32: Final = int(pb.DTYPE_FLOAT32)
@@ -34,11 +35,36 @@ def widen(array: NDArray[Any], code: int) -> NDArray[np.float32]:
     return array.astype(np.float32, copy=False)
 
 
-def narrow(array: NDArray[np.float32], code: int) -> NDArray[Any]:
-    """float32 `array` as STORAGE[code], rounded to nearest even; float32 is returned as it is."""
-    if code == BFLOAT16:
-        bits = np.ascontiguousarray(array, np.float32).view(np.uint32)
-        rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
-        quiet = (bits >> 16) | 0x40  # a NaN keeps its sign and stays a NaN
-        return np.where(np.isnan(array), quiet, rounded).astype(np.uint16)
-    return array.astype(STORAGE[code], copy=False)
+def narrow(array: NDArray[np.float32], code: int, what: str | None = None) -> NDArray[Any]:
+    """float32 `array` as STORAGE[code], rounded to nearest even; float32 is returned as it is.
+
+    Parameters
+    ----------
+    array
+        float32 of any shape.
+    code
+        One of NAMES.
+    what
+        None: what is too large for the narrow dtype becomes an infinity. Else its name, for the
+        InvalidRequestError that is raised for it.
+    """
+    with np.errstate(over="ignore" if what is None else "raise"):
+        try:
+            narrowed = _to_bfloat16(array) if code == BFLOAT16 else array.astype(STORAGE[code], copy=False)
+        except FloatingPointError:
+            narrowed = None
+    if narrowed is None or (what is not None and code == BFLOAT16 and _grew_infinite(array, narrowed)):
+        largest = float(np.abs(array[np.isfinite(array)]).max())
+        raise InvalidRequestError(f"{what}: an element is {largest:g}, too large for {NAMES[code]}; use fp32")
+    return narrowed
+
+
+def _to_bfloat16(array: NDArray[np.float32]) -> NDArray[np.uint16]:
+    bits = np.ascontiguousarray(array, np.float32).view(np.uint32)
+    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    quiet = (bits >> 16) | 0x40  # a NaN keeps its sign and stays a NaN
+    return np.where(np.isnan(array), quiet, rounded).astype(np.uint16)
+
+
+def _grew_infinite(array: NDArray[np.float32], narrowed: NDArray[np.uint16]) -> bool:
+    return bool((((narrowed & 0x7FFF) == 0x7F80) & np.isfinite(array)).any())

@@ -123,3 +123,20 @@ def test_random_bytes_never_escape_the_error_tree(data: bytes) -> None:
     ):  # fmt: skip
         with contextlib.suppress(RowhouseError):
             decode(data)
+
+
+@pytest.mark.parametrize(
+    ("code", "fits", "too_large"), [(dtype.FLOAT16, 65504, 65520), (dtype.BFLOAT16, 3e38, 3.4e38)]
+)
+def test_what_a_narrow_wire_cannot_hold_is_refused(code: int, fits: float, too_large: float) -> None:
+    values = np.array([1.0, -fits, np.inf, np.nan], np.float32)
+    assert np.isfinite(dtype.widen(dtype.narrow(values, code, "rows"), code)).tolist() == [
+        True,
+        True,
+        False,
+        False,
+    ]
+    values[0] = -too_large
+    with pytest.raises(InvalidRequestError, match=r"rows: an element is .*, too large for"):
+        dtype.narrow(values, code, "rows")
+    assert np.isneginf(dtype.widen(dtype.narrow(values, code), code)[0])
