@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """`feature-cross`: run a config over data, check it, explain its ids, print its JSON Schema.
 
-Exit codes: 0 done; 1 the data does not fit, `check` found an error, or a golden vector does not hold; 2 a wrong
-flag or config; 3 `diff`: trained rows are lost; 130 interrupted.
+Exit codes: 0 done; 1 the data does not fit, `check` found an error, or a golden vector does not hold;
+2 a wrong flag or config; 3 `diff`: trained rows are lost; 130 interrupted.
 Thread safety: a process's main thread.
 """
 
@@ -125,7 +125,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output (head) has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemError) as error:
+        # an interrupt inside a compiled kernel comes out of it as the cause of a SystemError
+        if not isinstance(error, KeyboardInterrupt) and not isinstance(error.__cause__, KeyboardInterrupt):
+            raise
         print("feature-cross: interrupted; nothing was written", file=sys.stderr)
         return 130
     return code

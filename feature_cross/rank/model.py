@@ -20,7 +20,7 @@ from feature_cross.kernel.logistic import add_margins, index_rows, row_losses, s
 from feature_cross.rank.coding import Coded
 from feature_cross.rank.sample import Sample
 
-__all__ = ["PENALTIES", "Model", "Trainer"]
+__all__ = ["PENALTIES", "Model", "StoppedError", "Trainer"]
 
 PENALTIES = tuple(float(4**power) for power in range(6, -1, -1))
 """Ridge penalties that are tried: 4096 keeps a weight at zero until thousands of rows speak for it."""
@@ -73,6 +73,10 @@ class _Index:
     rows: NDArray[np.int32]
 
 
+class StoppedError(Exception):
+    """A fit was given up half way: `Trainer.stop` was called."""
+
+
 class Trainer:
     """Fits models to a sample.
 
@@ -89,6 +93,16 @@ class Trainer:
         self._selection_labels = sample.labels[self._selection_first : self._final_first]
         self._indexes: dict[int, tuple[Coded, _Index]] = {}
         self._lock = threading.Lock()
+        self._stopped = threading.Event()
+
+    def stop(self) -> None:
+        """Make every fit that is under way, in other threads, end with StoppedError soon."""
+        self._stopped.set()
+
+    def _sweep(self, index: _Index, margins: Floats, weights: Floats, penalty: float) -> float:
+        if self._stopped.is_set():
+            raise StoppedError
+        return float(sweep(index.starts, index.rows, self._train_labels, margins, weights, penalty))
 
     def start(self) -> Model:
         """The model without features: the base rate."""
@@ -125,7 +139,7 @@ class Trainer:
         worse = 0
         for penalty in PENALTIES:
             for _ in range(_PATH_SWEEPS):
-                sweep(index.starts, index.rows, self._train_labels, train, weights, penalty)
+                self._sweep(index, train, weights, penalty)
             selection = model.selection.copy()
             self._add(column, weights, self._selection_first, selection)
             loss = self._loss(selection)
@@ -153,9 +167,7 @@ class Trainer:
             fell = 0.0
             for name, values in weights.items():
                 index = self._index(model.columns[name], True)
-                fell += sweep(
-                    index.starts, index.rows, self._train_labels, train, values, model.penalties[name]
-                )
+                fell += self._sweep(index, train, values, model.penalties[name])
             if fell < _FALL_MIN * len(train):
                 break
         selection = np.full(len(self._selection_labels), intercept)

@@ -7,7 +7,7 @@ feature at a time, so of two features that say the same one stays; the final row
 the pruned model loses. Thread safety: pure functions.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from statistics import NormalDist
@@ -186,28 +186,33 @@ class _Pruner:
 
     def run(self) -> bool:
         """Decide on every feature; true if an interrupt came."""
-        try:
-            self.progress("whole model", 0, 1)
-            self.whole = self.trainer.fit({name: self.sample.columns[name] for name in self.names})
-            self.current = self.whole
-            self.progress("whole model", 1, 1)
-            self.margin = self.limits.tolerance * self.whole.selection_loss
-            if self._judge("features", self._open()):
-                return True
-            self._drop_harmless()
-            return self._drop_for_budget()
-        except KeyboardInterrupt:
+        if self._alone("whole model", self._fit):
             return True
+        if self._judge("features", self._open()) or self._alone("drop", self._drop_harmless):
+            return True
+        return self._drop_for_budget()
+
+    def _fit(self) -> None:
+        self.whole = self.trainer.fit({name: self.sample.columns[name] for name in self.names})
+        self.current = self.whole
+        self.margin = self.limits.tolerance * self.whole.selection_loss
+
+    def _alone(self, stage: str, task: Callable[[], None]) -> bool:
+        _, interrupted = run_tasks(stage, [task], 1, self.progress, self.trainer.stop)
+        return interrupted
 
     def _open(self) -> list[str]:
         return [name for name in self.names if name not in self.dropped and name not in self.limits.keep]
 
     def _judge(self, stage: str, names: list[str]) -> bool:
-        tasks = [partial(self._without, name) for name in names]
-        done, interrupted = run_tasks(stage, tasks, self.threads, self.progress)
-        for position, (_, hurt) in done.items():
-            self.hurt[names[position]] = hurt
+        tasks = [partial(self._cost, name) for name in names]
+        done, interrupted = run_tasks(stage, tasks, self.threads, self.progress, self.trainer.stop)
+        self.hurt |= {names[position]: hurt for position, hurt in done.items()}
         return interrupted
+
+    def _cost(self, name: str) -> Estimate:
+        """Without the model, which is as large as all rows: only those under way are in memory."""
+        return self._without(name)[1]
 
     def _without(self, name: str) -> tuple[Model, Estimate]:
         """The current model without a feature, and its loss over the whole one on selection rows."""
@@ -227,15 +232,13 @@ class _Pruner:
         """The largest first: of two that say the same, the smaller one stays."""
         harmless = [name for name in self._open() if self._is_harmless(self.hurt[name])]
         harmless.sort(key=lambda name: (-self.size[name], name))
-        self.progress("drop", 0, len(harmless))
-        for number, name in enumerate(harmless):
+        for name in harmless:
             if len(self.dropped) == len(self.names) - 1:
                 break
             model, hurt = self._without(name)
             self.hurt[name] = hurt
             if self._is_harmless(hurt):
                 self.dropped[name], self.current = "harmless", model
-            self.progress("drop", number + 1, len(harmless))
 
     def _drop_for_budget(self) -> bool:
         """The least rise of the loss per byte goes, until the rest fits."""
@@ -245,9 +248,13 @@ class _Pruner:
             if self._judge("fit the budget", names):
                 return True
             worst = min(names, key=lambda name: (self.hurt[name].value / self.size[name], name))
-            self.current, self.hurt[worst] = self._without(worst)
-            self.dropped[worst] = "budget"
+            if self._alone("drop for the budget", partial(self._drop, worst)):
+                return True
         return False
+
+    def _drop(self, name: str) -> None:
+        self.current, self.hurt[name] = self._without(name)
+        self.dropped[name] = "budget"
 
     def _left(self) -> list[str]:
         return [name for name in self.names if name not in self.dropped]

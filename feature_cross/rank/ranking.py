@@ -8,7 +8,8 @@ Thread safety: pure functions.
 """
 
 import threading
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -144,8 +145,9 @@ def rank(
     sample = read_sample(probe.config, source, design)
     progress("read rows", 1, 1)
     ranker = _Ranker(sample, probe, over, [node.name for node in plan.nodes])
+    ranker.expect(node.name for node in nodes)
     tasks = [partial(ranker.judge, node.name) for node in nodes]
-    done, interrupted = run_tasks("crosses", tasks, threads, progress)
+    done, interrupted = run_tasks("crosses", tasks, threads, progress, ranker.trainer.stop)
     z = z_value(judgement.level, len(nodes))
     return Ranking(
         _judged(list(done.values()), judgement, len(nodes)), len(nodes), z, _rows(sample), sample.rows_total,
@@ -190,15 +192,24 @@ class _Ranker:
         self.bases: dict[frozenset[str], Model] = {}
         self.locks: dict[frozenset[str], threading.Lock] = {}
         self.lock = threading.Lock()
+        self.waiting: Counter[frozenset[str]] = Counter()
+
+    def expect(self, names: Iterable[str]) -> None:
+        """Tell which crosses will be judged: a base is kept until the last of them has used it."""
+        self.waiting.update(self._base_names(name) for name in names)
+
+    def _base_names(self, name: str) -> frozenset[str]:
+        over = self._over(name)
+        return frozenset([*self._over(""), *over, name] if self.over == "rest" else over)
 
     def judge(self, name: str) -> _Found:
         column = self.sample.columns[name]
         over = self._over(name)
         if self.over == "rest":
-            whole = self._base(frozenset([*self._over(""), *over, name]))
+            whole = self._base(self._base_names(name))
             base, better = self.trainer.without(whole, [name]), whole
         else:
-            base = self._base(frozenset(over))
+            base = self._base(self._base_names(name))
             better = self.trainer.extend(base, name, column, keep_index=True)
             if name in better.weights:
                 better = self.trainer.refine(better)
@@ -225,7 +236,11 @@ class _Ranker:
         with lock:  # others that need this base wait for it
             if names not in self.bases:
                 self.bases[names] = self.trainer.fit({name: self.sample.columns[name] for name in names})
-        return self.bases[names]
+            model = self.bases[names]
+            self.waiting[names] -= 1
+            if self.waiting[names] == 0:
+                del self.bases[names]
+        return model
 
     def _known(self, name: str) -> float:
         """Share of final rows with at least one id that training has."""

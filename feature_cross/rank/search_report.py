@@ -87,6 +87,8 @@ def print_found(found: Found, judgement: Judgement, source: str) -> None:
     if found.interrupted:
         screen.print(f"interrupted: {tried} of {found.planned} candidates so far were tried")
     if found.interrupted and not found.suggestions:
+        if not tried:
+            return
         table = Table(
             "cross", "ids", "bytes", "log-loss gain on selection rows", title="best candidates so far"
         )

@@ -13,7 +13,7 @@ import heapq
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.dataset
@@ -34,6 +34,8 @@ from feature_cross.rank.work import Progress, no_progress, run_tasks
 from feature_cross.source import open_dataset
 
 __all__ = ["Found", "Search", "Step", "Suggestion", "suggest"]
+
+T = TypeVar("T")
 
 _CHOICE_Z = 2.0
 """A candidate joins if its gain on selection rows is so many standard errors above 0; no claim rests here."""
@@ -225,12 +227,10 @@ class _Searcher:
 
     def screen(self) -> bool:
         """Try all pairs, then the triples of the best; true if an interrupt came."""
-        try:
-            self.progress("base model", 0, 1)
-            self.base = self.trainer.fit(self.sample.columns)
-            self.progress("base model", 1, 1)
-        except KeyboardInterrupt:
+        fitted, interrupted = self._run("base model", [partial(self.trainer.fit, self.sample.columns)], 1)
+        if interrupted:
             return True
+        self.base = fitted[0]
         known = existing(self.plan)
         lists = [label for label in self.labels if self._is_list(label)]
         first = [one for one in pairs(self.labels, lists) if one not in known]
@@ -244,6 +244,9 @@ class _Searcher:
         beam = [one for one in beam if all(label in self.columns for label in one.operands)]
         return self._screen("triples", [one for one in triples(beam, self.labels) if one not in known])
 
+    def _run(self, stage: str, tasks: Sequence[Callable[[], T]], threads: int) -> tuple[dict[int, T], bool]:
+        return run_tasks(stage, tasks, threads, self.progress, self.trainer.stop)
+
     def _is_list(self, label: str) -> bool:
         entity, name = label.split(".")
         return self.config.entities[entity].attributes[name].list
@@ -251,7 +254,7 @@ class _Searcher:
     def _screen(self, stage: str, candidates: list[Candidate]) -> bool:
         self.planned += len(candidates)
         tasks = [partial(self._try, candidate, self.base) for candidate in candidates]
-        done, interrupted = run_tasks(stage, tasks, self.threads, self.progress)
+        done, interrupted = self._run(stage, tasks, self.threads)
         self.screened |= {step.candidate: step for step in done.values()}
         return interrupted
 
@@ -288,45 +291,44 @@ class _Searcher:
 
     def choose(self) -> tuple[list[tuple[Step, Model, Model]], bool]:
         """Steps, each with the models before and after it: by gain, or by gain per byte if a budget binds."""
-        by_gain, squeezed, interrupted = self._greedy(lambda step: step.gain.value)
-        if not squeezed or interrupted:
+        by_gain: list[tuple[Step, Model, Model]] = []
+        task = partial(self._greedy, lambda step: step.gain.value, by_gain)
+        squeezed, interrupted = self._run("choose", [task], 1)
+        if interrupted or not squeezed[0]:
             return by_gain, interrupted
-        by_byte, _, interrupted = self._greedy(lambda step: step.gain.value / max(step.size_bytes, 1))
+        by_byte: list[tuple[Step, Model, Model]] = []
+        task = partial(self._greedy, lambda step: step.gain.value / max(step.size_bytes, 1), by_byte)
+        _, interrupted = self._run("choose by bytes", [task], 1)
         better = bool(by_byte) and (
             not by_gain or by_byte[-1][2].selection_loss < by_gain[-1][2].selection_loss
         )
         return (by_byte if better and not interrupted else by_gain), interrupted
 
-    def _greedy(self, score: Callable[[Step], float]) -> tuple[list[tuple[Step, Model, Model]], bool, bool]:
+    def _greedy(self, score: Callable[[Step], float], steps: list[tuple[Step, Model, Model]]) -> bool:
+        """Append steps, each as soon as it is made; true if the budget left some candidate aside."""
         heap = [(-score(step), step.candidate, 0, step) for step in self._best() if _helps(step)]
         heapq.heapify(heap)
-        steps: list[tuple[Step, Model, Model]] = []
         model, left, squeezed = self.base, self.search.budget, False
-        self.progress("choose", 0, self.search.top)
-        try:
-            while heap and len(steps) < self.search.top:
-                _, candidate, tried, step = heapq.heappop(heap)
-                if left is not None and step.size_bytes > left:
-                    squeezed = True
-                    continue
-                if tried < len(steps):  # its gain is from before the last one joined
-                    again = self._try(candidate, model)
-                    if _helps(again):
-                        heapq.heappush(heap, (-score(again), candidate, len(steps), again))
-                    continue
-                simpler = self._simpler(step, model, {one.candidate for one, _, _ in steps})
-                if simpler is not step:
-                    heapq.heappush(heap, (-score(step), candidate, len(steps), step))
-                    step, candidate = simpler, simpler.candidate
-                extended = self.trainer.extend(model, candidate.label, code(candidate, self.columns))
-                better = self.trainer.refine(extended)
-                steps.append((step, model, better))
-                model = better
-                left = None if left is None else left - step.size_bytes
-                self.progress("choose", len(steps), self.search.top)
-        except KeyboardInterrupt:
-            return steps, squeezed, True
-        return steps, squeezed, False
+        while heap and len(steps) < self.search.top:
+            _, candidate, tried, step = heapq.heappop(heap)
+            if left is not None and step.size_bytes > left:
+                squeezed = True
+                continue
+            if tried < len(steps):  # its gain is from before the last one joined
+                again = self._try(candidate, model)
+                if _helps(again):
+                    heapq.heappush(heap, (-score(again), candidate, len(steps), again))
+                continue
+            simpler = self._simpler(step, model, {one.candidate for one, _, _ in steps})
+            if simpler is not step:
+                heapq.heappush(heap, (-score(step), candidate, len(steps), step))
+                step, candidate = simpler, simpler.candidate
+            extended = self.trainer.extend(model, candidate.label, code(candidate, self.columns))
+            better = self.trainer.refine(extended)
+            steps.append((step, model, better))
+            model = better
+            left = None if left is None else left - step.size_bytes
+        return squeezed
 
     def _simpler(self, step: Step, model: Model, chosen: set[Candidate]) -> Step:
         """A pair in the candidate that gains as much, but for one standard error: the rest may still join."""

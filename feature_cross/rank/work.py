@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs independent tasks on threads, tells of each as it ends, and stops at Ctrl-C with what is done.
 
-The kernels release the GIL, so threads use the cores. Thread safety: call it from the main thread, which is
-the one that an interrupt reaches.
+The kernels release the GIL, so threads use the cores. Even a lone task runs beside the main thread: an
+interrupt that reaches the main thread inside a compiled kernel comes out of it as a SystemError, so there it
+only waits. Thread safety: call it from the main thread.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,8 +26,16 @@ def no_progress(stage: str, done: int, total: int) -> None:
     """Tell nobody."""
 
 
+def no_stop() -> None:
+    """Let tasks that are under way come to their end."""
+
+
 def run_tasks(
-    stage: str, tasks: Sequence[Callable[[], T]], threads: int, progress: Progress
+    stage: str,
+    tasks: Sequence[Callable[[], T]],
+    threads: int,
+    progress: Progress,
+    stop: Callable[[], None] = no_stop,
 ) -> tuple[dict[int, T], bool]:
     """Run all tasks.
 
@@ -40,6 +49,8 @@ def run_tasks(
         At least 1.
     progress
         Called after each task, in this thread.
+    stop
+        Called at an interrupt, to hurry tasks that are under way; they may raise.
 
     Returns
     -------
@@ -62,6 +73,7 @@ def run_tasks(
                     results[waiting.pop(future)] = future.result()
                     progress(stage, len(results), len(tasks))
         except KeyboardInterrupt:
+            stop()
             ended = [future for future in waiting if future.done() and not future.exception()]
             return results | {waiting[future]: future.result() for future in ended}, True
         finally:

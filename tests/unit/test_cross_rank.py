@@ -16,6 +16,7 @@ from feature_cross.cli import main
 from feature_cross.error import FlagError
 from feature_cross.plan import build_plan
 from feature_cross.rank import ranking as ranking_module
+from feature_cross.rank.model import StoppedError, Trainer
 from feature_cross.rank.part import make_probe
 from feature_cross.rank.ranking import Judgement, rank
 from feature_cross.rank.sample import Design, Sample, read_sample
@@ -346,3 +347,30 @@ def test_conditions_ages_and_weights_are_ranked_and_a_label_in_them_is_refused()
     }  # fmt: skip
     with pytest.raises(FlagError, match=r"'d_weight', which item\.raw \(line 12 of c\.yaml\) reads"):
         rank(load_text(text), table, Design(label="d_weight"))
+
+
+def test_an_interrupt_inside_a_kernel_is_an_interrupt(
+    files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def inside(*_: object) -> None:
+        raise SystemError("returned a result with an exception set") from KeyboardInterrupt()
+
+    monkeypatch.setattr(ranking_module, "read_sample", inside)
+    assert run("rank", files / "c.yaml", files / "t.parquet", "--label", "y") == 130
+    assert "interrupted" in capsys.readouterr().err
+
+    def other(*_: object) -> None:
+        raise SystemError("something else")
+
+    monkeypatch.setattr(ranking_module, "read_sample", other)
+    with pytest.raises(SystemError, match="something else"):
+        run("rank", files / "c.yaml", files / "t.parquet", "--label", "y")
+
+
+def test_a_stopped_trainer_gives_up(config: CrossConfig) -> None:
+    probe = make_probe(config, build_plan(config))
+    sample = read_sample(probe.config, planted(2000, 1), Design(label="y"))
+    trainer = Trainer(sample)
+    trainer.stop()
+    with pytest.raises(StoppedError):
+        trainer.fit({"a": sample.columns["a"]})
