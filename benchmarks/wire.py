@@ -17,6 +17,8 @@ from benchmarks.bar import Bar, Goal, Settings, make_bar
 from benchmarks.batch import BATCH_IDS, DIM, Batch, load_batches
 from benchmarks.contest import contest
 from benchmarks.embedded import ADAGRAD, TABLE, all_rows, create_rows, embedded, require_equal, table_config
+from benchmarks.peer_flight import NAME as FLIGHT_NAME
+from benchmarks.peer_flight import FlightCalls
 from benchmarks.peer_grpc import NAME as BARE_NAME
 from benchmarks.peer_grpc import BareCalls
 from benchmarks.server import serving, shard_arguments
@@ -73,27 +75,34 @@ def measure_overhead(settings: Settings, name: str, distribution: str, goal: Goa
         remote(scratch / "shard", config) as far,
         embedded(scratch / "embedded", config) as near,
         serving(["-m", "benchmarks.peer_grpc"], scratch / "bare.txt") as bare_server,
+        serving(["-m", "benchmarks.peer_flight"], scratch / "flight.txt") as flight_server,
     ):
-        bare = BareCalls(bare_server.endpoint())
+        bare, stream = BareCalls(bare_server.endpoint()), FlightCalls(flight_server.endpoint())
         for client in (far, near):
             create_rows(client, settings.ids)
         sample = batches[0].distinct
         require_equal(name, far.pull(TABLE, sample), near.pull(TABLE, sample), 0.0)
         sides = [lambda b: far.pull(TABLE, b.distinct), lambda b: near.pull(TABLE, b.distinct), bare.pull]
+        sides.append(stream.pull)
         timings = contest(sides, batches, settings)
         bare.close()
+        stream.close()
     # medians of batches: a difference of means would be that of the noise
-    remote_s, local_s, bare_s = (np.array(t.median_s) for t in timings)
-    detail = {
-        **timings[0].detail("remote"), **timings[1].detail("embedded"), **timings[2].detail("bare_grpc"),
-        "remote_ms": float(np.median(remote_s) * 1e3), "embedded_ms": float(np.median(local_s) * 1e3),
-    }  # fmt: skip
+    remote_s, local_s, bare_s, stream_s = (np.array(t.median_s) for t in timings)
+    detail: dict[str, Any] = {}
+    for timing, side in zip(timings, ("remote", "embedded", "bare_grpc", "bare_flight"), strict=True):
+        detail |= timing.detail(side)
+    detail |= {"remote_ms": float(np.median(remote_s) * 1e3), "embedded_ms": float(np.median(local_s) * 1e3)}
     what = f"wire time of a pull (remote less embedded), {distribution}"
     ours_ms, bare_ms = (remote_s - local_s) * 1e3, bare_s * 1e3
     bar = make_bar(name, what, "ms/pull", goal, ours_ms.tolist(), BARE_NAME, bare_ms.tolist(), detail)
     if ours_ms.min() <= 0:  # a difference that is not there cannot meet a goal
         bar = replace(bar, met=None, skipped="too noisy: a remote pull took less time than an embedded one")
-    return [bar]
+    flight_ms = (stream_s * 1e3).tolist()
+    return [
+        bar,
+        make_bar(f"{name}.flight", what, "ms/pull", None, ours_ms.tolist(), FLIGHT_NAME, flight_ms),
+    ]
 
 
 def measure_adagrad(

@@ -9,6 +9,10 @@ from benchmarks.peer.environment import Environment
 REDIS_PACKAGES: Final = ("redis-server", "redis-tools", "libjemalloc2", "liblzf1")
 
 
+ROCKSDB_PACKAGES: Final = ("librocksdb7.8", "librocksdb-dev", "libgflags2.2", "libsnappy1v5")
+"""Debian 12's; compression libraries are on every system that has apt-get."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Peer:
     """One peer.
@@ -66,6 +70,11 @@ PEERS: Final[dict[str, Peer]] = {
     "ray": Peer(
         module="benchmarks.peer.ray_actor",
         environment=Environment(name="ray", packages=("ray==2.60.0", "numpy==2.4.6")),
+    ),
+    "rocksdb_c": Peer(
+        module="benchmarks.peer.rocksdb_c",
+        environment=Environment(name="rocksdb", debian=ROCKSDB_PACKAGES),
+        server=False,
     ),
     "torchrec": Peer(
         module="benchmarks.peer.torchrec_tbe",
