@@ -25,7 +25,7 @@ from feature_cross.batch import CrossBatch
 from feature_cross.engine import Engine
 from feature_cross.error import DataError
 from feature_cross.id_format import FORMAT_VERSION
-from feature_cross.plan import AttributeUse, Plan
+from feature_cross.plan import AttributeUse, NodeUse, Plan
 
 __all__ = ["GOLDEN_BYTES_MAX", "Golden", "GoldenCheck", "Mismatch", "check_golden", "freeze", "read_golden"]
 
@@ -133,6 +133,7 @@ def check_golden(engine: Engine, golden: Golden) -> GoldenCheck:
     DataError
         The config reads a column that the file does not have, or no longer takes a value of it.
     """
+    whole, engine = engine, _frozen_part(engine, golden)
     made = engine.transform(golden.batch)
     shown = {name: _values(golden.batch.column(name)) for name in golden.batch.schema.names}
     alone = [engine.transform(golden.batch.slice(row, 1)) for row in range(len(golden.batch))]
@@ -147,8 +148,25 @@ def check_golden(engine: Engine, golden: Golden) -> GoldenCheck:
                 wrong = found if ids != found else single
                 mismatches.append(Mismatch(name, row, tuple(ids), tuple(wrong), values))
     absent = tuple(name for name in golden.features if name not in made.features)
-    new = tuple(name for name in made.features if name not in golden.features)
+    new = tuple(name for name in whole.plan.outputs if name not in golden.features)
     return GoldenCheck(len(golden.batch), tuple(mismatches), absent, new)
+
+
+def _frozen_part(engine: Engine, golden: Golden) -> Engine:
+    """The frozen features and what they need: a new feature may read columns that the file does not have."""
+    plan, config = engine.plan, engine.config
+    wanted = [name for name in plan.outputs if name in golden.features]
+    declared: set[str] = set()
+    while wanted:
+        node = plan.node(wanted.pop())
+        declared.add(str(node.path[1]))
+        wanted += [operand.name for operand in node.operands if isinstance(operand, NodeUse)]
+        share = config.features[str(node.path[1])].share
+        wanted += [share] if share is not None else []
+    if not declared:  # nothing that was frozen is left, so any part will do
+        return engine
+    features = {name: feature for name, feature in config.features.items() if name in declared}
+    return Engine(config.model_copy(update={"features": features}))
 
 
 def read_golden(path: str | os.PathLike[str]) -> Golden:

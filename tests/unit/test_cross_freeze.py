@@ -2,6 +2,7 @@
 """`feature-cross golden`: what is frozen reads back as it was, and any change of an id is named."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +135,8 @@ def test_a_feature_that_is_gone_fails_and_a_new_one_does_not(
     files: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(files, "--out", files / "g.json") == 0
-    (files / "c.yaml").write_text(CONFIG + "  hour: {kind: attribute, slot: 9, of: item.at}\n")
+    more = CONFIG.replace("      new: {type: bool}", "      new: {type: bool}\n      later: {type: int}")
+    (files / "c.yaml").write_text(more + "  hour: {kind: attribute, slot: 9, of: item.later}\n")
     assert run(files, "--check", files / "g.json") == 0
     assert "hour: new, not frozen in" in capsys.readouterr().out
     (files / "c.yaml").write_text(CONFIG.replace("  id: {kind", "  user_id: {kind"))
@@ -270,3 +272,25 @@ features:
     changed = Engine(load_text(text.replace("at_least: 0", "at_least: 9")))
     (first, *_) = check_golden(changed, golden).mismatches
     assert first.feature == "born" and set(first.values) == {"born", "now", "raw"}
+
+
+def test_what_a_frozen_feature_derives_from_and_shares_is_checked_with_it() -> None:
+    text = """\
+ids: {slot_bits: 8}
+entities:
+  u: {attributes: {a: {type: int}, b: {type: int}, c: {type: int}}}
+features:
+  a: {kind: attribute, slot: 1, of: u.a}
+  twin: {kind: attribute, share: a, of: u.b}
+  hidden: {kind: categorical, emit: false, of: [u.a, u.b]}
+  deep: {kind: categorical, slot: 2, of: [hidden, u.c]}
+"""
+    golden = freeze(Engine(load_text(text)), edge_rows(Engine(load_text(text))))
+    golden = replace(golden, features={name: golden.features[name] for name in ("twin", "deep")})
+    assert check_golden(Engine(load_text(text)), golden).new == ("a",)
+    changed = check_golden(Engine(load_text(text.replace("emit: false", "emit: false, seed: x"))), golden)
+    assert {one.feature for one in changed.mismatches} == {"deep"}
+    changed = check_golden(Engine(load_text(text.replace("slot: 1,", "slot: 3,"))), golden)
+    assert {one.feature for one in changed.mismatches} == {"twin"}
+    gone = check_golden(Engine(load_text(text.replace("twin:", "t:").replace("deep:", "d:"))), golden)
+    assert gone.absent == ("twin", "deep") and not gone.passed
