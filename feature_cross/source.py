@@ -95,7 +95,10 @@ def _read_fragment(
     if isinstance(fragment, pa.dataset.ParquetFileFragment):
         own = fragment.physical_schema
         if all(name in own.names and own.field(name).type == schema.field(name).type for name in names):
-            with pa.parquet.ParquetFile(fragment.path, filesystem=fragment.filesystem) as file:
+            # pre_buffer, the default, keeps the bytes of every row group that was read
+            with pa.parquet.ParquetFile(
+                fragment.path, filesystem=fragment.filesystem, pre_buffer=False
+            ) as file:
                 yield from file.iter_batches(batch_rows, columns=names)
             return
     scanner = pa.dataset.Scanner.from_fragment(

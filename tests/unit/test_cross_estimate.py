@@ -428,3 +428,21 @@ def test_memory_does_not_grow_with_rows() -> None:
         return sum(getattr(sample, name).nbytes for name in ("_keys", "_checks", "_counts", "_firsts"))
 
     assert held(300_000) == held(30_000) == 4 * 8 * 2048
+
+
+def test_a_parquet_file_that_was_read_is_not_kept(tmp_path: Path) -> None:
+    """Arrow's own count of bytes held, after the first row group and after the last."""
+    random = np.random.default_rng(0)
+    data = pa.table({"a": random.integers(0, 2**62, 2_000_000)})
+    pa.parquet.write_table(data, tmp_path / "t.parquet", row_group_size=100_000, compression="none")
+    del data
+    config = load(
+        {
+            "entities": {"e": {"attributes": {"a": {"type": "int"}}}},
+            "features": {"f": {"kind": "attribute", "of": "e.a"}},
+        }
+    )
+    held: list[int] = []
+    for _ in Engine(config).transform_stream(str(tmp_path / "t.parquet")):
+        held.append(pa.total_allocated_bytes())
+    assert held[-2] - held[2] < 4_000_000, "the file has 16 MB"
