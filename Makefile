@@ -11,13 +11,14 @@ SOURCES := proto/rowhouse ps_server ps_client feature_cross tools $(wildcard exa
 # --no-compile: most modules of these packages are never imported, so compiling them all doubles the install.
 PIP_FLAGS := -qq --disable-pip-version-check --no-input --root-user-action=ignore --no-compile
 
-.PHONY: help test demo lint clean venv bench
+.PHONY: help test demo lint clean venv bench figures
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo [EXAMPLE=click|retail|dota2] [DATA=file.parquet]   train, kill -9, recover, report"
 	@echo "make test    stubs, format, lint, types, every tier of tests, coverage"
-	@echo "make bench   ours beside its peers, about 10 minutes; page in build/bench/report"
+	@echo "make bench   ours beside its peers, about 10 minutes: prints the README's table; page in build/bench/report"
+	@echo "make figures every workload beside every peer, an hour: benchmarks/result.json and the README's table"
 	@echo "make lint    stubs, format, lint, types"
 	@echo "make venv    the environment in .venv (the targets above make it themselves)"
 	@echo "make clean   remove .venv, build/ and caches"
@@ -46,9 +47,16 @@ test: lint
 demo: $(STAMP)
 	$(BIN)/python -m examples.demo --example $(EXAMPLE) $(if $(DATA),--data "$(DATA)")
 
+# A workload that failed is in the table too, with its reason; the target fails at its end.
 bench: $(STAMP)
-	$(BIN)/python -m benchmarks run table wire --quick --output build/bench/latest.json
-	$(BIN)/python -m benchmarks report build/bench/latest.json --output build/bench/report
+	$(BIN)/python -m benchmarks run '*' --quick --output build/bench/latest.json || failed=1; \
+	  $(BIN)/python -m benchmarks report build/bench/latest.json --output build/bench/report && \
+	  $(BIN)/python -m benchmarks readme build/bench/latest.json && test -z "$$failed"
+
+figures: $(STAMP)
+	$(BIN)/python -m benchmarks run '*' --output benchmarks/result.json
+	$(BIN)/python -m benchmarks report benchmarks/result.json --output build/bench/report
+	$(BIN)/python -m benchmarks readme benchmarks/result.json --write README.md
 
 clean:
 	rm -rf .venv build .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info

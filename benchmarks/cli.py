@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m benchmarks list | run | compare | report | readme`.
+"""`python -m benchmarks list | run | compare | report | readme | profile`.
 
 Exit codes: 0 done; 1 a workload failed, or `compare` found a bar that got worse; 2 a wrong argument.
 A goal that is missed is no failure: the report says so.
@@ -34,6 +34,10 @@ FULL: Final = {"runs": 5, "seconds": 3.0, "warmup_batches": 32, "rows": 5_000_00
 """Settings with and without --quick; each has a flag of its own."""
 
 
+PROFILED: Final = ("pull.zipf", "pull.uniform", "step.zipf", "step.uniform", "cold_pull", "cross")
+"""What `profile` takes; profile.WORKS, which loads kernels, has the same."""
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
@@ -58,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     run.add_argument("--scratch", type=Path, metavar="DIR", default=BUILD / "scratch", help="for data")
     run.add_argument("--output", type=Path, metavar="FILE", help="result file; default under build/bench")
+    run.add_argument("--keep", action="store_true", help="keep what --output holds of other workloads")
     run.add_argument("--json", action="store_true", help="print bars as JSON instead of a table")
     comparing = commands.add_parser("compare", help="what changed beyond the noise")
     comparing.add_argument("old", type=Path)
@@ -67,6 +72,13 @@ def _parser() -> argparse.ArgumentParser:
     reporting.add_argument("result", type=Path)
     reporting.add_argument("--output", type=Path, metavar="DIR", help="folder to write into")
     reporting.add_argument("--json", action="store_true", help="print the bars as JSON")
+    profiling = commands.add_parser("profile", help="where the time of one batch goes, part by part")
+    profiling.add_argument("work", choices=PROFILED)
+    profiling.add_argument("--seconds", type=float, default=2.0, help="with and without clocks, each")
+    profiling.add_argument("--ids", type=_positive, default=batch.IDS)
+    profiling.add_argument("--rows", type=_positive, default=QUICK["rows"], help="rows on disk of cold_pull")
+    profiling.add_argument("--scratch", type=Path, metavar="DIR", default=BUILD / "scratch", help="for data")
+    profiling.add_argument("--json", action="store_true", help="as JSON")
     reading = commands.add_parser("readme", help="the README's table of a result")
     reading.add_argument("result", type=Path, nargs="?", default=readme.RESULT, help="default: the kept one")
     reading.add_argument("--write", type=Path, metavar="FILE", help="put it into this README")
@@ -118,18 +130,23 @@ def _run(arguments: argparse.Namespace) -> int:
     head = result.describe_run(kept, ROOT)
     console = Console(stderr=True)
     console.print(f"settings: {json.dumps(settings_json(settings))}")
+    stamp = head["time"].replace(":", "").replace("-", "")
+    path = arguments.output or BUILD / "results" / f"{stamp}-{head['commit'].strip('+')}.json"
+    try:
+        others = result.load(path).bars if arguments.keep and path.exists() else ()
+    except ValueError as error:
+        print(f"benchmarks: {error}", file=sys.stderr)
+        return 2
     bars: list[Bar] = []
     for workload in chosen:
         began_s = time.monotonic()
         measured = _measure(workload, settings)
-        bars += measured
+        bars += [replace(bar, detail={**bar.detail, "commit": head["commit"]}) for bar in measured]
         for bar in measured:
             line = " · ".join(report.cells(bar)[1:7])
             console.print(f"{bar.id} [{time.monotonic() - began_s:.0f} s] {line} {bar.skipped}", markup=False)
-    found = Result(head, tuple(bars))
-    stamp = head["time"].replace(":", "").replace("-", "")
-    path = arguments.output or BUILD / "results" / f"{stamp}-{head['commit'].strip('+')}.json"
-    found.save(path)
+        # each time: a run that is broken off leaves what it has measured
+        Result(head, tuple(result.in_catalog_order([*result.without(others, chosen), *bars]))).save(path)
     if arguments.json:
         print(json.dumps([bar.to_json() for bar in bars], indent=1))
     else:
@@ -169,6 +186,32 @@ def _report(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _profile(arguments: argparse.Namespace) -> int:
+    from benchmarks import profile  # noqa: PLC0415 # it loads the kernels of every package
+
+    folder = arguments.scratch.absolute() / "profile"
+    settings = Settings(
+        runs=1, seconds=arguments.seconds, warmup_batches=32, ids=arguments.ids, rows=arguments.rows,
+        log_bytes=1, cache=BUILD / "batches", scratch=folder,
+    )  # fmt: skip
+    try:
+        found = profile.measure(arguments.work, settings)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    if arguments.json:
+        print(json.dumps(found, indent=1))
+        return 0
+    title = (
+        f"{found['work']}: {found['batch_ms']:.2f} ms a batch, {found['profiled_ms']:.2f} with the clocks; "
+        f"this machine copies {found['copy_gigabytes_per_s']:.1f} GB/s"
+    )
+    table = Table("part", "calls", "ms", "share", title=title)
+    for part, calls, millis in found["parts"]:
+        table.add_row(part, f"{calls:.1f}", f"{millis:.3f}", f"{millis / found['profiled_ms']:.0%}")
+    Console().print(table)
+    return 0
+
+
 def _readme(arguments: argparse.Namespace) -> int:
     made = readme.table(result.load(arguments.result))
     if arguments.write is None:
@@ -195,8 +238,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     if arguments.command == "list":
         return _list(arguments.json)
-    if arguments.command == "run":
-        return _run(arguments)
+    if arguments.command in ("run", "profile"):
+        return _run(arguments) if arguments.command == "run" else _profile(arguments)
     try:
         return {"compare": _compare, "report": _report, "readme": _readme}[arguments.command](arguments)
     except (OSError, ValueError) as error:

@@ -7,6 +7,7 @@ between two marks; a test holds what stands there to benchmarks/result.json.
 Thread safety: pure functions.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -49,10 +50,12 @@ def _reason(bar: Bar) -> str:
     return bar.skipped.splitlines()[-1].replace("|", "/")[:PEER_CHARACTERS_MAX]
 
 
-def _heading(head: Any) -> str:
+def _heading(head: Any, bars: Sequence[Bar]) -> str:
     machine, settings = head["machine"], head["settings"]
+    commits = list(dict.fromkeys(str(bar.detail.get("commit", head["commit"])) for bar in bars))
+    named = f"Commit {commits[0]}" if len(commits) == 1 else f"Commits {', '.join(commits)}"
     return (
-        f"Commit {head['commit']}, {head['time'][:10]}: {machine['cores']} cores of {machine['cpu']}, "
+        f"{named}, {head['time'][:10]}: {machine['cores']} cores of {machine['cpu']}, "
         f"{machine['memory_gib']:.0f} GiB, Python {head['versions']['python']}; {settings['runs']} runs of "
         f"each side in turns, {settings['seconds']:g} s each; medians, least and largest ratio in brackets."
     )
@@ -63,8 +66,9 @@ def table(result: Result) -> str:
     bars = [bar for bar in result.bars if shown(bar)]
     judged = [bar for bar in bars if bar.met is not None]
     met = sum(bool(bar.met) for bar in judged)
+    verdict = f"{met} of {len(judged)} goals that could be judged are met."
     lines = [
-        BEGIN, "", _heading(result.head), f"{met} of {len(judged)} goals that could be judged are met.", "",
+        BEGIN, "", _heading(result.head, bars), verdict, "",
         "| work | rowhouse | beside it | ratio | goal | met |", "|---|---|---|---|---|---|",
         *(_line(bar) for bar in bars), "", END,
     ]  # fmt: skip

@@ -20,6 +20,7 @@ from typing import Any, Final
 import psutil
 
 from benchmarks.bar import Bar
+from benchmarks.catalog import WORKLOADS, Workload
 
 FORMAT: Final = 1
 PACKAGES: Final = ("rowhouse", "numpy", "numba", "grpcio", "protobuf", "rocksdict", "torch")
@@ -60,6 +61,25 @@ def load(path: Path) -> Result:
     except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is not a result file: {type(error).__name__}: {error}") from None
     return Result(document, bars)
+
+
+def belongs_to(bar: Bar, workload: Workload) -> bool:
+    """Whether a bar's id is the workload's, or below it."""
+    return bar.id == workload.name or bar.id.startswith(f"{workload.name}.")
+
+
+def without(bars: Sequence[Bar], workloads: Sequence[Workload]) -> list[Bar]:
+    """The bars that belong to none of the workloads."""
+    return [bar for bar in bars if not any(belongs_to(bar, workload) for workload in workloads)]
+
+
+def in_catalog_order(bars: Sequence[Bar]) -> list[Bar]:
+    """The bars by the place of their workloads in the catalog; unknown ones last."""
+
+    def place(bar: Bar) -> int:
+        return next((i for i, w in enumerate(WORKLOADS) if belongs_to(bar, w)), len(WORKLOADS))
+
+    return sorted(bars, key=place)
 
 
 def describe_run(settings: Mapping[str, Any], root: Path) -> dict[str, Any]:

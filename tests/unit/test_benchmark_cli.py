@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import cli
-from benchmarks.catalog import WORKLOADS, select
+from benchmarks import cli, result
+from benchmarks.bar import Bar, Settings
+from benchmarks.catalog import WORKLOADS, Workload, select
 
 
 def test_every_workload_has_its_function_and_a_unique_name() -> None:
@@ -74,4 +75,27 @@ def test_another_file_is_no_result(tmp_path: Path, capsys: pytest.CaptureFixture
     wrong = tmp_path / "r.json"
     wrong.write_text("{}", encoding="utf-8")
     assert cli.main(["report", str(wrong)]) == 2
+    assert "not a result file" in capsys.readouterr().err
+
+
+def test_a_run_keeps_what_other_workloads_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def measured(workload: Workload, _settings: Settings) -> list[Bar]:
+        return [Bar(id=f"{workload.name}.x", what="w", unit="s", figure=float(len(measurements)))]
+
+    measurements: list[int] = []
+    monkeypatch.setattr(cli, "BUILD", tmp_path / "build")
+    monkeypatch.setattr(cli, "run_workload", measured)
+    output = tmp_path / "result.json"
+    for names in (["wire.mixed"], ["table.pull.zipf"], ["wire.mixed"]):
+        assert cli.main(["run", *names, "--keep", "--output", str(output)]) == 0
+        measurements.append(0)
+    bars = result.load(output).bars
+    assert [(bar.id, bar.figure) for bar in bars] == [("table.pull.zipf.x", 1.0), ("wire.mixed.x", 2.0)]
+    assert all(bar.detail["commit"] == result.load(output).head["commit"] for bar in bars)
+    assert cli.main(["run", "wire.mixed", "--output", str(output)]) == 0
+    assert len(result.load(output).bars) == 1
+    output.write_text("{}", encoding="utf-8")
+    assert cli.main(["run", "wire.mixed", "--keep", "--output", str(output)]) == 2
     assert "not a result file" in capsys.readouterr().err

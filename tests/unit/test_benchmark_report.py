@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a result becomes: the README's table, and plots."""
 
+import json
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from benchmarks import cli, figure, readme
+from benchmarks import cli, figure, profile, readme
 from benchmarks.bar import Bar, Goal, make_bar
 from benchmarks.report import page
 from benchmarks.result import Result, describe_run
@@ -76,3 +78,30 @@ def test_a_figure_without_data_is_left_out(tmp_path: Path) -> None:
     result = some_result(tmp_path, (replace(BARS[3]),))
     names = {path.name for path in page(result, tmp_path / "page")}
     assert names == {"results.md", "index.html", "bytes.png"}
+
+
+@pytest.mark.parametrize("work", ["pull.zipf", "step.zipf", "cross"])
+def test_a_profile_names_the_parts(
+    work: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cli, "BUILD", tmp_path / "build")
+    flags = ["--seconds", "0.05", "--ids", "20000", "--scratch", str(tmp_path), "--json"]
+    assert cli.main(["profile", work, *flags]) == 0
+    found = json.loads(capsys.readouterr().out)
+    names = [part for part, _, _ in found["parts"]]
+    assert any(name.endswith("(kernel)") for name in names) and profile.REST in names
+    assert ("PushLog.append" in names) == (work == "step.zipf")
+    assert sum(ms for _, _, ms in found["parts"]) == pytest.approx(found["profiled_ms"])
+    assert found["batch_ms"] > 0
+
+
+def test_a_clock_charges_nested_parts_to_the_inner_one() -> None:
+    clock = profile.Clock()
+    inner = clock.wrap("inner", lambda: time.sleep(0.02))
+    clock.wrap("outer", inner)()
+    assert clock.seconds["inner"] >= 0.02 > 10 * clock.seconds["outer"]
+    assert clock.calls == {"inner": 1, "outer": 1}
+
+
+def test_the_command_knows_every_work() -> None:
+    assert tuple(profile.WORKS) == cli.PROFILED
