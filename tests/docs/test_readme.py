@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from rowhouse.error import RowhouseError, error_class_names
 
+from benchmarks import readme, result
 from ps_server.config import load_config
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -84,3 +85,9 @@ def test_the_map_of_folders_is_the_repository() -> None:
 def test_every_exit_code_is_explained() -> None:
     listed = {int(c) for c in re.findall(r"^\| (\d+) \|", README, re.MULTILINE)}
     assert listed == {0} | {c.exit_code for c in error_class_names().values()}
+
+
+def test_the_measured_table_is_the_kept_result() -> None:
+    """`python -m benchmarks readme --write README.md` after benchmarks/result.json changed."""
+    made = readme.table(result.load(readme.RESULT))
+    assert readme.replaced(README, made) == README
