@@ -133,7 +133,7 @@ def test_no_ids_stay_none() -> None:
 
 def test_a_vocabulary_that_is_complete_stays_so() -> None:
     found, truth = tried("uniform 1e3", 10)
-    assert truth == 1000 and found.distinct == pytest.approx(1000, rel=0.02) and found.high < 1100
+    assert truth == 1000 and found.distinct == pytest.approx(1000, rel=0.02) and found.high < 1200
 
 
 @pytest.mark.parametrize("name", NAMES)
