@@ -3,7 +3,8 @@
 
 One at a time, because eight idle servers would take each other's cores and memory. Before its first turn a
 peer's rows are compared with ours (pull) or with float64 arithmetic (step); a wrong answer ends the run.
-The bar against "the best remote server" is judged by the peer with the highest median.
+The bar against "the best remote server" is judged by the server against which our ratio is the least; rates
+of different contests met different noise, ratios hardly.
 """
 
 from collections.abc import Sequence
@@ -86,7 +87,7 @@ def against_servers(contender: Contender, batches: Sequence[Batch], settings: Se
     servers = [b for b in bars if b.peer_figure is not None and PEERS[b.id.rsplit(".", 1)[1]].server]
     if not servers:
         return [_without(contender, "skipped: none of the servers could be had"), *bars]
-    best = max(servers, key=lambda bar: bar.peer_figure or 0.0)
+    best = min(servers, key=lambda bar: bar.ratio or 0.0)
     judged = replace(best, id=contender.name, goal=str(contender.goal), met=contender.goal.met_by(best.ratio))
     return [judged, *bars]
 

@@ -103,7 +103,7 @@ def test_the_best_server_judges_the_bar(kind: str, tmp_path: Path) -> None:
     best, *each = against_servers(contender(kind), batches, settings_in(tmp_path))
     assert best.id == "w" and best.goal == "≥ 2×" and best.met is True
     assert [bar.id for bar in each] == ["w.one", "w.two"]
-    assert best.peer_figure == max(bar.peer_figure or 0.0 for bar in each)
+    assert best.ratio == min(bar.ratio or 0.0 for bar in each)
     assert "durability none" in best.peer
     assert all(bar.met is None for bar in each)
 
