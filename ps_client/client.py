@@ -15,6 +15,7 @@ made one after the other. It must not be used after a fork: the child gets Preco
 import os
 import secrets
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Final, Literal, Self
 
@@ -100,18 +101,19 @@ class Client(StepClient):
         staleness: int = 0,
         deadline_s: float = 60.0,
         on_lost: Literal["stop", "go_on"] = "stop",
+        journal: str | Path | None = None,
     ) -> Trainer:
         """Take part in a group of trainers that keep pace; see Trainer.
 
         Parameters
         ----------
-        group, rank, trainers, pace, staleness, deadline_s, on_lost
+        group, rank, trainers, pace, staleness, deadline_s, on_lost, journal
             As for Trainer.
         """
         self._check_usable()
         return Trainer(
             self, self._cluster, self._exchange, group=group, rank=rank, trainers=trainers, pace=pace,
-            staleness=staleness, deadline_s=deadline_s, on_lost=on_lost,
+            staleness=staleness, deadline_s=deadline_s, on_lost=on_lost, journal=journal,
         )  # fmt: skip
 
     def flush(self) -> None:

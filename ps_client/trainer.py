@@ -19,6 +19,7 @@ import socket
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import ClassVar, Final, Self
 
@@ -38,6 +39,7 @@ from rowhouse.v1 import rowhouse_pb2 as pb
 
 from ps_client.cluster import Cluster
 from ps_client.exchange import Exchange
+from ps_client.journal import read_journal, write_journal
 from ps_client.lane import REFUSALS
 from ps_client.plan import split_push
 from ps_client.step import Asked, StepClient, UniqueRows
@@ -73,6 +75,9 @@ class Trainer(StepClient):
         step and, with retries, the longest restart of a shard.
     on_lost
         What the others do then: "stop" (their `step` raises TrainerLostError) or "go_on" without it.
+    journal
+        bsp: a file of this trainer's own, where it keeps its part of the step that it is ending. With it a
+        run keeps its bits even when a shard and this trainer are killed in one step.
 
     Attributes
     ----------
@@ -103,6 +108,7 @@ class Trainer(StepClient):
         staleness: int = 0,
         deadline_s: float = 60.0,
         on_lost: str = "stop",
+        journal: str | Path | None = None,
     ) -> None:
         _check(group, rank, trainers, pace, staleness, deadline_s, on_lost)
         self._client, self._cluster, self._exchange = client, cluster, exchange
@@ -119,6 +125,7 @@ class Trainer(StepClient):
             deadline_ms=max(round(deadline_s * 1000), 1),
             go_on=ON_LOST[on_lost],
         )
+        self._journal = None if journal is None else Path(journal)
         self._parts: list[TableGradients] = []
         self._pending: tuple[TableGradients, ...] | None = None
         self.steps = 0
@@ -132,15 +139,32 @@ class Trainer(StepClient):
         return self._client.tables
 
     def _join(self) -> None:
-        """Tell every shard. A step that this trainer, before a restart, had sealed somewhere is ended."""
+        """Tell every shard, and end the step that this trainer, before a restart, may have sealed somewhere.
+
+        It must not be made anew: a shard that had the seal may apply it at any moment, and the rows that
+        gradients are computed from would be of two steps.
+        """
         request = pb.JoinGroupRequest(member=self._member)
         answers = self._exchange.every_shard(lambda t, left_s: t.join_group(request, left_s), None)
-        newest = max(answer.step for answer in answers)
-        behind = [shard for shard, answer in enumerate(answers) if answer.step < newest]
-        if all(answers[shard].held for shard in behind):
-            self._exchange.together([partial(self._await, shard, newest, None) for shard in behind])
-            behind = []
-        self.steps = min(answers[shard].step for shard in behind) if behind else newest
+        self.steps = min(answer.step for answer in answers)
+        step = self.steps + 1
+        open_shards = [shard for shard, answer in enumerate(answers) if answer.step < step]
+        written = self._journalled(step)
+        if written is not None:
+            self._exchange.together([partial(self._contribute, s, written[s]) for s in open_shards])
+        elif not all(answers[shard].held for shard in open_shards):
+            return  # not on all shards, so sealed on none
+        parts = [None if written is None else written[s] for s in open_shards]
+        waits = [partial(self._await, s, step, part) for s, part in zip(open_shards, parts, strict=True)]
+        self._exchange.together(waits)
+        self.steps = step
+
+    def _journalled(self, step: int) -> list[Contribution] | None:
+        """This trainer's part of `step` by shard, as it was written down before a restart."""
+        if self._journal is None:
+            return None
+        pushes = read_journal(self._journal, self._member.group, self._member.trainer, step)
+        return None if pushes is None else [Contribution(self._member, push) for push in pushes]
 
     # ------------------------------------------------------------ a step
     def _fetch(self, asked: Asked, read_only: bool) -> list[UniqueRows]:
@@ -212,6 +236,9 @@ class Trainer(StepClient):
             ]
             try:
                 self._exchange.together([partial(self._contribute, s, r) for s, r in enumerate(requests)])
+                if self._journal is not None:  # before anybody can be told that all shards have it
+                    pushes = [request.push for request in requests]
+                    write_journal(self._journal, self._member.group, self._member.trainer, step, pushes)
                 self._everywhere(requests)
             except StalePartitionMapError:
                 self._exchange.reload_map(partition_map)
@@ -244,7 +271,7 @@ class Trainer(StepClient):
             if answer.resend and request is None:
                 raise PreconditionError(
                     f"shard at {transport.endpoint} lost this trainer's part of step {step}, contributed "
-                    "before the trainer's restart: resume from a saved training state"
+                    "before the trainer's restart: give a journal, or resume from a saved training state"
                 )
             if answer.resend and request is not None:
                 self._contribute(shard, request)

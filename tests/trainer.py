@@ -43,6 +43,7 @@ class Job:
     on_lost: str = "stop"
     all_ranks: int = 0
     sleep_s: float = 0.0
+    journal: str | None = None
 
 
 def batch(table: str, rank: int, step: int) -> NDArray[np.uint64]:
@@ -90,6 +91,7 @@ def _run(job: Job) -> None:
         trainer = client.trainer(
             group=job.group, rank=job.rank, trainers=job.trainers, pace=job.pace,  # type: ignore[arg-type]
             staleness=job.staleness, deadline_s=job.deadline_s, on_lost=job.on_lost,  # type: ignore[arg-type]
+            journal=job.journal,
         )  # fmt: skip
         for step in range(trainer.steps, job.steps):
             for rank in ranks:

@@ -1,12 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Trainers that keep pace, as processes: bsp has one trainer's bits, also through kills; ssp its bound."""
 
+import itertools
+import json
 import os
 import random
 import signal
+import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -47,10 +53,13 @@ def rows_at(cluster: ServerProcess) -> dict[str, NDArray[np.float32]]:
 
 @pytest.fixture(scope="module")
 def one_trainer(tmp_path_factory: pytest.TempPathFactory) -> dict[str, NDArray[np.float32]]:
+    return one_trainers_rows(tmp_path_factory.mktemp("one"), STEPS)
+
+
+def one_trainers_rows(folder: Path, steps: int) -> dict[str, NDArray[np.float32]]:
     """What a plain client leaves that pushes all trainers' sums of a step as one."""
-    folder = tmp_path_factory.mktemp("one")
     with connect(f"embedded:{folder}", config={"tables": TABLES}) as client:
-        for step in range(STEPS):
+        for step in range(steps):
             pushes = [gradients(client, rank, step) for rank in range(TRAINERS)]
             client.push_many({t["name"]: _joined([push[t["name"]] for push in pushes]) for t in TABLES})
         return rows_of(client)
@@ -89,33 +98,83 @@ def test_one_trainer_with_all_batches_has_them_too(cluster: ServerProcess, one_t
     assert_same_bits(rows_at(cluster), one_trainer)
 
 
-def test_bsp_through_kills_of_shards_and_trainers(cluster: ServerProcess, one_trainer: Any) -> None:
-    """A shard or a trainer is killed every half second; a trainer that was killed is started again."""
-    rng, done = random.Random(4), threading.Event()
-    all_jobs = jobs(cluster, sleep_s=0.1, deadline_s=60.0)
+def _disturb(
+    cluster: ServerProcess, all_jobs: list[Job], pause_s: float, for_s: float, seed: int
+) -> dict[str, int]:
+    """Run the trainers; for a while kill or freeze a shard, or kill and restart a trainer, in turns."""
+    rng, count = random.Random(seed), {"shard": 0, "trainer": 0, "freeze": 0}
     processes = [start(job) for job in all_jobs]
-    kills = {"shard": 0, "trainer": 0}
-    for turn in range(8):
-        if done.wait(0.7):
+    ends: list[dict[str, Any]] = [{} for _ in processes]
+    output = [open_reader(process, end) for process, end in zip(processes, ends, strict=True)]
+    until_s = time.monotonic() + for_s
+    for turn in itertools.count():
+        time.sleep(pause_s)
+        if time.monotonic() > until_s or all(process.poll() is not None for process in processes):
             break
-        if turn % 2:
-            pid = cluster.facts()["pids"][rng.randrange(2)]
-            if pid:
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-                kills["shard"] += 1
-        else:
-            rank = rng.randrange(TRAINERS)
+        kind = ("trainer", "shard", "trainer", "freeze")[turn % 4]  # a trainer while a shard is away, too
+        if kind == "trainer":
+            rank = rng.randrange(len(processes))
             if processes[rank].poll() is None:
                 processes[rank].kill()
-                processes[rank].communicate()
+                processes[rank].wait()
+                output[rank].join()
                 processes[rank] = start(all_jobs[rank])
-                kills["trainer"] += 1
-    for process in processes:
-        facts = facts_of(process)
-        assert facts[-1].get("ended") == STEPS, facts[-1]
-    assert kills["trainer"] >= 2 and kills["shard"] >= 2, kills
+                output[rank] = open_reader(processes[rank], ends[rank])
+                count["trainer"] += 1
+        elif pid := cluster.facts()["pids"][rng.randrange(2)]:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL if kind == "shard" else signal.SIGSTOP)
+                if kind == "freeze":
+                    time.sleep(rng.uniform(0, 1))
+                    os.kill(pid, signal.SIGCONT)
+                count[kind] += 1
+    for process, reader, end, job in zip(processes, output, ends, all_jobs, strict=True):
+        reader.join()
+        process.wait()
+        assert end.get("ended") == job.steps, end
+    return count
+
+
+def open_reader(process: "subprocess.Popen[str]", last: dict[str, Any]) -> threading.Thread:
+    """Reads what a trainer prints, so that it never waits for us; `last` holds its last line."""
+
+    def read() -> None:
+        assert process.stdout is not None
+        with process.stdout:
+            for line in process.stdout:
+                last.clear()
+                last.update(json.loads(line))
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    return reader
+
+
+def with_journals(all_jobs: list[Job], folder: Path) -> list[Job]:
+    return [replace(job, journal=str(folder / f"journal-{job.rank}")) for job in all_jobs]
+
+
+def test_bsp_through_kills_of_shards_and_trainers(
+    cluster: ServerProcess, one_trainer: Any, tmp_path: Path
+) -> None:
+    """Also of both in one step: that is what the journals are for."""
+    all_jobs = with_journals(jobs(cluster, sleep_s=0.15, deadline_s=60.0), tmp_path)
+    count = _disturb(cluster, all_jobs, pause_s=1.0, for_s=9.0, seed=5)
+    assert min(count.values()) >= 1, count
     assert_same_bits(rows_at(cluster), one_trainer)
+
+
+@pytest.mark.soak
+def test_bsp_through_five_minutes_of_kills(cluster: ServerProcess, tmp_path: Path) -> None:
+    """Every 2 seconds."""
+    seed = int(os.environ.get("SOAK_SEED", time.time_ns() % 2**32))
+    soak_s = float(os.environ.get("SOAK_S", "300"))
+    steps = int(soak_s)
+    all_jobs = with_journals(jobs(cluster, sleep_s=0.15, deadline_s=120.0, steps=steps), tmp_path)
+    count = _disturb(cluster, all_jobs, pause_s=2.0, for_s=soak_s, seed=seed)
+    print(f"seed {seed}: {steps} steps of {TRAINERS} trainers, {count}")
+    assert min(count.values()) >= 5, count
+    assert_same_bits(rows_at(cluster), one_trainers_rows(tmp_path / "one", steps))
 
 
 def test_a_trainer_that_dies_stops_the_others_and_is_named(cluster: ServerProcess) -> None:

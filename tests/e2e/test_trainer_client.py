@@ -11,13 +11,17 @@ import pytest
 import torch
 from rowhouse.error import (
     ConfigError,
+    CorruptionError,
     InvalidRequestError,
     RowhouseError,
+    StoreError,
     TableFrozenError,
     UnavailableError,
 )
+from rowhouse.message import PushRequest, TableGradients
 
 from ps_client import Client, Trainer, connect
+from ps_client.journal import read_journal, write_journal
 from ps_client.torch import EmbeddingBag
 from ps_server.config import load_config
 from ps_server.server import Server
@@ -29,8 +33,12 @@ ONES = np.ones((40, 4), np.float32)
 
 
 @pytest.fixture
-def endpoints(make_config: MakeConfig) -> Iterator[str]:
-    servers: list[Server] = []
+def servers() -> list[Server]:
+    return []
+
+
+@pytest.fixture
+def endpoints(make_config: MakeConfig, servers: list[Server]) -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="rw") as folder:  # short enough for a socket's path
         config = load_config(make_config(shards=2, host=f"unix:{folder}"))
         for index in range(2):
@@ -192,3 +200,84 @@ def test_torch_modules_take_a_trainer(clients: list[Client]) -> None:
         bag(ids).sum().backward()
     together(*(trainer.step for trainer in pair))
     np.testing.assert_array_equal(clients[0].pull("user", np.arange(6)), before - np.float32(0.5) * 2)
+
+
+@pytest.mark.parametrize("journalled", [True, False])
+def test_a_shard_and_a_trainer_killed_in_one_step(
+    clients: list[Client], servers: list[Server], tmp_path: Any, journalled: bool
+) -> None:
+    """The step is applied on one shard; the other has lost this trainer's part, and so has the trainer."""
+    journal = tmp_path / "journal" if journalled else None
+    (alone,) = trainers_of(clients[:1], journal=journal)
+    before = alone.pull("user", IDS)
+    transport = alone._cluster.transports[1]
+    await_step = transport.await_step
+
+    def killed(request: Any, timeout_s: float) -> Any:
+        raise GoneError("killed")
+
+    transport.await_step = killed  # type: ignore[method-assign]
+    alone.push("user", IDS, ONES)
+    with pytest.raises(UnavailableError):
+        alone.step()
+    transport.await_step = await_step  # type: ignore[method-assign]
+    groups = servers[1]._service._groups
+    assert groups is not None
+    groups._groups.clear()
+    (again,) = trainers_of(clients[:1], journal=journal)
+    assert again.steps == (1 if journalled else 0)
+    rows = again.pull("user", IDS)
+    assert (rows != before).any()
+    assert (rows == before - np.float32(0.5)).all() == journalled
+
+
+def test_a_journal_of_something_else_or_damaged(tmp_path: Any) -> None:
+    path = tmp_path / "journal"
+    part = TableGradients("user", 1, IDS, ONES, 0.5)
+    pushes = [PushRequest(1, 7, 3, (part,)), PushRequest(1, 7, 3, ())]
+    assert read_journal(path, 7, 0, 3) is None
+    write_journal(path, 7, 0, 3, pushes)
+    found = read_journal(path, 7, 0, 3)
+    assert found is not None and [len(push.tables) for push in found] == [1, 0]
+    np.testing.assert_array_equal(found[0].tables[0].gradients, ONES)
+    for other in ((8, 0, 3), (7, 1, 3), (7, 0, 2)):
+        assert read_journal(path, *other) is None
+    data = path.read_bytes()
+    for damaged in (data[:-1], b"", b"[]\n", data.replace(b'"version": 1', b'"version": 2')):
+        path.write_bytes(damaged)
+        with pytest.raises(CorruptionError, match="is damaged, or of another version"):
+            read_journal(path, 7, 0, 3)
+    with pytest.raises(StoreError, match="cannot be written: No such file"):
+        write_journal(tmp_path / "no" / "journal", 7, 0, 3, pushes)
+
+
+def test_a_restarted_trainer_ends_the_step_that_it_had_sealed(clients: list[Client]) -> None:
+    """Made anew it would be computed from rows that the others' last seal changes meanwhile."""
+    one, other = trainers_of(clients)
+    before = one.pull("user", IDS)
+    transports = one._cluster.transports
+    real = [transport.await_step for transport in transports]
+
+    def sealed_and_killed(request: Any, timeout_s: float) -> Any:
+        real[0](request, timeout_s)
+        raise GoneError("killed")
+
+    def killed(request: Any, timeout_s: float) -> Any:
+        raise GoneError("killed")
+
+    transports[0].await_step = sealed_and_killed  # type: ignore[method-assign]
+    transports[1].await_step = killed  # type: ignore[method-assign]
+    one.push("user", IDS, ONES)
+    other.push("user", IDS, ONES)
+    with pytest.raises(GoneError):
+        one.step()
+    for transport, call in zip(transports, real, strict=True):
+        transport.await_step = call  # type: ignore[method-assign]
+    again: list[Trainer] = []
+
+    def restart() -> None:
+        again.append(clients[0].trainer(group="run", rank=0, trainers=2, deadline_s=20.0))
+
+    assert together(restart, other.step) == [None, None]
+    assert again[0].steps == other.steps == 1
+    np.testing.assert_array_equal(other.pull("user", IDS), before - np.float32(0.5) * 2)
