@@ -20,6 +20,7 @@ from rowhouse.error import StoreError
 from rowhouse.limit import PARTITIONS
 from rowhouse.placement import PARTITION_SHIFT
 
+from ps_server.memory import available_bytes
 from ps_server.store import KEY_BYTES, Keys
 
 RANGE_ROWS_MAX: Final = 1 << 20
@@ -33,16 +34,12 @@ MEMORY_MIN_BYTES, MEMORY_MAX_BYTES = 256 << 20, 8 << 30
 """Memory to sort in, of what is available: what does not fit makes its way through scratch files, at the
 disk's speed. 8 GiB are 80 million rows of 78 bytes."""
 
-MEMINFO: Final = Path("/proc/meminfo")
-
 Records = NDArray[np.uint8]
 
 
 def default_memory_bytes() -> int:
     """A quarter of the memory that is available (Linux), within bounds."""
-    lines = MEMINFO.read_text().splitlines() if MEMINFO.exists() else []
-    available = sum(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:"))
-    return min(max(int(available * MEMORY_SHARE), MEMORY_MIN_BYTES), MEMORY_MAX_BYTES)
+    return min(max(int(available_bytes() * MEMORY_SHARE), MEMORY_MIN_BYTES), MEMORY_MAX_BYTES)
 
 
 class ExternalSorter:

@@ -161,7 +161,7 @@ class Table:
             departures, look = self.tier.departures, self.tier.stored.cold_possible
         wanted = ids[slots < 0] if look else ids[:0]
         present, values = self.tier.fetch(wanted)
-        self.tier.promote(wanted[present], values, departures)
+        self.tier.promote(wanted[present], values, departures, index.REFERENCED)
         return int(values.shape[0])
 
     # ------------------------------------------------------------ push

@@ -149,9 +149,9 @@ class Tier:
             self.arena.records8, layout.stride, layout.weights_at, slots, values, layout.stored_bytes
         )
 
-    def promote(self, ids: Ids, values: NDArray[np.uint8], departures: int) -> None:
-        """Make fetched rows hot, unless a row left memory since `departures`: then they may be old.
-        Takes the lock."""
+    def promote(self, ids: Ids, values: NDArray[np.uint8], departures: int, flags: int = 0) -> None:
+        """Make fetched rows hot, with `flags`, unless a row left memory since `departures`: then they may be
+        old. Takes the lock."""
         ids, first = np.unique(ids, return_index=True)
         with self.lock:
             if self.departures != departures:
@@ -161,7 +161,7 @@ class Tier:
             free = self.make_room(wanted.shape[0])
             wanted = wanted[: free.shape[0]]
             self.arena.give_back(free[wanted.shape[0] :])
-            self.load(ids[wanted], values[first[wanted]], free)
+            self.load(ids[wanted], values[first[wanted]], free, flags)
 
     # ------------------------------------------------------------ going
     def make_room(self, wanted: int) -> Slots:

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Replay reads ahead: rows of many records at once, as many as memory holds, to the same bits."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from ps_server.store import RowFamily
+from tests.driver import Driver, shard_config, snapshot
+
+TABLES: list[dict[str, Any]] = [
+    {"name": name, "dim": 16, "optimizer": {"kind": "adagrad", "learning_rate": 0.1}} for name in ("a", "b")
+]
+ROWS, RECORDS, BATCH = 12_000, 60, 400
+
+
+def _train(driver: Driver, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    for _ in range(RECORDS):
+        gradients = {}
+        for name in ("a", "b"):
+            ids = rng.choice(ROWS, BATCH, replace=False).astype(np.uint64)
+            gradients[name] = (ids, rng.standard_normal((BATCH, 16)).astype(np.float32))
+        driver.push(gradients)
+
+
+@pytest.mark.parametrize(("budget", "gets_max"), [("64MiB", 2), ("2MiB", 40)])
+def test_replay_reads_the_rows_of_many_records_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, budget: str, gets_max: int
+) -> None:
+    """Two tables of cold rows: one read each where memory holds them, some windows where it does not."""
+    driver = Driver(shard_config(tmp_path, TABLES, memory_budget=budget), tmp_path / "s")
+    _train(driver, 1)
+    driver.shard.close()
+    sequences, driver = driver.sequences, Driver(driver.config, tmp_path / "s")
+    driver.sequences = sequences
+    _train(driver, 2)
+    ids = np.arange(ROWS, dtype=np.uint64)
+    snapshot(tmp_path / "s", tmp_path / "copy")
+    expected = [driver.pull(name, ids, read_only=True) for name in ("a", "b")]
+    driver.shard.close()
+    sizes: list[int] = []
+    get = RowFamily.get
+
+    def counted(self: RowFamily, keys: NDArray[np.uint64]) -> Any:
+        if self.name.startswith("row.") and keys.shape[0] > BATCH:
+            sizes.append(keys.shape[0])
+        return get(self, keys)
+
+    monkeypatch.setattr(RowFamily, "get", counted)
+    driver = Driver(driver.config, tmp_path / "copy")
+    assert driver.shard.replayed_records == RECORDS
+    assert 2 <= len(sizes) <= gets_max
+    for name, rows in zip(("a", "b"), expected, strict=True):
+        np.testing.assert_array_equal(driver.pull(name, ids, read_only=True), rows)
+    driver.shard.close()
+
+
+@pytest.mark.parametrize(("available", "read"), [(1 << 30, True), (1 << 10, False)])
+def test_files_are_read_through_where_they_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, available: int, read: bool
+) -> None:
+    from ps_server import recovery
+
+    for number in range(3):
+        (tmp_path / f"{number}.sst").write_bytes(bytes(10_000))
+    opened: list[str] = []
+    real = Path.open
+
+    def watched(self: Path, *arguments: Any, **keys: Any) -> Any:
+        opened.append(self.name)
+        return real(self, *arguments, **keys)
+
+    monkeypatch.setattr(recovery, "available_bytes", lambda: available)
+    monkeypatch.setattr(Path, "open", watched)
+    recovery._read_files(tmp_path, 100)
+    assert opened == (["0.sst", "1.sst", "2.sst"] if read else [])
+    opened.clear()
+    recovery._read_files(tmp_path, 1)  # too few rows to be worth it
+    assert opened == []
