@@ -169,11 +169,11 @@ def test_bsp_through_five_minutes_of_kills(cluster: ServerProcess, tmp_path: Pat
     """Every 2 seconds."""
     seed = int(os.environ.get("SOAK_SEED", time.time_ns() % 2**32))
     soak_s = float(os.environ.get("SOAK_S", "300"))
-    steps = int(soak_s)
+    steps = int(5 * soak_s)
     all_jobs = with_journals(jobs(cluster, sleep_s=0.15, deadline_s=120.0, steps=steps), tmp_path)
     count = _disturb(cluster, all_jobs, pause_s=2.0, for_s=soak_s, seed=seed)
     print(f"seed {seed}: {steps} steps of {TRAINERS} trainers, {count}")
-    assert min(count.values()) >= 5, count
+    assert min(count.values()) >= soak_s / 40, count
     assert_same_bits(rows_at(cluster), one_trainers_rows(tmp_path / "one", steps))
 
 
