@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.batch import DIM, ids_of
+from benchmarks.batch import DIM, Batch, ids_of
 from ps_client import connect
 from ps_client.client import Client
 
@@ -23,6 +23,11 @@ ADAGRAD: Final[dict[str, Any]] = {
     "kind": "adagrad", "learning_rate": 0.01, "initial_accumulator_value": 0.1
 }  # fmt: skip
 SGD: Final[dict[str, Any]] = {"kind": "sgd", "learning_rate": 0.01}
+
+
+LOG_BYTES_PER_S: Final = 1 << 29
+"""More than a step logs here. Log pages that were written before are dirty, or at least in memory, and cost
+what they cost in a long run; new ones cost what the kernel makes of the whole machine's dirty pages."""
 
 
 def table_config(optimizer: dict[str, Any], **cluster: Any) -> dict[str, Any]:
@@ -68,3 +73,14 @@ def require_equal(what: str, ours: NDArray[np.float32], theirs: NDArray[np.float
     if not difference <= bound:
         raise ValueError(f"{what}: answers differ by {difference:g}; at most {bound:g} is rounding")
     return difference
+
+
+def write_log(client: Client, batches: list[Batch], seconds: float) -> None:
+    """Make the log's segments as long as a run of so many seconds needs, and drop them for it to use."""
+    for _ in range(2):  # the one in use, and the one before it
+        place = 0
+        while client.stats()[0].log_bytes < LOG_BYTES_PER_S * seconds:
+            for batch in batches[place : place + 16]:
+                client.push(TABLE, batch.distinct, batch.gradients)
+            place = (place + 16) % len(batches)
+        client.checkpoint()

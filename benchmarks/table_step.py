@@ -13,7 +13,16 @@ from typing import Any, Final
 from benchmarks.bar import Bar, Goal, Settings, make_bar
 from benchmarks.batch import Batch, load_batches
 from benchmarks.contest import Step, contest
-from benchmarks.embedded import ADAGRAD, TABLE, all_rows, create_rows, embedded, require_equal, table_config
+from benchmarks.embedded import (
+    ADAGRAD,
+    TABLE,
+    all_rows,
+    create_rows,
+    embedded,
+    require_equal,
+    table_config,
+    write_log,
+)
 from ps_client.client import Client
 
 CHECK_BATCHES: Final = 3
@@ -21,23 +30,8 @@ ROUNDING: Final = 2e-6
 """float32 rounding of a few Adagrad steps on weights below 0.1; the formulas are the same."""
 
 
-LOG_BYTES_PER_S: Final = 1 << 29
-"""More than a step logs here. Log pages that were written before are dirty, or at least in memory, and cost
-what they cost in a long run; new ones cost what the kernel makes of the whole machine's dirty pages."""
-
 SUSTAINED_S: Final = 8.0
 """Long enough for a few checkpoints."""
-
-
-def write_log(client: Client, batches: list[Batch], seconds: float) -> None:
-    """Make the log's segments as long as a run of so many seconds needs, and drop them for it to use."""
-    for _ in range(2):  # the one in use, and the one before it
-        place = 0
-        while client.stats()[0].log_bytes < LOG_BYTES_PER_S * seconds:
-            for batch in batches[place : place + 16]:
-                client.push(TABLE, batch.distinct, batch.gradients)
-            place = (place + 16) % len(batches)
-        client.checkpoint()
 
 
 def adagrad_step(client: Client) -> Step:

@@ -16,7 +16,16 @@ import numpy as np
 from benchmarks.bar import Bar, Goal, Settings, make_bar
 from benchmarks.batch import BATCH_IDS, DIM, Batch, load_batches
 from benchmarks.contest import contest
-from benchmarks.embedded import ADAGRAD, TABLE, all_rows, create_rows, embedded, require_equal, table_config
+from benchmarks.embedded import (
+    ADAGRAD,
+    TABLE,
+    all_rows,
+    create_rows,
+    embedded,
+    require_equal,
+    table_config,
+    write_log,
+)
 from benchmarks.peer_flight import NAME as FLIGHT_NAME
 from benchmarks.peer_flight import FlightCalls
 from benchmarks.peer_grpc import NAME as BARE_NAME
@@ -123,10 +132,13 @@ def measure_adagrad(
         for batch in batches[:CHECK_BATCHES]:
             require_equal(name, client.pull(TABLE, batch.distinct), peer.pull(batch), ROUNDING)
         peer.choose_threads(batches)
-        mine, theirs = contest([step, peer.step], batches, settings)
+        write_log(client, batches, settings.seconds)
+        mine, theirs = contest([step, peer.step], batches, settings, client.checkpoint)
         what = f"Adagrad step over TCP, {distribution}"
         start = np.zeros((settings.ids, DIM), np.float32)
-        contender = Contender(f"{name}.server", what, "step", step, start, server_goal, mine.millions)
+        contender = Contender(
+            f"{name}.server", what, "step", step, start, server_goal, mine.millions, client.checkpoint
+        )
         servers = against_servers(contender, batches, settings)
     detail = {**mine.detail("ours"), **theirs.detail("peer"), "ours_durability": "os (push log)"}
     return [

@@ -7,7 +7,7 @@ The bar against "the best remote server" is judged by the server against which o
 of different contests met different noise, ratios hardly.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from benchmarks.bar import Bar, Goal, Settings, make_bar
 from benchmarks.batch import Batch, ids_of
-from benchmarks.contest import Step, contest
+from benchmarks.contest import Remote, Step, contest
 from benchmarks.embedded import require_equal
 from benchmarks.peer.environment import Unavailable
 from benchmarks.peer.remote import RemotePeer, expected_adagrad, running, write_batches
@@ -50,6 +50,8 @@ class Contender:
         Against the best of them.
     alone
         Our rate of each run of an earlier contest, M rows/s: the figure where there is no server.
+    before_run
+        As in contest.
     """
 
     name: str
@@ -59,6 +61,7 @@ class Contender:
     rows: NDArray[np.float32]
     goal: Goal
     alone: Sequence[float]
+    before_run: Callable[[], Any] = lambda: None
 
 
 def against_servers(contender: Contender, batches: Sequence[Batch], settings: Settings) -> list[Bar]:
@@ -103,7 +106,8 @@ def _against(contender: Contender, name: str, batches: Sequence[Batch], settings
     with running(name, settings.scratch / "peer", optimizer) as peer:
         facts = peer.load(ids_of(0, contender.rows.shape[0]), contender.rows)
         difference = _check(contender, peer, batches)
-        mine, theirs = contest([contender.ours, peer.side(contender.kind)], batches, settings)
+        sides: list[Step | Remote] = [contender.ours, peer.side(contender.kind)]
+        mine, theirs = contest(sides, batches, settings, contender.before_run)
         where = "" if PEERS[name].server else ", in the trainer's process, no network"
         label = f"{peer.name}{where}; durability {peer.durability}"
     detail: dict[str, Any] = {

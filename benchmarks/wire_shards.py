@@ -12,7 +12,7 @@ from typing import Any
 from benchmarks.bar import Bar, Goal, Settings, make_bar
 from benchmarks.batch import Batch, load_batches
 from benchmarks.contest import Step, contest
-from benchmarks.embedded import ADAGRAD, TABLE, create_rows, require_equal, table_config
+from benchmarks.embedded import ADAGRAD, TABLE, create_rows, require_equal, table_config, write_log
 from benchmarks.server import serving, shard_arguments
 from ps_client import connect
 from ps_client.client import Client
@@ -53,7 +53,9 @@ def measure(settings: Settings, name: str, distribution: str, goal: Goal) -> lis
                 side(batch)
         ids = batches[0].distinct
         require_equal(name, clients[0].pull(TABLE, ids), clients[1].pull(TABLE, ids), 0.0)
-        two, one = contest(sides, batches, settings)
+        for client in clients:
+            write_log(client, batches, settings.seconds)
+        two, one = contest(sides, batches, settings, lambda: [client.checkpoint() for client in clients])
     what = f"pushes to two shards on one machine, {distribution}"
     detail = {**two.detail("ours"), **one.detail("peer")}
     return [make_bar(name, what, "M rows/s", goal, two.millions, "one shard", one.millions, detail)]
