@@ -21,8 +21,8 @@ from benchmarks.peer_rocksdict import StoredRows
 from benchmarks.table_load import fill, shard_folder
 from benchmarks.table_memory import RAW_BYTES
 from ps_client.client import Client
+from ps_server.budget import STORE_BYTES_MAX, STORE_SHARE
 from ps_server.config import load_config
-from ps_server.recovery import STORE_BYTES_MAX, STORE_SHARE
 from ps_server.row import LSN_BYTES, RowLayout
 from ps_server.store import Store
 

@@ -14,9 +14,9 @@ from typing import Final
 
 from rowhouse.error import ConfigError
 
+from ps_server.budget import least_budget, split
 from ps_server.config import TableConfig
 from ps_server.plan_row import FILTER_BYTES, Constants, RowBytes, disk_row, memory_row, raw_bytes
-from ps_server.recovery import STORE_BYTES_MAX, STORE_SHARE
 from ps_server.row import ID_BYTES, RowLayout
 
 SPACE_AMPLIFICATION: Final = 1 / 9
@@ -144,12 +144,6 @@ class Plan:
         return max(self.machines_by_memory, self.machines_by_disk)
 
 
-def _budget(hot_bytes: float, sketch_bytes: int) -> int:
-    """The least memory_budget of a shard that leaves `hot_bytes` for rows (recovery.py splits it)."""
-    rows = hot_bytes + sketch_bytes
-    return math.ceil(rows / (1 - STORE_SHARE) if rows < 3 * STORE_BYTES_MAX else rows + STORE_BYTES_MAX)
-
-
 def make_plan(demands: Sequence[Demand], site: Site, constants: Constants) -> Plan:
     """Work out a cluster.
 
@@ -188,8 +182,8 @@ def make_plan(demands: Sequence[Demand], site: Site, constants: Constants) -> Pl
         filter_bytes += FILTER_BYTES * demand.rows / site.shards
     charged = sum(RowLayout.of(d.table).cost_bytes * d.rows * site.share for d in demands) / site.shards
     sketch_bytes = sum(d.table.admission.sketch_bytes for d in demands if d.table.admission)
-    budget = _budget(charged, sketch_bytes)
-    store_bytes = min(budget * STORE_SHARE, STORE_BYTES_MAX)
+    budget = least_budget(math.ceil(charged) + sketch_bytes)
+    store_bytes = float(split(budget)[0])
     memory["admission sketches"] = float(sketch_bytes * site.shards)
     memory["RocksDB cache and memtables"] = store_bytes * site.shards
     memory["processes"] = constants.process_bytes * site.shards

@@ -25,7 +25,7 @@ from rowhouse.mix import mix64, unmix64
 from rowhouse.placement import PartitionMap
 
 from ps_server import checkpoint
-from ps_server.budget import Budget
+from ps_server.budget import Budget, split
 from ps_server.checkpoint import CheckpointState, Life
 from ps_server.config import ClusterConfig
 from ps_server.log import PushLog
@@ -39,12 +39,6 @@ from ps_server.table import Table
 from ps_server.tier import TierParts
 
 STORE_FOLDER: Final = "store"
-
-STORE_SHARE: Final = 0.25
-"""Share of memory_budget for RocksDB (block cache, memtables); the rest is for hot rows."""
-
-STORE_BYTES_MAX: Final = 1 << 30
-"""More than 1 GiB of store buffers serves cold rows little: the operating system caches files anyway."""
 
 READ_AHEAD_SHARE: Final = 0.9
 """Share of the rows that fit that replay reads ahead: some records make new rows."""
@@ -94,8 +88,8 @@ class LogGate:
 def _open_store(config: ClusterConfig, directory: Path, read_only: bool) -> tuple[Store, int]:
     """The store and the bytes of budget left for hot rows."""
     sketches = sum(table.admission.sketch_bytes for table in config.tables if table.admission)
-    share = min(int(config.memory_budget * STORE_SHARE), STORE_BYTES_MAX)
-    if share + sketches >= config.memory_budget:
+    share, rows = split(config.memory_budget)
+    if sketches >= rows:
         raise ConfigError(
             f"memory_budget is {config.memory_budget}; the admission sketches take {sketches} and the store "
             f"{share}, which leaves nothing for rows: raise it, or lower width_bits"
@@ -114,7 +108,7 @@ def _open_store(config: ClusterConfig, directory: Path, read_only: bool) -> tupl
     store = Store(
         directory / STORE_FOLDER, widths, cache_bytes=cache, memtable_bytes=memtable, read_only=read_only
     )
-    return store, config.memory_budget - share - sketches
+    return store, rows - sketches
 
 
 def _identity(config: ClusterConfig, index: int, partition_map: PartitionMap) -> dict[str, Any]:

@@ -12,13 +12,13 @@ import pytest
 from rowhouse.error import ConfigError
 
 from ps_server import plan_command, psctl
+from ps_server.budget import split
 from ps_server.plan import Demand, Site, make_plan
 from ps_server.plan_command import errors_of, parse_rows
 from ps_server.plan_constant import SHIPPED, Kind, Run, fit, read_runs, write_runs
 from ps_server.plan_flag import EVICTION_KINDS
 from ps_server.plan_measure import BASE_ROWS, CHECKED, KINDS, measure
 from ps_server.plan_row import EVICTION, Constants, arithmetic, disk_row, memory_row, raw_bytes, table_of
-from ps_server.recovery import STORE_BYTES_MAX, STORE_SHARE
 from ps_server.row import RowLayout
 
 CONSTANTS = Constants(
@@ -81,9 +81,8 @@ def test_a_plan_sums_and_its_budget_holds_the_rows() -> None:
     assert plan.machines_by_disk == math.ceil(plan.disk_bytes / 1e12)
     assert plan.machines == max(plan.machines_by_memory, plan.machines_by_disk)
     # recovery.py's split of that budget leaves room for the charged bytes of a shard's hot rows
-    share = min(int(plan.memory_budget_bytes * STORE_SHARE), STORE_BYTES_MAX)
     charged = (RowLayout.of(user).cost_bytes * 4e9 + RowLayout.of(item).cost_bytes * 1e9) * 0.25 / 8
-    left = plan.memory_budget_bytes - share - (1 << 20)
+    left = split(plan.memory_budget_bytes)[1] - (1 << 20)
     assert charged <= left <= charged * 1.001
     assert plan.load_s == pytest.approx(
         4e9 / 8 * (1e-6 + 1e-8 * RowLayout.of(user).value_bytes)
@@ -97,8 +96,8 @@ def test_a_budget_of_any_size_holds_its_rows(hot_rows: float) -> None:
     table = table_of("t", dim=16, dtype_name="fp32", optimizer="sgd")
     site = replace(SITE, shards=1, share=1.0)
     plan = make_plan([Demand(table=table, rows=hot_rows)], site, CONSTANTS)
-    share = min(int(plan.memory_budget_bytes * STORE_SHARE), STORE_BYTES_MAX)
-    assert plan.memory_budget_bytes - share >= RowLayout.of(table).cost_bytes * hot_rows
+    budget, needed = plan.memory_budget_bytes, RowLayout.of(table).cost_bytes * hot_rows
+    assert split(budget)[1] >= needed > split(budget - 8)[1]
 
 
 def test_tens_of_terabytes() -> None:
