@@ -31,9 +31,10 @@ from feature_cross.lint import check_config
 from feature_cross.loader import load
 from feature_cross.lock import check_against, lock_path, read_previous
 from feature_cross.lookup import run_lookup
+from feature_cross.output import check_out
 from feature_cross.plan import build_plan
 from feature_cross.row import row_to_batch
-from feature_cross.sink import Sink, check_apart
+from feature_cross.sink import Sink
 from feature_cross.source import count_rows, open_dataset, read_batches
 from feature_cross.stream import transform_batches
 from feature_cross.survey import Survey, check_columns, survey
@@ -43,7 +44,7 @@ __all__ = ["run_check", "run_data", "run_explain", "run_schema"]
 
 def run_data(flags: argparse.Namespace) -> int:
     """`run`: ids of a file or folder into one file."""
-    check_apart(flags.data, flags.out)
+    check_out(flags.out, flags.config, flags.data)
     engine = Engine(load(flags.config))
     keep = tuple(dict.fromkeys(flags.keep))
     source = open_dataset(flags.data, engine.plan)

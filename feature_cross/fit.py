@@ -34,6 +34,7 @@ from feature_cross.error import ConfigError, DataError, FlagError, InternalError
 from feature_cross.limit import BATCH_ROWS_DEFAULT
 from feature_cross.loader import read_text, validate
 from feature_cross.node import AttributeUse
+from feature_cross.output import check_out
 from feature_cross.plan import build_plan
 from feature_cross.reading import read_attribute
 from feature_cross.source import read_batches
@@ -246,6 +247,8 @@ def add_fit_command(command: Callable[..., argparse.ArgumentParser]) -> None:
 
 def run_fit(flags: argparse.Namespace) -> int:
     """`fit`: edges into the config's own text; the file appears when it is whole."""
+    if flags.out is not None:
+        check_out(flags.out, None, flags.data)
     done = fit(flags.config, flags.data, flags.refit)
     target = Path(flags.out or flags.config)
     if done.edges or flags.out:

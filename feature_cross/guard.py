@@ -23,9 +23,8 @@ from feature_cross.golden import GoldenCheck, check_golden, freeze, read_golden,
 from feature_cross.limit import BATCH_ROWS_DEFAULT
 from feature_cross.loader import load, nearest
 from feature_cross.measure import FeatureMeasure, measure
-from feature_cross.output import write_text
+from feature_cross.output import check_out, write_text
 from feature_cross.rank.budget import DTYPE_BYTES, row_bytes, show_bytes
-from feature_cross.sink import check_apart
 from feature_cross.source import read_batches
 
 __all__ = ["ROWS_LOST", "add_guard_commands", "run_diff", "run_golden"]
@@ -218,6 +217,7 @@ def run_golden(flags: argparse.Namespace) -> int:
         if flags.force:
             raise FlagError("--force does nothing with --check: nothing is written")
         return _check(flags, check_golden(engine, read_golden(flags.check)))
+    check_out(flags.out, flags.config, flags.data)
     if Path(flags.out).exists() and not flags.force:
         raise FlagError(f"--out is {flags.out}, which exists: frozen ids are overwritten with --force only")
     if flags.data is None:
@@ -225,7 +225,6 @@ def run_golden(flags: argparse.Namespace) -> int:
             raise FlagError("--rows does nothing without DATA")
         batch = edge_rows(engine)
     else:
-        check_apart(flags.data, flags.out)
         batch = rows_of(read_batches(flags.data, engine.plan, BATCH_ROWS_DEFAULT), flags.rows or 100)
     golden = freeze(engine, batch)
     write_text(flags.out, golden.text())

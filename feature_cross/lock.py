@@ -19,6 +19,7 @@ from feature_cross.error import ConfigError, FlagError, Problem
 from feature_cross.id_format import FORMAT_VERSION
 from feature_cross.limit import CONFIG_BYTES_MAX
 from feature_cross.loader import load
+from feature_cross.output import check_out
 from feature_cross.plan import Plan, build_plan
 
 __all__ = ["Lock", "add_lock_command", "check_against", "lock_path", "make_lock", "read_previous"]
@@ -168,6 +169,7 @@ def run_lock(flags: argparse.Namespace) -> int:
     config = load(flags.config)
     plan = build_plan(config)
     target = Path(flags.out) if flags.out else lock_path(flags.config)
+    check_out(target, flags.config)
     previous = read_previous(target) if target.exists() else None
     problems = check_against(config, plan, previous) if previous is not None else []
     made = make_lock(plan, previous)

@@ -24,7 +24,7 @@ from feature_cross.engine import Engine
 from feature_cross.error import FlagError
 from feature_cross.limit import BATCH_ROWS_DEFAULT
 from feature_cross.loader import load
-from feature_cross.sink import check_apart
+from feature_cross.output import check_out
 from feature_cross.source import count_rows
 
 __all__ = ["add_dictionary_command", "add_dictionary_flag", "run_lookup"]
@@ -80,7 +80,7 @@ def add_dictionary_flag(parser: argparse.ArgumentParser) -> None:
 
 def run_dictionary(flags: argparse.Namespace) -> int:
     """`dictionary`: the ids of sampled rows, with names, into a file."""
-    check_apart(flags.data, flags.out)
+    check_out(flags.out, flags.config, flags.data)
     engine = Engine(load(flags.config))
     total = count_rows(flags.data, engine.plan)
     console = Console(stderr=True)

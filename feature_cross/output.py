@@ -1,12 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes a text file complete or not at all. Thread safety: one writer per path."""
+"""Where a command may write, and text files that appear complete or not at all.
+
+Thread safety: one writer per path.
+"""
 
 import os
 from pathlib import Path
 
-from feature_cross.error import DataError
+from feature_cross.error import DataError, FlagError
+from feature_cross.sink import check_apart
 
-__all__ = ["write_text"]
+__all__ = ["check_out", "write_text"]
+
+Source = str | os.PathLike[str] | None
+
+
+def check_out(out: str | os.PathLike[str], config: Source, data: Source = None) -> None:
+    """Refuse a file to write that cannot be one, or that is what the command reads, before any work.
+
+    Raises
+    ------
+    FlagError
+        `out` is a folder, or in none; or it is the config or the data, by whatever name.
+    """
+    target = Path(out)
+    if target.is_dir():
+        raise FlagError(f"--out is {out}, which is a folder; name a file")
+    if not target.parent.is_dir():
+        raise FlagError(f"--out is {out}, but there is no folder {target.parent}")
+    if config is not None and target.exists() and Path(config).exists() and target.samefile(config):
+        raise FlagError(f"--out is {out}, which is the config itself; write to another file")
+    if data is not None:
+        check_apart(data, out)
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

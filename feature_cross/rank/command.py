@@ -11,9 +11,8 @@ import os
 import time
 from pathlib import Path
 
-from feature_cross.error import FlagError
 from feature_cross.loader import load
-from feature_cross.output import write_text
+from feature_cross.output import check_out, write_text
 from feature_cross.rank.budget import row_bytes
 from feature_cross.rank.edit import add_features, remove_features
 from feature_cross.rank.pruning import Limits, prune
@@ -22,7 +21,6 @@ from feature_cross.rank.report import print_ranking, ranking_json, told
 from feature_cross.rank.sample import Design
 from feature_cross.rank.search_report import figures, print_found, print_pruned, pruned_json, suggestions_json
 from feature_cross.rank.suggestion import Search, suggest
-from feature_cross.sink import check_apart
 
 __all__ = ["INTERRUPTED", "run_prune", "run_rank", "run_suggest"]
 
@@ -109,12 +107,7 @@ def _check_out(flags: argparse.Namespace) -> None:
     """Before hours of work: the config that was read is never the one that is written."""
     if flags.out is None:
         return
-    check_apart(flags.data, flags.out)
-    out = Path(flags.out)
-    if out.exists() and out.samefile(flags.config):
-        raise FlagError(f"--out is {flags.out}, which is the config itself; write to another file")
-    if not out.parent.is_dir():
-        raise FlagError(f"--out is {flags.out}, but there is no folder {out.parent}")
+    check_out(flags.out, flags.config, flags.data)
 
 
 def _since(begin: float) -> float:
