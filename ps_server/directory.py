@@ -91,7 +91,7 @@ def claim_data_dir(config: ClusterConfig) -> None:
 def shard_directories(path: Path) -> list[Path]:
     """`path` itself when it is a shard's directory, or else the shards' directories in a data_dir.
 
-    Raises StoreError when there is neither.
+    Raises StoreError when there is neither, or when a data_dir lacks one of its shards.
     """
     if (path / "store" / "CURRENT").exists():
         return [path]
@@ -101,7 +101,25 @@ def shard_directories(path: Path) -> list[Path]:
             f"{path}: no shard's directory, and no data_dir with shard-0000, shard-0001, … in it "
             "(psctl load makes a new one with --config)"
         )
+    missing = missing_shards(path)
+    if missing:
+        raise StoreError(
+            f"{path}: {missing[0]} is missing, one of {len(found) + len(missing)} shards that the data is "
+            "split over; name one shard's directory to work on it alone"
+        )
     return found
+
+
+def missing_shards(data_dir: Path) -> list[str]:
+    """Names of the shards that `data_dir` has not, though it has others and its note counts them."""
+    note = data_dir / "cluster.json"
+    try:
+        count = int(json.loads(note.read_text(encoding="utf-8"))["shard_count"]) if note.is_file() else 0
+    except (OSError, ValueError, KeyError) as error:
+        raise StoreError(f"{str(note)!r}: {error}") from None
+    names = [f"shard-{index:04d}" for index in range(count)]
+    missing = [name for name in names if not (data_dir / name / "store" / "CURRENT").exists()]
+    return missing if len(missing) < count else []
 
 
 def _held_by_this_process(lock: Path) -> bool:

@@ -93,6 +93,8 @@ def _load_targets(
         return
     config = load_config(arguments.config, {"data_dir": str(arguments.directory)})
     claim_data_dir(config)
+    for index in range(config.shard_count):  # all of them first: a load that fails leaves a whole cluster
+        Shard.open(config, index, shard_directory(config, index)).close()
     for index in range(config.shard_count):
         directory = shard_directory(config, index)
         yield directory.name, closing(Shard.open(config, index, directory))

@@ -29,8 +29,8 @@ examples:
   psctl stats --endpoints 127.0.0.1:7470,127.0.0.1:7471
   psctl stats --endpoints 127.0.0.1:7470 --json
   psctl checkpoint --endpoints 127.0.0.1:7470,127.0.0.1:7471
-  psctl freeze --endpoints 127.0.0.1:7470 --table user --mode refuse
-  psctl evict --endpoints 127.0.0.1:7470 --table user
+  psctl freeze --endpoints 127.0.0.1:7470,127.0.0.1:7471 --table user --mode refuse
+  psctl evict --endpoints 127.0.0.1:7470,127.0.0.1:7471 --table user
 """
 
 _OFFLINE: Final = {
@@ -156,6 +156,17 @@ def _call(endpoint: str, method: str, request: Any, timeout_s: float) -> Facts:
     return {"endpoint": endpoint, **_plain(answer)}
 
 
+def _shard_count(arguments: argparse.Namespace) -> int:
+    """Shards of the cluster, as the first one that answers has it; the number named when none does."""
+    for endpoint in arguments.endpoints:
+        try:
+            answer = _call(endpoint, "GetCluster", pb.GetClusterRequest(), arguments.timeout_s)
+        except RowhouseError:
+            continue  # the command itself tells why
+        return len(answer["endpoints"])
+    return len(arguments.endpoints)
+
+
 def _plain(message: Any) -> Facts:
     """A message as a dict, zeros included; protobuf's JSON writes 64-bit integers as strings, we do not."""
     facts = MessageToDict(
@@ -166,10 +177,10 @@ def _plain(message: Any) -> Facts:
 
 def _number(value: Any, descriptor: Any) -> Any:
     if isinstance(value, list):
-        return [
-            {k: _number(v, descriptor.message_type.fields_by_name[k]) for k, v in one.items()}
-            for one in value
-        ]
+        if descriptor.message_type is None:
+            return value
+        fields = descriptor.message_type.fields_by_name
+        return [{k: _number(v, fields[k]) for k, v in one.items()} for one in value]
     return int(value) if descriptor.cpp_type == descriptor.CPPTYPE_UINT64 else value
 
 
@@ -242,6 +253,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         return offline.run(arguments, console)
     method, request = _request(arguments)
+    if arguments.command != "stats":
+        named, has = len(arguments.endpoints), _shard_count(arguments)
+        if named != has:
+            print(
+                f"psctl: --endpoints names {named} of the cluster's {has} shards; {arguments.command} acts "
+                "on those named only: name each of them once",
+                file=sys.stderr,
+            )
+            return 2
     answers: list[Facts] = []
     exit_code = 0
     for endpoint in arguments.endpoints:

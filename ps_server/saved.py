@@ -199,6 +199,7 @@ def _restore_one(directory: Path, source: Path, mark: list[Save]) -> None:
             os.link(path, fresh / path.name)
         elif path.is_file():
             shutil.copyfile(path, fresh / path.name)
+    (fresh / "LOCK").touch()  # what verify and export hold, as if a shard had been stopped here
     _sync_folder(fresh)
     if (directory / "store").exists():
         _remove(old)

@@ -32,7 +32,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from rowhouse.error import ConfigError, DirectoryInUseError, StoreError, UnavailableError
 
 from ps_server.config import ClusterConfig
-from ps_server.directory import claim_data_dir
+from ps_server.directory import claim_data_dir, missing_shards
 from ps_server.endpoint import clear_socket_file, socket_path, split_endpoint
 from ps_server.server import StopFlag
 
@@ -179,6 +179,7 @@ class Supervisor:
         lock = _lock_directory(self.config.data_dir)
         try:
             claim_data_dir(self.config)
+            self._check_shards()
             self.config = resolve_ports(self.config)
             _write_atomically(self._path("resolved.yaml"), self.config.to_yaml())
             self.children = [Child(i, e) for i, e in enumerate(self.config.endpoints)]
@@ -193,6 +194,15 @@ class Supervisor:
 
     def _path(self, name: str) -> Path:
         return self.config.data_dir / name
+
+    def _check_shards(self) -> None:
+        """A shard whose directory is gone would start anew, empty, beside the others."""
+        missing = missing_shards(self.config.data_dir)
+        if missing:
+            raise StoreError(
+                f"{self.config.data_dir}: {missing[0]} is missing, one of {self.config.shard_count} shards "
+                "that the data is split over: bring it back (or remove a data_dir that never held rows)"
+            )
 
     def _start(self, child: Child) -> None:
         child.process = self.start_child(child.index, self._path("resolved.yaml"))

@@ -26,6 +26,7 @@ class FakeShard:
         self.on_push: Callable[[], None] = lambda: None  # runs inside each push
         self.calls: list[tuple[str, Any]] = []
         self.encoded: list[bytes | None] = []
+        self.endpoints = ["fake"]
         self.closed = threading.Event()
 
     def _note(self, name: str, request: Any) -> None:
@@ -65,7 +66,7 @@ class FakeShard:
 
     def get_cluster(self, request: pb.GetClusterRequest) -> pb.GetClusterResponse:
         self._note("get_cluster", request)
-        return pb.GetClusterResponse(map_version=2**64 - 1, shard=0)
+        return pb.GetClusterResponse(map_version=2**64 - 1, shard=0, endpoints=self.endpoints)
 
     def create_checkpoint(self, request: pb.CreateCheckpointRequest) -> pb.CreateCheckpointResponse:
         self._note("create_checkpoint", request)

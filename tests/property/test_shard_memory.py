@@ -10,15 +10,17 @@ from pathlib import Path
 
 import pytest
 
-from ps_server.budget import UNCOUNTED_BYTES, UNCOUNTED_SHARE, split
 from tests.conftest import ROOT
 from tests.workload import MEMORY
 
+SMALL_BYTES, SMALL_ALLOWANCE_BYTES, SMALL_ALLOWANCE_SHARE = 192 << 20, 20 << 20, 1 / 8
+"""A budget below this keeps less free than is needed beside the rows (budget.split), and may be passed."""
+
 
 def allowance(budget_bytes: int) -> int:
-    """What a small budget may be passed by (budget.UNCOUNTED_BYTES); nothing from 160 MiB on."""
-    kept_free = budget_bytes - sum(split(budget_bytes))
-    return max(0, UNCOUNTED_BYTES + int(budget_bytes * UNCOUNTED_SHARE) - kept_free)
+    """What a small budget may be passed by; a larger one may not be."""
+    small = budget_bytes < SMALL_BYTES
+    return SMALL_ALLOWANCE_BYTES + int(budget_bytes * SMALL_ALLOWANCE_SHARE) if small else 0
 
 
 @pytest.mark.parametrize(

@@ -60,13 +60,13 @@ def test_a_floor_too_small_for_a_batch_is_a_config_error() -> None:
     Budget(1_024_000, ["a", "b"]).require_rows("a", 2_000, 64)
 
 
-@pytest.mark.parametrize("budget", [1 << 20, 64 << 20, 100 << 20, 160 << 20, 1 << 30, 4 << 30, 1 << 40])
+@pytest.mark.parametrize("budget", [1 << 20, 64 << 20, 100 << 20, 192 << 20, 1 << 30, 4 << 30, 1 << 40])
 def test_a_budget_is_split_without_a_remainder_and_back(budget: int) -> None:
     store, rows = split(budget)
     kept_free = budget - store - rows
     assert store == min(budget // 4, 1 << 30)
-    if budget >= 160 << 20:
-        assert kept_free == (20 << 20) + min(budget // 8, 256 << 20)
+    if budget >= 192 << 20:
+        assert kept_free == (32 << 20) + min(budget // 8, 256 << 20)
     assert (kept_free > 0) == (budget > 64 << 20)
     assert least_budget(rows) <= budget
     assert split(least_budget(rows))[1] >= rows > split(least_budget(rows) - 8)[1]

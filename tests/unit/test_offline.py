@@ -2,6 +2,7 @@
 """psctl load and export: Parquet in, Parquet out, over one shard and over a data_dir of several."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 import yaml
 
 from ps_server import psctl
+from ps_server.directory import claim_data_dir
 from ps_server.verify import verify_directory
 from tests.stopped import TABLES, fill, make_config, open_shard, pull, stopped
 
@@ -93,3 +95,38 @@ def test_a_running_shard_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFix
     assert psctl.main(["export", str(tmp_path), "item", "--out", str(tmp_path / "x")]) == 74
     assert capsys.readouterr().err.count("DirectoryInUseError") == 2
     shard.close()
+
+
+def test_a_data_dir_that_lacks_a_shard_is_not_taken_for_a_whole_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Half of the rows would be exported, verified or loaded, and nobody told."""
+    config = make_config(tmp_path / "two", shards=2)
+    claim_data_dir(config)
+    for index in range(2):
+        open_shard(config, index).close()
+    shutil.move(tmp_path / "two" / "shard-0001", tmp_path / "kept")
+    out = str(tmp_path / "user.parquet")
+    pq.write_table(pa.table({"id": np.arange(1, dtype=np.uint64)}), tmp_path / "in.parquet")
+    for command in (
+        ["verify"],
+        ["export", "user", "--out", out],
+        ["load", "user", str(tmp_path / "in.parquet")],
+    ):
+        assert psctl.main([command[0], str(tmp_path / "two"), *command[1:]]) == 74
+        assert "shard-0001 is missing, one of 2 shards" in capsys.readouterr().err
+    assert psctl.main(["verify", str(tmp_path / "two" / "shard-0000")]) == 0
+    shutil.move(tmp_path / "kept", tmp_path / "two" / "shard-0001")
+    assert psctl.main(["verify", str(tmp_path / "two")]) == 0
+
+
+def test_a_load_that_fails_leaves_all_shards_or_none(tmp_path: Path) -> None:
+    config = tmp_path / "cluster.yaml"
+    keys = {"data_dir": "x", "tables": TABLES, "memory_budget": "16MiB", "shards": 2}
+    config.write_text(yaml.safe_dump(keys))
+    lists = pa.FixedSizeListArray.from_arrays(pa.array(np.zeros(6, np.float32)), 3)
+    pq.write_table(pa.table({"id": np.arange(2, dtype=np.uint64), "weights": lists}), tmp_path / "w.parquet")
+    command = ["load", str(tmp_path / "new"), "user", str(tmp_path / "w.parquet"), "--config", str(config)]
+    assert psctl.main(command) == 2
+    assert sorted(p.name for p in (tmp_path / "new").glob("shard-*")) == ["shard-0000", "shard-0001"]
+    assert psctl.main(["verify", str(tmp_path / "new")]) == 0

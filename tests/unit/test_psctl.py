@@ -64,7 +64,8 @@ def test_freeze_and_evict_name_the_table(endpoint: str, shard: FakeShard) -> Non
     evict = pb.EvictRowsRequest(table="user")
     freeze = pb.SetTableFreezeRequest(table="user", mode=pb.FREEZE_MODE_IGNORE)
     assert psctl.main(["evict", "--endpoints", endpoint, "--table", "user"]) == 0
-    assert shard.calls == [("set_table_freeze", freeze), ("evict_rows", evict)]
+    changes = [call for call in shard.calls if call[0] != "get_cluster"]
+    assert changes == [("set_table_freeze", freeze), ("evict_rows", evict)]
 
 
 def test_an_error_of_one_shard_is_printed_and_the_others_are_asked(
@@ -95,3 +96,18 @@ def test_wrong_flags(arguments: list[str], expected: str, capsys: pytest.Capture
         psctl.main(arguments)
     assert caught.value.code == 2
     assert expected in capsys.readouterr().err
+
+
+def test_what_changes_a_cluster_is_not_done_to_a_part_of_it(
+    endpoint: str, shard: FakeShard, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shard.endpoints = [endpoint, "127.0.0.1:1"]
+    for command in (
+        ["checkpoint"],
+        ["freeze", "--table", "user", "--mode", "off"],
+        ["evict", "--table", "user"],
+    ):
+        assert psctl.main([command[0], "--endpoints", endpoint, *command[1:]]) == 2
+        assert "--endpoints names 1 of the cluster's 2 shards" in capsys.readouterr().err
+    assert {name for name, _ in shard.calls} == {"get_cluster"}
+    assert psctl.main(["stats", "--endpoints", endpoint]) == 0

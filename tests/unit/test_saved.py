@@ -12,6 +12,7 @@ from rowhouse.error import CorruptionError, InvalidRequestError, PreconditionErr
 from rowhouse.v1 import rowhouse_pb2 as pb
 
 from ps_server.saved import JOURNAL, check_no_restore, restore_tables
+from ps_server.verify import verify_directory
 from tests.driver import CLIENT, Driver, assert_equal_dumps, dump, shard_config, snapshot
 
 IDS = np.arange(500, dtype=np.uint64) * np.uint64(7919)
@@ -53,6 +54,7 @@ def restore(driver: Driver, name: str = "a") -> list[int]:
     """Stop, restore, start."""
     driver.shard.close()
     lsns = restore_tables([driver.directory], name)
+    assert verify_directory(driver.directory).damage == [], "also before the first start"
     driver.shard = driver._open()
     return lsns
 

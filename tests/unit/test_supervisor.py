@@ -11,6 +11,7 @@ import pytest
 from rowhouse.error import ConfigError, DirectoryInUseError, StoreError, UnavailableError
 
 from ps_server.config import ClusterConfig, load_config
+from ps_server.directory import claim_data_dir
 from ps_server.endpoint import split_endpoint
 from ps_server.server import StopFlag
 from ps_server.supervisor import RestartPolicy, Supervisor, resolve_ports
@@ -203,3 +204,14 @@ def test_another_number_of_shards_is_refused_before_anything_changes(
 )
 def test_back_off(quick_deaths: int, wait_s: float) -> None:
     assert RestartPolicy().wait_s(quick_deaths) == wait_s
+
+
+def test_a_shard_whose_directory_is_gone_is_not_started_anew(config: ClusterConfig) -> None:
+    """It would begin empty beside the others, and nobody would be told that its rows are lost."""
+    claim_data_dir(config)
+    (config.data_dir / "shard-0001" / "store").mkdir(parents=True)
+    (config.data_dir / "shard-0001" / "store" / "CURRENT").touch()
+    world = World(config, [], stop_at_s=5)
+    with pytest.raises(StoreError, match="shard-0000 is missing, one of 2 shards"):
+        world.run()
+    assert world.started == []
