@@ -159,4 +159,4 @@ def test_what_cannot_be_fitted_is_named(shop: Path, capsys: pytest.CaptureFixtur
     (shop / "c.yaml").write_text(FLOW)
     flags = ["--data", str(shop / "t.parquet"), "--out", str(shop / "none" / "c.yaml")]
     assert main(["fit", str(shop / "c.yaml"), *flags]) == 2
-    assert "cannot be written" in capsys.readouterr().err
+    assert "there is no folder" in capsys.readouterr().err
