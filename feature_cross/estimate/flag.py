@@ -37,6 +37,9 @@ from feature_cross.source import count_rows
 
 __all__ = ["OVER_BUDGET", "add_estimate_command", "estimate_data"]
 
+INTERRUPTED: Final = 130
+"""Exit code when Ctrl-C ended the reading; what was read is told."""
+
 OVER_BUDGET: Final = 3
 """Exit code when the expected sum is past the budget."""
 
@@ -152,6 +155,7 @@ def run_estimate(flags: argparse.Namespace) -> int:
         print(
             f"feature-cross: interrupted; this is of the first {estimate.rows_read:,} rows", file=sys.stderr
         )
+        return INTERRUPTED
     return OVER_BUDGET if estimate.budget is not None and not estimate.budget.within else 0
 
 

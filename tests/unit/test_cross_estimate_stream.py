@@ -69,7 +69,7 @@ def test_the_command_says_that_it_was_interrupted(tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=120)
     found = json.loads(out)
-    assert process.returncode == 0
+    assert process.returncode == 130
     assert found["stopped"] == "interrupt" and 0 < found["rows_read"] < 30_000_000
     assert f"this is of the first {found['rows_read']:,} rows" in err
 
