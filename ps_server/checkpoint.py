@@ -165,9 +165,9 @@ def check_shard(store: Store, identity: dict[str, Any], *, read_only: bool) -> N
     for name, layout in identity["tables"].items():
         if read_only and name not in tables:
             raise ConfigError(f"table {name!r} is not in this data directory; open it for writing once")
-        before = tables.get(name, layout)
+        before = dict(tables.get(name, layout))
         for key, value in layout.items():
-            if before[key] != value:
+            if before.setdefault(key, value) != value:  # an older directory does not know every key
                 raise ConfigError(
                     f"table {name!r}: {key} is {value!r}; this data directory was made with {before[key]!r}"
                 )

@@ -182,6 +182,7 @@ def read_descriptor(directory: Path, *, paranoid: bool = True) -> Descriptor:
     layouts = {}
     for name, layout in facts["tables"].items():
         version = layout.pop("row_format_version")
+        layout.pop("state_of", None)
         if version != ROW_FORMAT_VERSION:
             raise CorruptionError(
                 f"table {name!r} has row format {version}; this version reads {ROW_FORMAT_VERSION}"

@@ -27,7 +27,7 @@ from rowhouse.placement import PartitionMap
 from ps_server import checkpoint
 from ps_server.budget import Budget, split
 from ps_server.checkpoint import CheckpointState, Life
-from ps_server.config import ClusterConfig
+from ps_server.config import ClusterConfig, TableConfig
 from ps_server.log import PushLog
 from ps_server.memory import available_bytes
 from ps_server.request import summed
@@ -111,12 +111,19 @@ def _open_store(config: ClusterConfig, directory: Path, read_only: bool) -> tupl
     return store, rows - sketches
 
 
+def state_of(table: TableConfig) -> str:
+    """Optimizer whose state the rows hold, "" for one that keeps none: another one would misread it. AdamW's
+    is Adam's."""
+    kind = table.optimizer.kind if RowLayout.of(table).state_size else ""
+    return "adam" if kind == "adamw" else kind
+
+
 def _identity(config: ClusterConfig, index: int, partition_map: PartitionMap) -> dict[str, Any]:
     return {
         "shard": index,
         "shard_count": config.shard_count,
         "map_version": partition_map.version,
-        "tables": {t.name: RowLayout.of(t).describe() for t in config.tables},
+        "tables": {t.name: {**RowLayout.of(t).describe(), "state_of": state_of(t)} for t in config.tables},
     }
 
 

@@ -14,6 +14,7 @@ from ps_server import checkpoint
 from ps_server.checkpoint import CheckpointState, Life
 from ps_server.segment import list_segments
 from ps_server.store import Store
+from ps_server.verify import verify_directory
 from tests.driver import Driver, shard_config, snapshot
 
 SGD = {"kind": "sgd", "learning_rate": 1.0}
@@ -158,6 +159,21 @@ def test_a_layout_that_changed_is_refused_and_nothing_is_harmed(
     again = Driver(shard_config(tmp_path, [TABLE, {"name": "more", "dim": 1}]), driver.directory)
     np.testing.assert_array_equal(again.pull("t", IDS), rows)
     again.shard.close()
+
+
+def test_state_is_never_read_as_another_optimizers(tmp_path: Path) -> None:
+    def table(kind: str) -> dict[str, Any]:
+        return {**TABLE, "optimizer": {"kind": kind}}
+
+    driver = Driver(shard_config(tmp_path, [table("adam")]), tmp_path / "s")
+    driver.push({"t": (IDS, np.ones((5, 4), np.float32))})
+    driver.shard.close()
+    Driver(shard_config(tmp_path, [table("adamw")]), driver.directory).shard.close()
+    adagrad = Driver(shard_config(tmp_path, [table("adagrad")]), tmp_path / "a")
+    adagrad.shard.close()
+    with pytest.raises(ConfigError, match=r"table 't': state_of is 'momentum'; .* made with 'adagrad'"):
+        Driver(shard_config(tmp_path, [table("momentum")]), adagrad.directory)
+    assert verify_directory(adagrad.directory).damage == []
 
 
 def test_a_table_that_left_the_config_is_left_out_of_a_replay_and_comes_back(tmp_path: Path) -> None:
