@@ -217,7 +217,7 @@ def bulk_load(
             sorter = ExternalSorter(scratch, record_bytes, memory)
             pack = _Packer(place, int(clock()), skip_others)
             for batch in batches:
-                sorter.add(*pack.pack(batch))
+                pack.pack(batch, sorter)
                 if sorter.rows * record_bytes > FILE_BYTES:
                     writers.start()
             return _write_and_ingest(place, sorter, scratch, failpoint, progress, writers)
@@ -229,13 +229,13 @@ def bulk_load(
 
 
 class _Packer:
-    """Turns a batch into keys and records of (key, value)."""
+    """Turns batches into records of (key, value), in the sorter's own memory."""
 
     def __init__(self, place: _Place, now_s: int, skip_others: bool) -> None:
         self._place, self._now_s, self._skip_others = place, now_s, skip_others
 
-    def pack(self, batch: LoadBatch) -> tuple[Keys, Records]:
-        """Checked and packed, in the batch's order."""
+    def pack(self, batch: LoadBatch, sorter: ExternalSorter) -> None:
+        """Check a batch and give its rows to the sorter."""
         place, layout = self._place, self._place.layout
         ids, weights, state = arrays_of(batch, layout, place.name)
         if state is None and place.initial_state is None:
@@ -252,24 +252,33 @@ class _Packer:
                     f"table {place.name!r}: id {int(ids[other])} belongs to shard {int(owners[other])}; "
                     f"this is shard {place.shard}"
                 )
-            own = np.flatnonzero(owners == place.shard)
-            keys, weights = keys[own], weights[own]
-            state = state[own] if state is not None else None
-        records = np.zeros((keys.shape[0], ID_BYTES + layout.value_bytes), np.uint8)
+            own = owners == place.shard
+            keys, weights, state = keys[own], weights[own], None if state is None else state[own]
+        if state is None and place.initial_state is not None:
+            state = np.broadcast_to(place.initial_state, (keys.shape[0], layout.state_size))
+        done = 0
+        while done < keys.shape[0]:
+            records = sorter.room(keys.shape[0] - done)
+            part = slice(done, done := done + records.shape[0])
+            self._fill(records, keys[part], weights[part], None if state is None else state[part])
+            sorter.commit(keys[part])
+
+    def _fill(self, records: Records, keys: Keys, weights: NDArray[Any], state: NDArray[Any] | None) -> None:
+        layout = self._place.layout
+        records[:] = 0
         records[:, :ID_BYTES] = keys.astype(">u8").view(np.uint8).reshape(-1, ID_BYTES)
         # A record of the store has its parts where a record in memory has them (row.py).
         packed = np.ascontiguousarray(weights).view(np.uint8)
         records[:, layout.weights_at : layout.weights_at + packed.shape[1]] = packed
         if layout.state_size:
-            self._put(records, layout.state_at, place.initial_state if state is None else state, "<f4")
+            self._put(records, layout.state_at, state, "<f4")
         if layout.push_time:
             self._put(records, layout.push_time_at, self._now_s, "<u4")
         if layout.push_count:
             self._put(records, layout.push_count_at, 1, "<u4")
         if layout.show_click:
             self._put(records, layout.show_click_at, 1.0, "<f4")
-        put_lsn(records, place.lsn)
-        return keys, records
+        put_lsn(records, self._place.lsn)
 
     @staticmethod
     def _put(records: Records, at: int, value: Any, kind: str) -> None:

@@ -70,20 +70,20 @@ class ExternalSorter:
         """Runs written to files so far."""
         return len(self._runs)
 
-    def add(self, keys: Keys, records: Records) -> None:
-        """Take a copy of records; `keys` (n,) uint64, `records` (n, record_bytes) uint8 beginning with them.
+    def room(self, rows: int) -> Records:
+        """Memory for the next records, `rows` or fewer, (n, record_bytes) uint8: fill it, then `commit`.
 
-        Raises StoreError when a run cannot be written.
+        Raises StoreError when a run cannot be written to make room.
         """
+        if self._buffered == self._rows_max:
+            self._spill()
+        return self._records[self._buffered : min(self._buffered + rows, self._rows_max)]
+
+    def commit(self, keys: Keys) -> None:
+        """Take the records that were filled in; their keys, (n,) uint64, are what they begin with."""
+        self._keys[self._buffered : self._buffered + keys.shape[0]] = keys
+        self._buffered += keys.shape[0]
         self.rows += keys.shape[0]
-        while keys.shape[0]:
-            if self._buffered == self._rows_max:
-                self._spill()
-            count = min(keys.shape[0], self._rows_max - self._buffered)
-            place = slice(self._buffered, self._buffered + count)
-            self._keys[place], self._records[place] = keys[:count], records[:count]
-            self._buffered += count
-            keys, records = keys[count:], records[count:]
 
     def _take_buffer(self) -> tuple[Keys, Records]:
         """Views of what is buffered; the buffer is empty, and overwritten by the next `add`."""

@@ -296,8 +296,13 @@ def test_the_sorter_against_numpy(tmp_path: Path, memory_bytes: int) -> None:
     records[:, :8] = keys.astype(">u8").view(np.uint8).reshape(-1, 8)
     records[:, 8:] = np.random.default_rng(4).integers(0, 256, (300, 3))
     sorter = ExternalSorter(tmp_path, 11, memory_bytes)
-    for first in range(0, 300, 37):
-        sorter.add(keys[first : first + 37], records[first : first + 37])
+    taken = 0
+    while taken < 300:
+        room = sorter.room(min(37, 300 - taken))
+        part = slice(taken, taken + room.shape[0])
+        room[:] = records[part]
+        sorter.commit(keys[part])
+        taken = part.stop
     found = list(sorter.ranges())
     order = np.argsort(keys)
     assert np.array_equal(np.concatenate([k for k, _ in found]), keys[order])
