@@ -9,19 +9,17 @@ uses the same code as a live push; 3. after it every table is bit for bit what i
 Thread safety: runs before anyone else has the shard.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable
 from dataclasses import dataclass
 from logging import getLogger
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from rowhouse import dtype
 from rowhouse.codec import decode_push_request
 from rowhouse.error import ConfigError, CorruptionError, StoreError
-from rowhouse.mix import mix64, unmix64
 from rowhouse.placement import PartitionMap
 
 from ps_server import checkpoint
@@ -29,26 +27,14 @@ from ps_server.budget import Budget, split
 from ps_server.checkpoint import CheckpointState, Life
 from ps_server.config import ClusterConfig, TableConfig
 from ps_server.log import PushLog
-from ps_server.memory import available_bytes
+from ps_server.read_ahead import read_ahead
 from ps_server.request import summed
 from ps_server.row import LSN_BYTES, RowLayout
 from ps_server.segment import KIND_EVICT, KIND_PUSH, Record, cut_lost_end, cut_torn_end, read_records
 from ps_server.session import Sessions
-from ps_server.store import BLOCK_BYTES, Store
+from ps_server.store import Store
 from ps_server.table import Table
 from ps_server.tier import TierParts
-
-STORE_FOLDER: Final = "store"
-
-READ_AHEAD_SHARE: Final = 0.9
-"""Share of the rows that fit that replay reads ahead: some records make new rows."""
-
-LSN_MAX: Final = (1 << 64) - 1
-
-READ_AHEAD_ROWS: Final = 131_072
-"""Rows of one multi-get: long enough that neighbours share blocks, 20 MB of values."""
-
-READ_BYTES: Final = 4 << 20
 
 _logger = getLogger(__name__)
 
@@ -106,7 +92,7 @@ def _open_store(config: ClusterConfig, directory: Path, read_only: bool) -> tupl
         except OSError as error:
             raise StoreError(f"data directory {directory}: {error.strerror or error}") from error
     store = Store(
-        directory / STORE_FOLDER, widths, cache_bytes=cache, memtable_bytes=memtable, read_only=read_only
+        directory / "store", widths, cache_bytes=cache, memtable_bytes=memtable, read_only=read_only
     )
     return store, rows - sketches
 
@@ -215,7 +201,7 @@ def open_directory(
             if life.lost_unsynced_log(checkpoint.boot_id()):
                 cut_lost_end(directory / "log", state.lsn)
             lsn, replayed = _replay(
-                directory / "log", directory / STORE_FOLDER, state.lsn, tables, sessions, progress
+                directory / "log", directory / "store", state.lsn, tables, sessions, progress
             )
         opened = Opened(
             store=store, tables=tables, budget=budget, sessions=sessions, state=state, life=life, log=None,
@@ -241,7 +227,7 @@ def _replay(
     """Replay the log; returns the last LSN and the number of records."""
     cut_torn_end(directory)
     lsn, replayed = after_lsn, 0
-    following = _read_ahead(directory, after_lsn, tables, store_directory)
+    following = read_ahead(directory, store_directory, after_lsn, tables)
     read_up_to = after_lsn
     for record in read_records(directory, after_lsn):
         if not replayed:
@@ -257,86 +243,6 @@ def _replay(
             table.tier.end_recovery()
         _logger.info("replayed %d records, up to LSN %d", replayed, lsn)
     return lsn, replayed
-
-
-def _read_ahead(
-    directory: Path, after_lsn: int, tables: dict[str, Table], store_directory: Path
-) -> Iterator[int]:
-    """Read from the store what the next records touch, as many records as memory has room for; yields the LSN
-    up to which that is done, and goes on when asked to.
-
-    In the order of the store's keys a block is found and decompressed once for all the rows in it. Record
-    by record, 14 million rows out of 50 million took minutes.
-    """
-    touched = {name: _Touched(table) for name, table in tables.items() if table.tier.stored.cold_possible}
-    lsn = after_lsn
-    for record in read_records(directory, after_lsn) if touched else ():
-        if record.kind == KIND_PUSH:
-            for part in decode_push_request(record.payload).tables:
-                if part.table in touched:
-                    touched[part.table].add(part.ids)
-        lsn = record.lsn
-        if any(ids.full for ids in touched.values()):
-            for ids in touched.values():
-                ids.read(store_directory)
-            yield lsn
-    for ids in touched.values():
-        ids.read(store_directory)
-    yield lsn if touched else LSN_MAX
-
-
-def _read_files(directory: Path, rows: int) -> None:
-    """Bring the row files into the page cache where so many rows touch a good part of their blocks, and they
-    fit: in order, at the disk's full speed, and not block by block as RocksDB asks (3.3 million of 50 million
-    rows: 15 s and 3, not 30)."""
-    sizes: dict[Path, int] = {}
-    for path in sorted(directory.glob("*.sst")):
-        with suppress(FileNotFoundError):  # a compaction in the background took it away
-            sizes[path] = path.stat().st_size
-    size = sum(sizes.values())
-    if rows * BLOCK_BYTES < size // 4 or size > available_bytes() // 2:
-        return
-    buffer = bytearray(READ_BYTES)
-    for path in sizes:
-        with suppress(FileNotFoundError), path.open("rb", buffering=0) as file:
-            while file.readinto(buffer):
-                pass
-
-
-class _Touched:
-    """Store keys of a table's rows that records touch: 8 bytes each, beside the record of 30 and more that a
-    row takes once it is hot."""
-
-    def __init__(self, table: Table) -> None:
-        self._table, self._limit = table, int(table.tier.rows_min * READ_AHEAD_SHARE)
-        self._keys: list[NDArray[np.uint64]] = []
-        self._count = 0
-        self.full = False
-
-    def add(self, ids: NDArray[np.uint64]) -> None:
-        """Take another record's ids, (n,) uint64; they are full when no other record's may fit."""
-        self._keys.append(mix64(ids))
-        self._count += ids.shape[0]
-        if self._count > self._limit:
-            self._keys = [self._distinct()]
-            self._count = self._keys[0].shape[0]
-            self.full = self._count > self._limit * READ_AHEAD_SHARE
-
-    def read(self, store_directory: Path) -> None:
-        """Make them hot, and begin anew."""
-        if self._keys:
-            keys = self._distinct()
-            _logger.info("table %r: reading %d rows ahead", self._table.name, keys.shape[0])
-            _read_files(store_directory, keys.shape[0])
-            for first in range(0, keys.shape[0], READ_AHEAD_ROWS):
-                self._table.prefetch(unmix64(keys[first : first + READ_AHEAD_ROWS]))
-        self._keys, self._count, self.full = [], 0, False
-
-    def _distinct(self) -> NDArray[np.uint64]:
-        """All keys, ascending (np.unique hashes integers, in ten times the time at millions of them)."""
-        keys = np.sort(np.concatenate(self._keys))
-        first: NDArray[np.bool_] = np.concatenate([[True], keys[1:] != keys[:-1]])
-        return keys[first]
 
 
 def _begin_life(opened: Opened, config: ClusterConfig, directory: Path) -> None:

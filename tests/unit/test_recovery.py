@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from ps_server.read_ahead import read_files
 from ps_server.store import RowFamily
 from tests.driver import Driver, shard_config, snapshot
 
@@ -63,8 +64,6 @@ def test_replay_reads_the_rows_of_many_records_at_once(
 def test_files_are_read_through_where_they_fit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, available: int, read: bool
 ) -> None:
-    from ps_server import recovery
-
     for number in range(3):
         (tmp_path / f"{number}.sst").write_bytes(bytes(10_000))
     opened: list[str] = []
@@ -74,10 +73,10 @@ def test_files_are_read_through_where_they_fit(
         opened.append(self.name)
         return real(self, *arguments, **keys)
 
-    monkeypatch.setattr(recovery, "available_bytes", lambda: available)
+    monkeypatch.setattr("ps_server.read_ahead.available_bytes", lambda: available)
     monkeypatch.setattr(Path, "open", watched)
-    recovery._read_files(tmp_path, 100)
+    read_files(tmp_path, 100)
     assert opened == (["0.sst", "1.sst", "2.sst"] if read else [])
     opened.clear()
-    recovery._read_files(tmp_path, 1)  # too few rows to be worth it
+    read_files(tmp_path, 1)  # too few rows to be worth it
     assert opened == []
