@@ -88,14 +88,19 @@ def claim_data_dir(config: ClusterConfig) -> None:
         raise StoreError(f"{str(note)!r}: {error}") from None
 
 
+def is_made(directory: Path) -> bool:
+    """Whether a shard was ever opened in `directory`."""
+    return (directory / "store" / "CURRENT").exists()
+
+
 def shard_directories(path: Path) -> list[Path]:
     """`path` itself when it is a shard's directory, or else the shards' directories in a data_dir.
 
     Raises StoreError when there is neither, or when a data_dir lacks one of its shards.
     """
-    if (path / "store" / "CURRENT").exists():
+    if is_made(path):
         return [path]
-    found = sorted(child for child in path.glob("shard-*") if (child / "store" / "CURRENT").exists())
+    found = sorted(child for child in path.glob("shard-*") if is_made(child))
     if not found:
         raise StoreError(
             f"{path}: no shard's directory, and no data_dir with shard-0000, shard-0001, … in it "
@@ -118,7 +123,7 @@ def missing_shards(data_dir: Path) -> list[str]:
     except (OSError, ValueError, KeyError) as error:
         raise StoreError(f"{str(note)!r}: {error}") from None
     names = [f"shard-{index:04d}" for index in range(count)]
-    missing = [name for name in names if not (data_dir / name / "store" / "CURRENT").exists()]
+    missing = [name for name in names if not is_made(data_dir / name)]
     return missing if len(missing) < count else []
 
 

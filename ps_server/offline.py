@@ -25,7 +25,7 @@ from rowhouse.error import InvalidRequestError, RowhouseError, StoreError
 
 from ps_server.bulk import EXPORT_ROWS, bulk_load, export_schema, export_table
 from ps_server.config import load_config, shard_directory
-from ps_server.directory import claim_data_dir, shard_directories
+from ps_server.directory import claim_data_dir, is_made, shard_directories
 from ps_server.shard import Shard
 from ps_server.verify import Damage, Report, TableReport, verify_directory
 
@@ -93,8 +93,11 @@ def _load_targets(
         return
     config = load_config(arguments.config, {"data_dir": str(arguments.directory)})
     claim_data_dir(config)
-    for index in range(config.shard_count):  # all of them first: a load that fails leaves a whole cluster
-        Shard.open(config, index, shard_directory(config, index)).close()
+    for index in range(
+        config.shard_count
+    ):  # make what is not there: a failed load leaves a whole cluster
+        if not is_made(shard_directory(config, index)):
+            Shard.open(config, index, shard_directory(config, index)).close()
     for index in range(config.shard_count):
         directory = shard_directory(config, index)
         yield directory.name, closing(Shard.open(config, index, directory))

@@ -29,6 +29,7 @@ from rowhouse.error import CorruptionError, InvalidRequestError, PreconditionErr
 from rowhouse.v1 import rowhouse_pb2 as pb
 
 from ps_server.directory import held
+from ps_server.segment import sync_directory
 from ps_server.store import Store
 
 FOLDER: Final = "saved"
@@ -101,7 +102,7 @@ class Saving:
                 if still:
                     _write_synced(self.directory / MARK, _sealed(saves))
                     os.rename(fresh, final)
-                    _sync_folder(final.parent)
+                    sync_directory(final.parent)
                     return self._saved(save)
                 _remove(fresh)
         raise PreconditionError(
@@ -185,7 +186,7 @@ def restore_tables(directories: Sequence[Path], name: str) -> list[int]:
             _restore_one(directory, directory / FOLDER / name, mark)
         for directory in directories:  # only now: until all of them are done no shard may be opened
             (directory / JOURNAL).unlink()
-            _sync_folder(directory)
+            sync_directory(directory)
     return [mark[0]["lsn"] for mark in marks]
 
 
@@ -200,7 +201,7 @@ def _restore_one(directory: Path, source: Path, mark: list[Save]) -> None:
         elif path.is_file():
             shutil.copyfile(path, fresh / path.name)
     (fresh / "LOCK").touch()  # what verify and export hold, as if a shard had been stopped here
-    _sync_folder(fresh)
+    sync_directory(fresh)
     if (directory / "store").exists():
         _remove(old)
         os.rename(directory / "store", old)
@@ -243,14 +244,6 @@ def _write_synced(path: Path, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        _sync_folder(path.parent)
+        sync_directory(path.parent)
     except OSError as error:
         raise StoreError(f"{path} cannot be written: {error.strerror}") from None
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
