@@ -16,19 +16,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.peer.driver import (
-    DIM,
-    EPSILON,
-    INITIAL_ACCUMULATOR,
-    LEARNING_RATE,
-    Ids,
-    Rows,
-    free_port,
-    listening,
-    main,
-    start_server,
-    wait_for,
-)
+from benchmarks.peer.driver import Ids, Rows, free_port, listening, main, start_server, wait_for
+from benchmarks.peer.key_value import KeyValuePeer
 
 END: Final = b"\r\n"
 LINE_MAX: Final = 64
@@ -39,7 +28,7 @@ def head(name: str, arguments: int) -> bytes:
     return f"*{arguments + 1}\r\n${len(name)}\r\n{name}\r\n".encode()
 
 
-class Redis:
+class Redis(KeyValuePeer):
     """The adapter.
 
     Parameters
@@ -51,11 +40,9 @@ class Redis:
     """
 
     durability = "none: no snapshot, no append-only file"
-    formula = "adagrad"
 
     def __init__(self, work: Path, optimizer: str) -> None:
-        self._optimizer = optimizer
-        self._floats = DIM if optimizer == "sgd" else 2 * DIM
+        super().__init__(optimizer)
         binary = shutil.which("redis-server")
         if binary is None:
             raise FileNotFoundError("redis-server is not on PATH")
@@ -110,7 +97,7 @@ class Redis:
             raise ValueError(f"redis-server answered {bytes(reply[:LINE_MAX])!r}")
         return np.ascontiguousarray(records["row"])
 
-    def _set(self, keys: Ids, values: Rows) -> None:
+    def _put(self, keys: Ids, values: Rows) -> None:
         value_head = f"${4 * self._floats}\r\n".encode()
         fields = [
             ("head", "S4"), ("key", "<u8"), ("end", "S2"), ("value_head", f"S{len(value_head)}"),
@@ -125,29 +112,6 @@ class Redis:
             reply += self._socket.recv(LINE_MAX)
         if reply != b"+OK\r\n":
             raise ValueError(f"redis-server answered {reply!r} to MSET")
-
-    def load(self, ids: Ids, rows: Rows) -> None:
-        """Set rows, with Adagrad their accumulators too."""
-        if self._optimizer == "adagrad":
-            rows = np.hstack([rows, np.full_like(rows, INITIAL_ACCUMULATOR)])
-        self._set(ids, rows)
-
-    def pull(self, ids: Ids) -> Rows:
-        """MGET of the distinct ids, put back in order."""
-        distinct, inverse = np.unique(ids, return_inverse=True)
-        rows: Rows = self._get(distinct)[:, :DIM].take(inverse, axis=0)
-        return rows
-
-    def step(self, distinct: Ids, gradients: Rows) -> None:
-        """MGET, Adagrad in the client, MSET."""
-        values = self._get(distinct)
-        if self._optimizer == "sgd":
-            values -= np.float32(LEARNING_RATE) * gradients
-        else:
-            values[:, DIM:] += gradients * gradients
-            scale = np.sqrt(values[:, DIM:]) + np.float32(EPSILON)
-            values[:, :DIM] -= np.float32(LEARNING_RATE) * gradients / scale
-        self._set(distinct, values)
 
     def finish(self) -> None:
         """Every call has waited already."""

@@ -16,7 +16,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from benchmarks.peer.driver import DIM, EPSILON, INITIAL_ACCUMULATOR, LEARNING_RATE, Ids, Rows, main
+from benchmarks.peer.driver import Ids, Rows, main
+from benchmarks.peer.key_value import KeyValuePeer
 
 SOURCE: Final = Path(__file__).with_name("rocksdb_c.c")
 CACHE_BYTES: Final = 2 << 30
@@ -47,7 +48,7 @@ def compiled(folder: Path) -> Path:
     return target
 
 
-class RocksDb:
+class RocksDb(KeyValuePeer):
     """The adapter.
 
     Parameters
@@ -59,12 +60,10 @@ class RocksDb:
     """
 
     durability = "os: its write-ahead log, not synced"
-    formula = "adagrad"
 
     def __init__(self, work: Path, optimizer: str) -> None:
         self._library: Any = ctypes.CDLL(str(compiled(Path(os.environ["PEER_FOLDER"]))))
-        self._floats = DIM if optimizer == "sgd" else 2 * DIM
-        self._optimizer = optimizer
+        super().__init__(optimizer)
         self._error = ctypes.create_string_buffer(ERROR_BYTES)
         self._table = c_void_p()
         self._settled = False
@@ -93,29 +92,6 @@ class RocksDb:
         keys, values = self._keys(ids), np.ascontiguousarray(values, np.float32)
         arguments = (c_size_t(ids.shape[0]), c_void_p(keys.ctypes.data), c_size_t(4 * self._floats))
         self._call("table_put", self._table, *arguments, c_void_p(values.ctypes.data))
-
-    def load(self, ids: Ids, rows: Rows) -> None:
-        """Put rows, with Adagrad their accumulators too."""
-        if self._optimizer == "adagrad":
-            rows = np.hstack([rows, np.full_like(rows, INITIAL_ACCUMULATOR)])
-        self._put(ids, rows)
-
-    def pull(self, ids: Ids) -> Rows:
-        """Distinct ids ascending, put back in order."""
-        distinct, inverse = np.unique(ids, return_inverse=True)
-        rows: Rows = self._get(distinct)[:, :DIM].take(inverse, axis=0)
-        return rows
-
-    def step(self, distinct: Ids, gradients: Rows) -> None:
-        """Get, Adagrad, put."""
-        values = self._get(distinct)
-        if self._optimizer == "sgd":
-            values -= np.float32(LEARNING_RATE) * gradients
-        else:
-            values[:, DIM:] += gradients * gradients
-            scale = np.sqrt(values[:, DIM:]) + np.float32(EPSILON)
-            values[:, :DIM] -= np.float32(LEARNING_RATE) * gradients / scale
-        self._put(distinct, values)
 
     def finish(self) -> None:
         """After the load: flush and compact, once. Every call has waited already."""
