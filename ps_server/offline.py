@@ -93,9 +93,7 @@ def _load_targets(
         return
     config = load_config(arguments.config, {"data_dir": str(arguments.directory)})
     claim_data_dir(config)
-    for index in range(
-        config.shard_count
-    ):  # make what is not there: a failed load leaves a whole cluster
+    for index in range(config.shard_count):  # make what is not there: a failed load leaves a whole cluster
         if not is_made(shard_directory(config, index)):
             Shard.open(config, index, shard_directory(config, index)).close()
     for index in range(config.shard_count):

@@ -39,8 +39,8 @@ def read_ahead(
     """Read from the store what the next records touch, as many records as memory has room for; yields the LSN
     up to which that is done, and goes on when asked to.
 
-    In the order of the store's keys a block is found and decompressed once for all the rows in it. Figures are
-    in docs/ARCHITECTURE.md, "Durable, and exactly once".
+    In the order of the store's keys a block is found and decompressed once for all the rows in it. The
+    figures are in docs/ARCHITECTURE.md, "Durable, and exactly once".
     """
     touched = {name: _Touched(table) for name, table in tables.items() if table.tier.stored.cold_possible}
     lsn = after_lsn
