@@ -13,14 +13,6 @@ from typing import Any
 
 import pyarrow as pa
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TextColumn,
-    TimeElapsedColumn,
-)
 from rich.table import Table
 
 from feature_cross.config import CrossConfig
@@ -33,6 +25,7 @@ from feature_cross.lock import check_against, lock_path, read_previous
 from feature_cross.lookup import run_lookup
 from feature_cross.output import check_out
 from feature_cross.plan import build_plan
+from feature_cross.progress import progress_bar
 from feature_cross.row import row_to_batch
 from feature_cross.sink import Sink
 from feature_cross.source import count_rows, open_dataset, read_batches
@@ -53,15 +46,7 @@ def run_data(flags: argparse.Namespace) -> int:
     console = Console(stderr=True)
     begin = time.perf_counter()
     rows, ids = 0, dict.fromkeys(engine.plan.outputs, 0)
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
-    quiet = flags.json or not console.is_terminal  # into a pipe it would leave an empty line
-    with Progress(*columns, console=console, disable=quiet, transient=True) as progress:
+    with progress_bar(flags.json) as progress:
         task = progress.add_task("rows", total=total)
         with Sink(flags.out, schema) as sink:
             batches = read_batches(source, engine.plan, flags.batch_rows, keep)

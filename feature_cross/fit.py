@@ -34,7 +34,7 @@ from feature_cross.error import ConfigError, DataError, FlagError, InternalError
 from feature_cross.limit import BATCH_ROWS_DEFAULT
 from feature_cross.loader import read_text, validate
 from feature_cross.node import AttributeUse
-from feature_cross.output import check_out
+from feature_cross.output import check_out, write_text
 from feature_cross.plan import build_plan
 from feature_cross.reading import read_attribute
 from feature_cross.source import read_batches
@@ -252,14 +252,7 @@ def run_fit(flags: argparse.Namespace) -> int:
     done = fit(flags.config, flags.data, flags.refit)
     target = Path(flags.out or flags.config)
     if done.edges or flags.out:
-        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-        try:
-            partial.write_text(done.text, encoding="utf-8", newline="")
-            os.replace(partial, target)
-        except OSError as error:
-            raise FlagError(f"{target}: cannot be written: {error.strerror}") from error
-        finally:
-            partial.unlink(missing_ok=True)
+        write_text(target, done.text, FlagError)
     if flags.json:
         print(json.dumps({"out": str(target), "edges": done.edges, "values": done.values}))
         return 0

@@ -19,7 +19,7 @@ from feature_cross.error import ConfigError, FlagError, Problem
 from feature_cross.id_format import FORMAT_VERSION
 from feature_cross.limit import CONFIG_BYTES_MAX
 from feature_cross.loader import load
-from feature_cross.output import check_out
+from feature_cross.output import check_out, write_text
 from feature_cross.plan import Plan, build_plan
 
 __all__ = ["Lock", "add_lock_command", "check_against", "lock_path", "make_lock", "read_previous"]
@@ -175,14 +175,7 @@ def run_lock(flags: argparse.Namespace) -> int:
     made = make_lock(plan, previous)
     written = flags.accept or not problems
     if written:
-        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-        try:
-            partial.write_text(json.dumps(made.to_json(), indent=1) + "\n", encoding="utf-8")
-            os.replace(partial, target)
-        except OSError as error:
-            raise FlagError(f"{target}: cannot be written: {error.strerror}") from error
-        finally:
-            partial.unlink(missing_ok=True)
+        write_text(target, json.dumps(made.to_json(), indent=1) + "\n", FlagError)
     if flags.json:
         texts = [{"code": p.code, "line": p.line, "message": p.message} for p in problems]
         print(json.dumps({"out": str(target), "written": written, "problems": texts}))

@@ -9,22 +9,13 @@ import json
 import sys
 from collections.abc import Callable
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TextColumn,
-    TimeElapsedColumn,
-)
-
 from feature_cross.dictionary import Named, look_up, parse_id, write_dictionary
 from feature_cross.engine import Engine
 from feature_cross.error import FlagError
 from feature_cross.limit import BATCH_ROWS_DEFAULT
 from feature_cross.loader import load
 from feature_cross.output import check_out
+from feature_cross.progress import progress_bar
 from feature_cross.source import count_rows
 
 __all__ = ["add_dictionary_command", "add_dictionary_flag", "run_lookup"]
@@ -83,16 +74,7 @@ def run_dictionary(flags: argparse.Namespace) -> int:
     check_out(flags.out, flags.config, flags.data)
     engine = Engine(load(flags.config))
     total = count_rows(flags.data, engine.plan)
-    console = Console(stderr=True)
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
-    quiet = flags.json or not console.is_terminal  # into a pipe it would leave an empty line
-    with Progress(*columns, console=console, disable=quiet, transient=True) as bar:
+    with progress_bar(flags.json) as bar:
         tasks = {
             "read": bar.add_task("rows read", total=total),
             "name": bar.add_task("rows named", total=None),

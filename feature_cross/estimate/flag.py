@@ -13,15 +13,7 @@ from collections.abc import Callable
 from typing import Final
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import TimeRemainingColumn
 
 from feature_cross.config import CrossConfig
 from feature_cross.estimate.measure import Measurement, measure
@@ -33,6 +25,7 @@ from feature_cross.estimate.view import print_estimate
 from feature_cross.limit import BATCH_ROWS_DEFAULT
 from feature_cross.loader import load
 from feature_cross.plan import build_plan
+from feature_cross.progress import progress_bar
 from feature_cross.source import count_rows
 
 __all__ = ["OVER_BUDGET", "add_estimate_command", "estimate_data"]
@@ -178,18 +171,8 @@ def estimate_data(flags: argparse.Namespace) -> Estimate:
 
 
 def _measured(flags: argparse.Namespace, config: CrossConfig, total: int | None) -> Measurement:
-    console = Console(stderr=True)
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    quiet = flags.json or not console.is_terminal  # into a pipe it would leave an empty line
     wanted = flags.read_rows if total is None else min(total, flags.read_rows or total)
-    with Progress(*columns, console=console, disable=quiet, transient=True) as progress:
+    with progress_bar(flags.json, TimeRemainingColumn()) as progress:
         task = progress.add_task("rows (Ctrl-C tells what was read)", total=wanted)
         return measure(
             config, flags.data, rows_max=flags.read_rows, sample_ids=flags.sample_ids,

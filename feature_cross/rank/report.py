@@ -9,16 +9,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TextColumn,
-    TimeElapsedColumn,
-)
 from rich.table import Table
 
+from feature_cross.progress import progress_bar
 from feature_cross.rank.budget import show_bytes
 from feature_cross.rank.inference import Estimate, Gain
 from feature_cross.rank.ranking import CrossGain, Judgement, Ranking
@@ -39,15 +32,7 @@ def console() -> Console:
 @contextmanager
 def told(quiet: bool) -> Iterator[Callback]:
     """A progress bar on stderr: one line per stage, gone when the work is done; nothing where `quiet`."""
-    screen = Console(stderr=True)
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=screen, disable=quiet or not screen.is_terminal, transient=True) as bar:
+    with progress_bar(quiet) as bar:
         tasks: dict[str, Any] = {}
 
         def update(stage: str, done: int, total: int) -> None:
