@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
-from rowhouse.error import CorruptionError
+from rowhouse.error import CorruptionError, StoreError
 
 from ps_server.log import SPARE_NAME, PushLog
 from ps_server.segment import (
@@ -239,3 +239,24 @@ def test_a_rotation_before_the_first_record_keeps_the_skipped_numbers(tmp_path: 
     log.close()
     assert [p.name for p in list_segments(tmp_path)] == [f"{1000:020d}.log"]
     assert [r.lsn for r in read_records(tmp_path, 1)] == [1000]
+
+
+def test_a_spare_that_cannot_be_filled_is_an_error_and_the_log_stays_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = PushLog(tmp_path, 0, 1, durable=False)
+    log.append(Record(1, KIND_PUSH, 0, b"x" * 5000))
+    log.rotate()
+
+    def full(*_: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("ps_server.log.os.pwrite", full)
+    with pytest.raises(StoreError, match=r"push log .*spare: No space left"):
+        log.drop_before(1)
+    monkeypatch.undo()
+    log.append(Record(2, KIND_PUSH, 0, b"y"))
+    log.rotate()  # makes a new file: half a spare is never used
+    log.append(Record(3, KIND_PUSH, 0, b"z"))
+    log.close()
+    assert [r.payload for r in read_records(tmp_path, 1)] == [b"y", b"z"]
