@@ -9,7 +9,7 @@ Thread safety: pure functions, but for the files that they read.
 import argparse
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -31,6 +31,7 @@ from feature_cross.config import (
 )
 from feature_cross.document import parse
 from feature_cross.error import ConfigError, DataError, FlagError, InternalError, Problem
+from feature_cross.flag import MakeCommand
 from feature_cross.limit import BATCH_ROWS_DEFAULT
 from feature_cross.loader import read_text, validate
 from feature_cross.node import AttributeUse
@@ -233,7 +234,7 @@ def _change(config: str, buckets: Any, edges: Edges) -> tuple[int, int, str]:
     return at, at, f"{between}{quote}edges{quote}: {shown}"
 
 
-def add_fit_command(command: Callable[..., argparse.ArgumentParser]) -> None:
+def add_fit_command(command: MakeCommand) -> None:
     """Add `fit` to the program; `command` makes a parser of (name, action, summary, example)."""
     parser = command(
         "fit", run_fit, "write quantile edges, fitted on data, into a config",

@@ -8,7 +8,6 @@ trained rows are lost. Thread safety: a process's main thread.
 import argparse
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,12 +18,13 @@ from feature_cross.diff import ConfigDiff, FeatureDiff, diff_configs
 from feature_cross.edge import edge_rows
 from feature_cross.engine import Engine
 from feature_cross.error import FlagError
+from feature_cross.flag import MakeCommand, add_row_flags, number, row_shape
 from feature_cross.golden import GoldenCheck, check_golden, freeze, read_golden, rows_of
 from feature_cross.limit import BATCH_ROWS_DEFAULT
 from feature_cross.loader import load, nearest
-from feature_cross.measure import FeatureMeasure, measure
+from feature_cross.measure import DiffMeasure, measure
 from feature_cross.output import check_out, write_text
-from feature_cross.rank.budget import DTYPE_BYTES, row_bytes, show_bytes
+from feature_cross.size import RowShape, show_bytes
 from feature_cross.source import read_batches
 
 __all__ = ["ROWS_LOST", "add_guard_commands", "run_diff", "run_golden"]
@@ -35,8 +35,6 @@ ROWS_LOST: Final = 3
 GOLDEN_ROWS_MAX: Final = 10_000
 """Rows of one golden file: it is read by people and kept with the code."""
 
-Command = Callable[[str, Callable[[argparse.Namespace], int], str, str], argparse.ArgumentParser]
-
 _EFFECTS: Final = {
     "none": "no id changes",
     "coverage": "ids keep their meaning; other rows have them",
@@ -45,7 +43,7 @@ _EFFECTS: Final = {
 }
 
 
-def add_guard_commands(command: Command) -> None:
+def add_guard_commands(command: MakeCommand) -> None:
     """Register the subcommands; `command(name, action, summary, example)` makes a parser."""
     diff = command(
         "diff", run_diff, "which ids a changed config changes, why, and whether trained rows are lost",
@@ -56,7 +54,7 @@ def add_guard_commands(command: Command) -> None:
     diff.add_argument("new", help="YAML config to train or serve with")
     diff.add_argument("--data", help="also count ids and bytes of both over these rows")
     diff.add_argument(
-        "--max-rows", type=_number(1), default=1_000_000, help="most rows of --data to read (1,000,000)"
+        "--max-rows", type=number(1), default=1_000_000, help="most rows of --data to read (1,000,000)"
     )
     diff.add_argument(
         "--allow",
@@ -65,8 +63,7 @@ def add_guard_commands(command: Command) -> None:
         metavar="FEATURE",
         help="rows lost here are meant (repeatable)",
     )
-    diff.add_argument("--dim", type=_number(1), default=16, help="weights per row, for bytes (16)")
-    diff.add_argument("--dtype", choices=tuple(DTYPE_BYTES), default="fp32", help="of a weight (fp32)")
+    add_row_flags(diff)
     golden = command(
         "golden", run_golden, "freeze the ids of some rows, and check later that they are still the same",
         "feature-cross golden crosses.yaml clicks.parquet --out crosses.golden.json\n"
@@ -77,19 +74,8 @@ def add_guard_commands(command: Command) -> None:
     what = golden.add_mutually_exclusive_group(required=True)
     what.add_argument("--out", help="golden file to write")
     what.add_argument("--check", help="golden file to hold the config to")
-    golden.add_argument("--rows", type=_number(1, GOLDEN_ROWS_MAX), help="rows of DATA to freeze (100)")
+    golden.add_argument("--rows", type=number(1, GOLDEN_ROWS_MAX), help="rows of DATA to freeze (100)")
     golden.add_argument("--force", action="store_true", help="overwrite a golden file that exists")
-
-
-def _number(low: int, high: int | None = None) -> Callable[[str], int]:
-    def number(text: str) -> int:
-        value = int(text)
-        if value < low or (high is not None and value > high):
-            bound = f"at least {low}" if high is None else f"from {low} to {high}"
-            raise argparse.ArgumentTypeError(f"is {value}; it must be {bound}")
-        return value
-
-    return number
 
 
 def run_diff(flags: argparse.Namespace) -> int:
@@ -102,17 +88,17 @@ def run_diff(flags: argparse.Namespace) -> int:
             raise FlagError(
                 f"--allow is {name!r}, which is a feature of neither config{nearest(name, known)}"
             )
-    measures: dict[str, FeatureMeasure] = {}
-    rows = None
+    measured = None
     if flags.data is not None:
-        measures, rows = measure(Engine(old), Engine(new), found.features, flags.data, flags.max_rows)
-    lost = [one for one in found.features if _lost(one, measures)]
+        measured = measure(Engine(old), Engine(new), found.features, flags.data, flags.max_rows)
+    lost = [one for one in found.features if _lost(one, measured)]
     forbidden = [one for one in lost if not {one.name, one.old_name} & set(flags.allow)]
-    size = row_bytes(flags.dim, flags.dtype)
+    shape = row_shape(flags)
     if flags.json:
-        print(json.dumps(_diff_json(found, measures, rows, size, [one.label for one in lost])))
+        report = _diff_json(found, measured, shape.row_bytes(flags.tier), [one.label for one in lost])
+        print(json.dumps({**report, "row": shape.to_json(flags.tier)}))
     else:
-        _print_diff(flags, found, measures, rows, size)
+        _print_diff(flags, found, measured, shape)
         allowed = len(lost) - len(forbidden)
         print(
             f"{len(lost)} of {len(found.features)} features lose trained rows"
@@ -121,15 +107,13 @@ def run_diff(flags: argparse.Namespace) -> int:
     return ROWS_LOST if forbidden else 0
 
 
-def _lost(one: FeatureDiff, measures: dict[str, FeatureMeasure]) -> bool:
+def _lost(one: FeatureDiff, measured: DiffMeasure | None) -> bool:
     """A change that no row of the data shows loses nothing; a change that loses nothing needs no data."""
-    found = measures.get(one.label)
+    found = None if measured is None else measured.features[one.label]
     return one.rows_lost and (found is None or found.kept_ids < found.old_ids)
 
 
-def _diff_json(
-    found: ConfigDiff, measures: dict[str, FeatureMeasure], rows: int | None, size: int, lost: list[str]
-) -> dict[str, Any]:
+def _diff_json(found: ConfigDiff, measured: DiffMeasure | None, size: int, lost: list[str]) -> dict[str, Any]:
     features = []
     for one in found.features:
         changes = [
@@ -139,22 +123,22 @@ def _diff_json(
             }
             for change in one.changes
         ]  # fmt: skip
-        measured = measures.get(one.label)
+        counts = None if measured is None else measured.features[one.label]
         features.append(
             {
                 "feature": one.name, "old_feature": one.old_name, "status": one.status, "effect": one.effect,
                 "slot": one.slot, "rows_lost": one.label in lost, "changes": changes,
-                "measured": None if measured is None else {
-                    "old_ids": measured.old_ids, "new_ids": measured.new_ids, "kept_ids": measured.kept_ids,
-                    "changed_rows": measured.changed_rows, "old_bytes": measured.old_ids * size,
-                    "new_bytes": measured.new_ids * size,
+                "measured": None if counts is None else {
+                    "old_ids": counts.old_ids, "new_ids": counts.new_ids, "kept_ids": counts.kept_ids,
+                    "changed_rows": counts.changed_rows, "old_bytes": counts.old_ids * size,
+                    "new_bytes": counts.new_ids * size,
                 },
             }
         )  # fmt: skip
     memory = None
-    if rows is not None:
-        before, after = (sum(getattr(m, key) for m in measures.values()) for key in ("old_ids", "new_ids"))
-        memory = {"rows_read": rows, "old_bytes": before * size, "new_bytes": after * size}
+    if measured is not None:
+        before, after = measured.old_ids * size, measured.new_ids * size
+        memory = {"rows_read": measured.rows, "old_bytes": before, "new_bytes": after}
     return {
         "features": features,
         "warnings": list(found.warnings),
@@ -164,11 +148,7 @@ def _diff_json(
 
 
 def _print_diff(
-    flags: argparse.Namespace,
-    found: ConfigDiff,
-    measures: dict[str, FeatureMeasure],
-    rows: int | None,
-    size: int,
+    flags: argparse.Namespace, found: ConfigDiff, measured: DiffMeasure | None, shape: RowShape
 ) -> None:
     same = 0
     for one in found.features:
@@ -186,19 +166,20 @@ def _print_diff(
     print(f"unchanged {same} of {len(found.features)} features")
     for warning in found.warnings:
         print(f"warning: {warning}")
-    if rows is None:
+    if measured is None:
         print("ids and bytes before and after: give --data")
         return
-    title = f"distinct ids over {rows:,} rows of {flags.data}"
+    title = f"distinct ids over {measured.rows:,} rows of {flags.data}"
     table = Table("feature", "before", "after", "kept", "rows that differ", title=title)
-    for label, m in measures.items():
+    for label, m in measured.features.items():
         table.add_row(label, f"{m.old_ids:,}", f"{m.new_ids:,}", f"{m.kept_ids:,}", f"{m.changed_rows:,}")
-    before, after = (sum(getattr(m, key) for m in measures.values()) for key in ("old_ids", "new_ids"))
+    size = shape.row_bytes(flags.tier)
     table.add_section()
-    table.add_row("bytes", show_bytes(before * size), show_bytes(after * size), "", "")
+    table.add_row("bytes", show_bytes(measured.old_ids * size), show_bytes(measured.new_ids * size), "", "")
     screen = Console()
     screen = screen if screen.is_terminal else Console(width=max(screen.width, 120))
     screen.print(table)
+    screen.print(shape.text(flags.tier))
 
 
 def _short(value: Any) -> str:

@@ -9,13 +9,13 @@ Thread safety: pure functions, but for the files.
 import argparse
 import json
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from feature_cross.config import CrossConfig
 from feature_cross.error import ConfigError, FlagError, Problem
+from feature_cross.flag import MakeCommand
 from feature_cross.id_format import FORMAT_VERSION
 from feature_cross.limit import CONFIG_BYTES_MAX
 from feature_cross.loader import load
@@ -153,7 +153,7 @@ def check_against(config: CrossConfig, plan: Plan, previous: Lock) -> list[Probl
     return found
 
 
-def add_lock_command(command: Callable[..., argparse.ArgumentParser]) -> None:
+def add_lock_command(command: MakeCommand) -> None:
     """Register `lock`; `command(name, action, summary, example)` makes a parser."""
     parser = command(
         "lock", run_lock, "write every feature's slot and seed down, so that `check` sees when one moves",

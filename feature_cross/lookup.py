@@ -7,11 +7,11 @@ Thread safety: a process's main thread.
 import argparse
 import json
 import sys
-from collections.abc import Callable
 
 from feature_cross.dictionary import Named, look_up, parse_id, write_dictionary
 from feature_cross.engine import Engine
 from feature_cross.error import FlagError
+from feature_cross.flag import MakeCommand, number
 from feature_cross.limit import BATCH_ROWS_DEFAULT
 from feature_cross.loader import load
 from feature_cross.output import check_out
@@ -22,15 +22,6 @@ __all__ = ["add_dictionary_command", "add_dictionary_flag", "run_lookup"]
 
 _ROWS_DEFAULT = 10_000
 _ROWS_MAX = 10_000_000
-
-MakeCommand = Callable[[str, Callable[[argparse.Namespace], int], str, str], argparse.ArgumentParser]
-
-
-def _rows(text: str) -> int:
-    value = int(text)
-    if not 1 <= value <= _ROWS_MAX:
-        raise argparse.ArgumentTypeError(f"is {value}; it must be 1 to {_ROWS_MAX}")
-    return value
 
 
 def add_dictionary_command(make: MakeCommand) -> None:
@@ -50,7 +41,10 @@ def add_dictionary_command(make: MakeCommand) -> None:
     parser.add_argument("data", help="Parquet, Arrow IPC or CSV file, or a folder of one of them")
     parser.add_argument("--out", required=True, help=".parquet file; it appears when it is whole")
     parser.add_argument(
-        "--rows", type=_rows, default=_ROWS_DEFAULT, help=f"most rows whose ids are named ({_ROWS_DEFAULT})"
+        "--rows",
+        type=number(1, _ROWS_MAX),
+        default=_ROWS_DEFAULT,
+        help=f"most rows whose ids are named ({_ROWS_DEFAULT})",
     )
     parser.set_defaults(batch_rows=BATCH_ROWS_DEFAULT)
 

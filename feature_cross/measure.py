@@ -18,7 +18,7 @@ from feature_cross.engine import Engine
 from feature_cross.limit import BATCH_ROWS_DEFAULT
 from feature_cross.source import open_dataset, read_batches
 
-__all__ = ["FeatureMeasure", "measure"]
+__all__ = ["DiffMeasure", "FeatureMeasure", "measure"]
 
 _PENDING_MAX = 1 << 20
 """Ids kept before they are merged into the distinct ones."""
@@ -42,6 +42,26 @@ class FeatureMeasure:
     changed_rows: int
 
 
+@dataclass(frozen=True, slots=True)
+class DiffMeasure:
+    """All features over the rows read.
+
+    Attributes
+    ----------
+    features
+        By the feature's label.
+    rows
+        Rows read.
+    old_ids, new_ids
+        Distinct ids of each config, those of features that share ids counted once: rows of its tables.
+    """
+
+    features: dict[str, FeatureMeasure]
+    rows: int
+    old_ids: int
+    new_ids: int
+
+
 @dataclass(slots=True)
 class _Distinct:
     kept: NDArray[np.uint64] = field(default_factory=lambda: np.empty(0, np.uint64))
@@ -63,7 +83,7 @@ class _Distinct:
 
 def measure(
     old: Engine, new: Engine, features: Iterable[FeatureDiff], source: Any, rows_max: int
-) -> tuple[dict[str, FeatureMeasure], int]:
+) -> DiffMeasure:
     """Run both configs over the first `rows_max` rows.
 
     Parameters
@@ -79,7 +99,7 @@ def measure(
 
     Returns
     -------
-    Measures by the feature's label, and the rows read.
+    DiffMeasure
 
     Raises
     ------
@@ -109,7 +129,16 @@ def measure(
         left, right = before[label].all(), after[label].all()
         kept = len(np.intersect1d(left, right, assume_unique=True))
         found[label] = FeatureMeasure(len(left), len(right), kept, changed[label])
-    return found, rows
+    old_sets = {old_name: before[label] for label, old_name, _ in pairs if old_name is not None}
+    new_sets = {new_name: after[label] for label, _, new_name in pairs if new_name is not None}
+    return DiffMeasure(found, rows, _rows_of(old, old_sets), _rows_of(new, new_sets))
+
+
+def _rows_of(engine: Engine, sets: dict[str, _Distinct]) -> int:
+    """Distinct ids of a config: each group of features that share ids is one set."""
+    groups = engine.plan.groups.values()
+    found = [[sets[name].all() for name in names] for names in groups]
+    return sum(len(one[0]) if len(one) == 1 else len(np.unique(np.concatenate(one))) for one in found)
 
 
 def _transformed(engines: tuple[Engine, Engine], source: Any, rows_max: int) -> Iterator[list[CrossBatch]]:

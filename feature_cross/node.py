@@ -109,3 +109,13 @@ class Plan:
             if node.name == name:
                 return node
         raise KeyError(name)
+
+    @property
+    def groups(self) -> dict[str, tuple[str, ...]]:
+        """Outputs that have one set of ids (`share`), in one group, by the name of the group's first."""
+        spaces: dict[tuple[int | None, int, int], list[str]] = {}
+        for name in self.outputs:
+            node = self.node(name)
+            slot = node.slot if self.slot_bits is not None else None
+            spaces.setdefault((slot, node.seed, node.operation), []).append(name)
+        return {names[0]: tuple(names) for names in spaces.values()}

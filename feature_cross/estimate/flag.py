@@ -9,7 +9,6 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Callable
 from typing import Final
 
 from rich.console import Console
@@ -17,11 +16,12 @@ from rich.progress import TimeRemainingColumn
 
 from feature_cross.config import CrossConfig
 from feature_cross.estimate.measure import Measurement, measure
-from feature_cross.estimate.memory import DTYPE_BYTES, OPTIMIZER_STATE, TIERS, Budget, RowShape, parse_size
+from feature_cross.estimate.memory import Budget
 from feature_cross.estimate.report import Estimate
 from feature_cross.estimate.sample import SAMPLE_IDS_DEFAULT
 from feature_cross.estimate.summary import Request, summarize
 from feature_cross.estimate.view import print_estimate
+from feature_cross.flag import DIM_MAX, MakeCommand, add_row_flags, number, row_shape, size
 from feature_cross.limit import BATCH_ROWS_DEFAULT
 from feature_cross.loader import load
 from feature_cross.plan import build_plan
@@ -37,33 +37,15 @@ OVER_BUDGET: Final = 3
 """Exit code when the expected sum is past the budget."""
 
 _PIPE_WIDTH: Final = 120
-_DIM_MAX: Final = 65_536
 _SAMPLE_IDS_MAX: Final = 1 << 24
 _ROWS_MAX: Final = 10**15
-
-MakeCommand = Callable[[str, Callable[[argparse.Namespace], int], str, str], argparse.ArgumentParser]
-
-
-def number(least: int, most: int) -> Callable[[str], int]:
-    """An argparse type: an integer within bounds; `1e9` and `1_000_000` are integers too."""
-
-    def parse(text: str) -> int:
-        try:
-            value = int(text) if not set(text) & set(".eE") else int(float(text))
-        except (ValueError, OverflowError):
-            raise argparse.ArgumentTypeError(f"is {text!r}; it must be a number") from None
-        if not least <= value <= most:
-            raise argparse.ArgumentTypeError(f"is {value}; it must be {least} to {most}")
-        return value
-
-    return parse
 
 
 def _feature_dim(text: str) -> tuple[str, int]:
     name, equals, value = text.partition("=")
     if not equals or not name:
         raise argparse.ArgumentTypeError(f"is {text!r}; it must be FEATURE=DIM")
-    return name, number(1, _DIM_MAX)(value)
+    return name, number(1, DIM_MAX)(value)
 
 
 def _power_of_two(text: str) -> int:
@@ -103,27 +85,13 @@ def add_estimate_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rows", type=number(1, _ROWS_MAX), help="also project to so many rows (1e9 will do)"
     )
-    parser.add_argument("--dim", type=number(1, _DIM_MAX), default=16, help="weights per row (16)")
+    add_row_flags(parser)
     parser.add_argument(
         "--feature-dim", type=_feature_dim, action="append", default=[], metavar="FEATURE=DIM",
         help="another dim for one feature (repeatable)",
     )  # fmt: skip
-    parser.add_argument("--dtype", choices=list(DTYPE_BYTES), default="fp32", help="type of weights (fp32)")
     parser.add_argument(
-        "--optimizer", choices=list(OPTIMIZER_STATE), default="adagrad", help="its state is counted (adagrad)"
-    )
-    parser.add_argument(
-        "--state",
-        type=number(0, 4 * _DIM_MAX),
-        help="float32 words of state per row, instead of --optimizer's",
-    )
-    parser.add_argument(
-        "--metadata-bytes", type=number(0, 64), default=0,
-        help="of the table's policies: 4 TTL, 4 least-frequent eviction, 12 show/click scores (0)",
-    )  # fmt: skip
-    parser.add_argument("--budget", help="hold the sum to it: 8GB, 64GiB, 1.5TB")
-    parser.add_argument(
-        "--tier", choices=TIERS, default="memory", help="bytes that --budget counts: all rows hot, or on disk"
+        "--budget", type=size, help="hold the sum of the --tier's bytes to it: 8GB, 64GiB, 1.5TB"
     )
     parser.add_argument("--read-rows", type=number(1, _ROWS_MAX), help="read only the first so many rows")
     parser.add_argument(
@@ -154,12 +122,8 @@ def run_estimate(flags: argparse.Namespace) -> int:
 
 def estimate_data(flags: argparse.Namespace) -> Estimate:
     """The document for parsed flags; shows progress on stderr."""
-    budget = None if flags.budget is None else Budget(parse_size(flags.budget), flags.tier)
-    shape = RowShape(
-        dim=flags.dim, dtype=flags.dtype, optimizer=flags.optimizer, state=flags.state,
-        metadata_bytes=flags.metadata_bytes,
-    )  # fmt: skip
-    request = Request(rows=flags.rows, shape=shape, dims=dict(flags.feature_dim), budget=budget)
+    budget = None if flags.budget is None else Budget(flags.budget, flags.tier)
+    request = Request(rows=flags.rows, shape=row_shape(flags), dims=dict(flags.feature_dim), budget=budget)
     config = load(flags.config)
     total = count_rows(flags.data, build_plan(config))
     begin = time.perf_counter()

@@ -137,16 +137,6 @@ class Measurement:
     values: dict[str, tuple[int, int]]
 
 
-def _groups(plan: Plan) -> dict[str, list[str]]:
-    """Names of the features that have one set of ids, by the first one's name."""
-    by_space: dict[tuple[Any, ...], list[str]] = {}
-    for name in plan.outputs:
-        node = plan.node(name)
-        slot = node.slot if plan.slot_bits is not None else None
-        by_space.setdefault((slot, node.seed, node.operation), []).append(name)
-    return {names[0]: names for names in by_space.values()}
-
-
 def id_bits(plan: Plan, node: Node) -> int:
     """Bits of hash in a feature's ids."""
     return 64 - plan.slot_bits if plan.slot_bits is not None and node.slot is not None else 64
@@ -230,7 +220,7 @@ class _Tally:
         self._batches = 0
         self._mark_at = checkpoint_after(0)
         self._value_check = ValueCheck(plan)
-        self._members = _groups(plan)
+        self._members = plan.groups
         self._features = {name: _new(plan, name, sample_ids) for name in plan.outputs}
         self._shared = {
             name: _new(plan, name, sample_ids) for name, names in self._members.items() if len(names) > 1
@@ -268,7 +258,7 @@ class _Tally:
         if not self._features or self.rows not in next(iter(self._features.values())).curve_rows:
             self._mark()
         groups = {
-            owner: (self._shared.get(owner, self._features[owner]), tuple(names))
+            owner: (self._shared.get(owner, self._features[owner]), names)
             for owner, names in self._members.items()
         }
         return Measurement(self._plan, self.rows, stopped, self._features, groups, self._value_check.result())

@@ -15,7 +15,7 @@ from feature_cross.error import FlagError
 from feature_cross.estimate.collision import expected_collisions, values_behind
 from feature_cross.estimate.growth import Projection, project
 from feature_cross.estimate.measure import Distinct, Measure, Measurement
-from feature_cross.estimate.memory import TIERS, Budget, Cost, RowShape, decide
+from feature_cross.estimate.memory import Budget, Cost, decide
 from feature_cross.estimate.report import (
     CollisionReport,
     CurvePoint,
@@ -33,6 +33,7 @@ from feature_cross.estimate.report import (
 )
 from feature_cross.estimate.sketch import HeavyId
 from feature_cross.id_format import FORMAT_VERSION
+from feature_cross.size import TIERS, RowShape
 
 __all__ = ["Request", "summarize"]
 

@@ -7,8 +7,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from feature_cross.estimate.report import CollisionReport, Estimate, FeatureReport, VerdictReport
+from feature_cross.size import show_bytes
 
-__all__ = ["print_estimate", "short_bytes", "short_number"]
+__all__ = ["print_estimate", "short_number"]
 
 
 def short_number(value: float) -> str:
@@ -19,14 +20,6 @@ def short_number(value: float) -> str:
         if value >= size:
             return f"{value / size:.3g}{unit}"
     return f"{value / 1e3:.3g}k"
-
-
-def short_bytes(value: float) -> str:
-    """1234567 as 1.23 MB, in powers of ten as disks and budgets are."""
-    for unit, size in (("PB", 1e15), ("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if value >= size:
-            return f"{value / size:.3g} {unit}"
-    return f"{value:.0f} B"
 
 
 def _small(value: float) -> str:
@@ -75,7 +68,7 @@ def _rows_table(estimate: Estimate) -> Table:
         if estimate.rows_projected is not None:
             cells += _projected(feature)
         shared = feature.group != feature.name
-        size = f"in {feature.group}" if shared else short_bytes(feature.bytes["memory"])
+        size = f"in {feature.group}" if shared else show_bytes(feature.bytes["memory"])
         table.add_row(feature.name, *cells, str(feature.bytes_per_row["memory"]), size)
     return table
 
@@ -125,11 +118,11 @@ def _print_sum(estimate: Estimate, console: Console) -> None:
     row, totals = estimate.row, estimate.totals
     optimizer = f"{row.state_words} words of state" if row.optimizer is None else row.optimizer
     when = "now" if estimate.rows_projected is None else f"at {short_number(estimate.rows_projected)} rows"
-    low, high = short_bytes(totals.bytes_low["memory"]), short_bytes(totals.bytes_high["memory"])
+    low, high = show_bytes(totals.bytes_low["memory"]), show_bytes(totals.bytes_high["memory"])
     console.print(
         f"dim {row.dim}, {row.dtype}, {optimizer}: {short_number(totals.rows)} embedding rows {when}\n"
-        f"{short_bytes(totals.bytes['memory'])} in memory with the index ({low} – {high}),"
-        f" {short_bytes(totals.bytes['store'])} on disk before compression"
+        f"{show_bytes(totals.bytes['memory'])} in memory with the index ({low} – {high}),"
+        f" {show_bytes(totals.bytes['store'])} on disk before compression"
     )
     if estimate.budget is not None:
         for line in _verdict_lines(estimate.budget):
@@ -142,17 +135,17 @@ def _share(share: float) -> str:
 
 def _verdict_lines(found: VerdictReport) -> list[str]:
     lines = [
-        f"[bold]{found.verdict}[/bold]: {short_bytes(found.bytes)} is {_share(found.share)} the budget of"
-        f" {short_bytes(found.budget_bytes)} ({found.tier}; between {short_bytes(found.low)} and"
-        f" {short_bytes(found.high)})"
+        f"[bold]{found.verdict}[/bold]: {show_bytes(found.bytes)} is {_share(found.share)} the budget of"
+        f" {show_bytes(found.budget_bytes)} ({found.tier}; between {show_bytes(found.low)} and"
+        f" {show_bytes(found.high)})"
     ]
     if found.within:
         return lines
     cut = ", then ".join(found.cut)
-    lines.append(f"cut first: {cut}; that frees {short_bytes(found.cut_bytes)}")
+    lines.append(f"cut first: {cut}; that frees {show_bytes(found.cut_bytes)}")
     fits = "and fits" if found.admit_twice_bytes <= found.budget_bytes else "and does not fit either"
     lines.append(
-        f"or admit an id at its second occurrence: {short_bytes(found.admit_twice_bytes)}, {fits}"
+        f"or admit an id at its second occurrence: {show_bytes(found.admit_twice_bytes)}, {fits}"
         " (by the share of ids seen once in the rows read)"
     )
     if found.dim_that_fits is not None:

@@ -10,7 +10,7 @@ from matplotlib.patches import Patch
 
 from feature_cross.estimate.collision import expected_collisions, values_behind
 from feature_cross.estimate.report import Estimate, FeatureReport
-from feature_cross.estimate.view import short_bytes, short_number
+from feature_cross.estimate.view import short_number
 from feature_cross.plot.style import (
     FAMILY_COLOURS,
     INK,
@@ -21,6 +21,7 @@ from feature_cross.plot.style import (
     log_axis,
     new_figure,
 )
+from feature_cross.size import show_bytes
 
 __all__ = ["cardinality_figure", "collision_figure", "frequency_figure", "growth_figure"]
 
@@ -68,7 +69,7 @@ def cardinality_figure(estimate: Estimate) -> Figure:
             axes.plot([ahead.low, ahead.high], [y, y], color=colour, linewidth=1.2)
             end, top = max(end, ahead.high), max(top, ahead.high)
         axes.barh(y, feature.distinct, color=colour, height=0.72)
-        text = f"{short_number(_rows(feature))} · {short_bytes(feature.bytes['memory'])}"
+        text = f"{short_number(_rows(feature))} · {show_bytes(feature.bytes['memory'])}"
         axes.annotate(
             text, (end, y), (5, 0), textcoords="offset points", va="center", fontsize=7.5, color=INK
         )

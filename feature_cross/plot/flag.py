@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from feature_cross.error import DataError, FlagError
-from feature_cross.estimate.flag import MakeCommand, add_estimate_flags, estimate_data
+from feature_cross.estimate.flag import add_estimate_flags, estimate_data
 from feature_cross.estimate.report import Estimate, read_estimate
+from feature_cross.flag import MakeCommand
 from feature_cross.loader import load
 from feature_cross.node import Plan
 from feature_cross.plan import build_plan

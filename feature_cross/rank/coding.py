@@ -37,11 +37,14 @@ class Coded:
         (N + 1,) int64; row r has codes[offsets[r]:offsets[r + 1]].
     size
         K, the distinct ids.
+    ids
+        (K,) uint64, the id of each code, where it was asked to be kept.
     """
 
     codes: NDArray[np.int32]
     offsets: NDArray[np.int64]
     size: int
+    ids: NDArray[np.uint64] | None = None
 
     def trained(self, rows: int) -> int:
         """Distinct codes in the first `rows` rows."""
@@ -49,11 +52,12 @@ class Coded:
         return int(seen.max()) + 1 if len(seen) else 0
 
 
-def code_ids(ids: NDArray[np.uint64], offsets: NDArray[np.int64]) -> Coded:
-    """Number the distinct ids of (T,) uint64 with (N + 1,) int64 offsets."""
+def code_ids(ids: NDArray[np.uint64], offsets: NDArray[np.int64], keep: bool = False) -> Coded:
+    """Number the distinct ids of (T,) uint64 with (N + 1,) int64 offsets; `keep` them by their numbers."""
     encoded = pa.array(ids).dictionary_encode()
     codes = encoded.indices.to_numpy()
-    return Coded(codes, offsets, len(encoded.dictionary))
+    kept = encoded.dictionary.to_numpy() if keep else None
+    return Coded(codes, offsets, len(encoded.dictionary), kept)
 
 
 def cross_product(name: str, operands: Sequence[Coded]) -> Coded:

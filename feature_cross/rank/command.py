@@ -11,9 +11,9 @@ import os
 import time
 from pathlib import Path
 
+from feature_cross.flag import row_shape
 from feature_cross.loader import load
 from feature_cross.output import check_out, write_text
-from feature_cross.rank.budget import row_bytes
 from feature_cross.rank.edit import add_features, remove_features
 from feature_cross.rank.pruning import Limits, prune
 from feature_cross.rank.ranking import Judgement, rank
@@ -38,12 +38,13 @@ def run_rank(flags: argparse.Namespace) -> int:
             config, flags.data, _design(flags), over=flags.over, features=flags.feature, judgement=judgement,
             threads=flags.threads, progress=progress,
         )  # fmt: skip
-    size = row_bytes(flags.dim, flags.dtype)
+    shape = row_shape(flags)
     if flags.json:
-        report = {**ranking_json(ranking, judgement, size), "over": flags.over, "seconds": _since(begin)}
-        print(json.dumps(report))
+        report = ranking_json(ranking, judgement, shape.row_bytes(flags.tier))
+        row = shape.to_json(flags.tier)
+        print(json.dumps({**report, "row": row, "over": flags.over, "seconds": _since(begin)}))
     else:
-        print_ranking(ranking, judgement, flags.over, size)
+        print_ranking(ranking, judgement, flags.over, shape, flags.tier)
     return INTERRUPTED if ranking.interrupted else 0
 
 
@@ -52,8 +53,9 @@ def run_suggest(flags: argparse.Namespace) -> int:
     config = load(flags.config)
     _check_out(flags)
     judgement = Judgement(flags.level, flags.correction)
+    shape = row_shape(flags)
     search = Search(
-        budget=flags.budget, bytes_per_row=row_bytes(flags.dim, flags.dtype), top=flags.top, beam=flags.beam,
+        budget=flags.budget, bytes_per_row=shape.row_bytes(flags.tier), top=flags.top, beam=flags.beam,
         order=flags.order, columns=tuple(flags.column),
     )  # fmt: skip
     begin = time.perf_counter()
@@ -64,9 +66,10 @@ def run_suggest(flags: argparse.Namespace) -> int:
         )  # fmt: skip
     if flags.json:
         report = suggestions_json(found, judgement, os.fspath(flags.data))
-        print(json.dumps({**report, "out": flags.out, "seconds": _since(begin)}))
+        row = shape.to_json(flags.tier)
+        print(json.dumps({**report, "row": row, "out": flags.out, "seconds": _since(begin)}))
     else:
-        print_found(found, judgement, os.fspath(flags.data))
+        print_found(found, judgement, os.fspath(flags.data), shape.text(flags.tier))
     if found.interrupted:
         return INTERRUPTED
     if flags.out is not None:
@@ -82,8 +85,9 @@ def run_prune(flags: argparse.Namespace) -> int:
     """`prune`: a config without the features that are worth nothing."""
     config = load(flags.config)
     _check_out(flags)
+    shape = row_shape(flags)
     limits = Limits(
-        budget=flags.budget, tolerance=flags.tolerance, bytes_per_row=row_bytes(flags.dim, flags.dtype),
+        budget=flags.budget, tolerance=flags.tolerance, bytes_per_row=shape.row_bytes(flags.tier),
         keep=tuple(flags.keep), level=flags.level,
     )  # fmt: skip
     begin = time.perf_counter()
@@ -97,9 +101,10 @@ def run_prune(flags: argparse.Namespace) -> int:
         if flags.out is not None:
             write_text(flags.out, text)
     if flags.json:
-        print(json.dumps({**pruned_json(pruned, renamed, flags.out), "seconds": _since(begin)}))
+        report = {**pruned_json(pruned, renamed, flags.out), "row": shape.to_json(flags.tier)}
+        print(json.dumps({**report, "seconds": _since(begin)}))
     else:
-        print_pruned(pruned, renamed, flags.out)
+        print_pruned(pruned, renamed, flags.out, shape.text(flags.tier))
     return INTERRUPTED if pruned.interrupted else 0
 
 

@@ -3,19 +3,15 @@
 
 import argparse
 import os
-from collections.abc import Callable
 
-from feature_cross.error import FlagError
-from feature_cross.rank.budget import DTYPE_BYTES, parse_bytes
+from feature_cross.flag import MakeCommand, add_row_flags, number, size
 from feature_cross.rank.command import run_prune, run_rank, run_suggest
 from feature_cross.rank.ranking import OVER
 
 __all__ = ["add_rank_commands"]
 
-Command = Callable[[str, Callable[[argparse.Namespace], int], str, str], argparse.ArgumentParser]
 
-
-def add_rank_commands(command: Command) -> None:
+def add_rank_commands(command: MakeCommand) -> None:
     """Register the subcommands; `command(name, action, summary, example)` makes a parser."""
     rank = command(
         "rank", run_rank, "measure what each cross gains in held-out log loss and AUC over its parts",
@@ -34,7 +30,7 @@ def add_rank_commands(command: Command) -> None:
     )  # fmt: skip
     _add_data(prune, correction=False)
     prune.add_argument("--out", help="config to write; without it only the table is printed")
-    prune.add_argument("--budget", type=_budget, help="bytes that the rest may take, as 2GB or 500MiB")
+    prune.add_argument("--budget", type=size, help="bytes that the rest may take, as 2GB or 500MiB")
     prune.add_argument(
         "--tolerance", type=_share, default=0.001,
         help="rise of the log loss that is no harm, as a share of the log loss (0.001)",
@@ -48,9 +44,9 @@ def add_rank_commands(command: Command) -> None:
     )  # fmt: skip
     _add_data(suggest)
     suggest.add_argument("--out", help="config to write, with the crosses that are shown to gain")
-    suggest.add_argument("--budget", type=_budget, help="bytes of all suggestions, as 2GB or 500MiB")
-    suggest.add_argument("--top", type=_at_least(1), default=5, help="most suggestions (5)")
-    suggest.add_argument("--beam", type=_at_least(1), default=10, help="pairs that grow to triples (10)")
+    suggest.add_argument("--budget", type=size, help="bytes of all suggestions, as 2GB or 500MiB")
+    suggest.add_argument("--top", type=number(1), default=5, help="most suggestions (5)")
+    suggest.add_argument("--beam", type=number(1), default=10, help="pairs that grow to triples (10)")
     suggest.add_argument("--order", type=int, choices=(2, 3), default=3, help="2: pairs; 3: triples too")
     suggest.add_argument(
         "--column", action="append", default=[], metavar="ENTITY.ATTRIBUTE", help="only these (repeatable)"
@@ -67,9 +63,9 @@ def _add_data(parser: argparse.ArgumentParser, correction: bool = True) -> None:
         "--split", type=_shares, default=(0.6, 0.2, 0.2), metavar="T,S,F",
         help="shares of training, selection and final rows (60,20,20)",
     )  # fmt: skip
-    parser.add_argument("--seed", type=_at_least(0), default=0, help="of the choice and division of rows (0)")
+    parser.add_argument("--seed", type=number(0), default=0, help="of the choice and division of rows (0)")
     parser.add_argument(
-        "--max-rows", type=_at_least(1), default=1_000_000, help="of more a random choice is read (1,000,000)"
+        "--max-rows", type=number(1), default=1_000_000, help="of more a random choice is read (1,000,000)"
     )
     parser.add_argument("--level", type=_level, default=0.95, help="of the intervals, all together (0.95)")
     if correction:
@@ -79,30 +75,8 @@ def _add_data(parser: argparse.ArgumentParser, correction: bool = True) -> None:
             default="holm",
             help="of p: family-wise error, or false discoveries",
         )
-    parser.add_argument("--dim", type=_at_least(1), default=16, help="weights per row, for bytes (16)")
-    parser.add_argument(
-        "--dtype", choices=tuple(DTYPE_BYTES), default="fp32", help="of a weight, for bytes (fp32)"
-    )
-    parser.add_argument(
-        "--threads", type=_at_least(1), default=os.cpu_count() or 1, help="threads (all cores)"
-    )
-
-
-def _budget(text: str) -> int:
-    try:
-        return parse_bytes(text)
-    except FlagError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-
-
-def _at_least(bound: int) -> Callable[[str], int]:
-    def number(text: str) -> int:
-        value = int(text)
-        if value < bound:
-            raise argparse.ArgumentTypeError(f"is {value}; it must be at least {bound}")
-        return value
-
-    return number
+    add_row_flags(parser)
+    parser.add_argument("--threads", type=number(1), default=os.cpu_count() or 1, help="threads (all cores)")
 
 
 def _level(text: str) -> float:

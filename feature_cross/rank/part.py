@@ -67,7 +67,10 @@ def make_probe(config: CrossConfig, plan: Plan, available: Collection[str] = ())
     while any(name.startswith(prefix) for name in config.features):
         prefix += "_"
     columns = _declared_columns(config, plan)
-    features: dict[str, Feature] = {name: _plain(feature) for name, feature in config.features.items()}
+    seeds = {node.name: node.seed for node in plan.nodes if node.shares}
+    features: dict[str, Feature] = {
+        name: _plain(feature, seeds.get(name)) for name, feature in config.features.items()
+    }
     for label, missing, is_list in dict.fromkeys(uses):
         if (label, missing) not in columns:
             name = f"{prefix}{len(columns)}"
@@ -103,8 +106,11 @@ def _declared_columns(config: CrossConfig, plan: Plan) -> dict[tuple[str, str], 
     return found
 
 
-def _plain(feature: Feature) -> Feature:
+def _plain(feature: Feature, shared_seed: int | None) -> Feature:
+    """Without its slot; what it shares it shares still, by the seed."""
     update: dict[str, Any] = {"slot": None, "share": None, "emit": True}
+    if shared_seed is not None:
+        update["seed"] = shared_seed
     if isinstance(feature, CombinationFeature):
         update["slots"] = None
     return feature.model_copy(update=update)

@@ -13,15 +13,18 @@ from functools import partial
 from statistics import NormalDist
 from typing import Any
 
+import numpy as np
+
 from feature_cross.config import CrossConfig
 from feature_cross.error import FlagError
 from feature_cross.loader import nearest
-from feature_cross.plan import build_plan
+from feature_cross.plan import Plan, build_plan
 from feature_cross.rank.inference import Estimate, Gain, compare, compare_losses
 from feature_cross.rank.model import Model, Trainer
 from feature_cross.rank.part import make_probe
 from feature_cross.rank.sample import Design, Sample, read_sample
 from feature_cross.rank.work import Progress, no_progress, run_tasks
+from feature_cross.size import RowShape
 
 __all__ = ["Limits", "Pruned", "Verdict", "prune"]
 
@@ -46,7 +49,7 @@ class Limits:
 
     budget: int | None = None
     tolerance: float = 0.001
-    bytes_per_row: int = 72
+    bytes_per_row: int = RowShape().row_bytes("memory")
     keep: tuple[str, ...] = ()
     level: float = 0.95
 
@@ -60,7 +63,7 @@ class Verdict:
     name
         The feature.
     distinct, size_bytes
-        Distinct ids in the rows read, and the bytes of their rows.
+        Distinct ids in the rows read, and the bytes of their rows as if the feature were alone.
     hurt
         Rise of the selection log loss without it, in nats.
     dropped
@@ -93,7 +96,7 @@ class Pruned:
     z
         Standard errors from `loss` to its one-sided bound.
     bytes_before, bytes_after
-        Of the rows of all features.
+        Of the rows of all features; ids that several share are counted once.
     rows, rows_total
         Rows of training, selection and final, and of the source.
     interrupted
@@ -158,18 +161,17 @@ def prune(
     progress("read rows", 0, 1)
     sample = read_sample(probe.config, source, design)
     progress("read rows", 1, 1)
-    pruner = _Pruner(sample, plan.outputs, limits, threads, progress)
+    pruner = _Pruner(sample, plan, limits, threads, progress)
     return pruner.result(pruner.run())
 
 
 class _Pruner:
-    def __init__(
-        self, sample: Sample, names: tuple[str, ...], limits: Limits, threads: int, progress: Progress
-    ) -> None:
-        self.sample, self.names, self.limits = sample, names, limits
+    def __init__(self, sample: Sample, plan: Plan, limits: Limits, threads: int, progress: Progress) -> None:
+        self.sample, self.names, self.limits = sample, plan.outputs, limits
+        self.groups = plan.groups.values()
         self.threads, self.progress = threads, progress
         self.trainer = Trainer(sample)
-        self.size = {name: sample.columns[name].size * limits.bytes_per_row for name in names}
+        self.size = {name: sample.columns[name].size * limits.bytes_per_row for name in self.names}
         self.z = NormalDist().inv_cdf(limits.level)
         self.hurt: dict[str, Estimate] = {}
         self.dropped: dict[str, str] = {}
@@ -178,7 +180,7 @@ class _Pruner:
         self._check_budget()
 
     def _check_budget(self) -> None:
-        budget, kept = self.limits.budget, sum(self.size[name] for name in self.limits.keep)
+        budget, kept = self.limits.budget, self._bytes(self.limits.keep)
         least = kept or min(self.size.values())
         if budget is not None and least > budget:
             what = "the features of --keep take" if kept else "the smallest feature takes"
@@ -260,7 +262,17 @@ class _Pruner:
         return [name for name in self.names if name not in self.dropped]
 
     def _bytes(self, names: Iterable[str]) -> int:
-        return sum(self.size[name] for name in names)
+        """Of a set of features; an id that several share is one row."""
+        wanted, total = set(names), 0
+        for group in self.groups:
+            chosen = [name for name in group if name in wanted]
+            sets = [self.sample.columns[name].ids for name in chosen]
+            together = [ids for ids in sets if ids is not None]
+            if len(together) > 1:
+                total += len(np.unique(np.concatenate(together))) * self.limits.bytes_per_row
+            else:
+                total += sum(self.size[name] for name in chosen)
+        return total
 
     def result(self, interrupted: bool) -> Pruned:
         """The final rows' word; they are read here and nowhere before."""

@@ -12,10 +12,10 @@ from rich.console import Console
 from rich.table import Table
 
 from feature_cross.progress import progress_bar
-from feature_cross.rank.budget import show_bytes
 from feature_cross.rank.inference import Estimate, Gain
 from feature_cross.rank.ranking import CrossGain, Judgement, Ranking
 from feature_cross.rank.work import Progress as Callback
+from feature_cross.size import RowShape, show_bytes
 
 __all__ = ["console", "print_ranking", "ranking_json", "rows_json", "show_estimate", "show_judgement", "told"]
 
@@ -104,18 +104,19 @@ def ranking_json(ranking: Ranking, judgement: Judgement, bytes_per_row: int) -> 
     }
 
 
-def print_ranking(ranking: Ranking, judgement: Judgement, over: str, bytes_per_row: int) -> None:
+def print_ranking(ranking: Ranking, judgement: Judgement, over: str, shape: RowShape, tier: str) -> None:
     """The ranking as a table, and what its figures mean."""
     against = {"parts": "its parts", "columns": "all plain columns", "rest": "every other feature"}[over]
     title = f"gain of each cross over {against}; {show_rows(ranking.rows, ranking.rows_total)}"
     table = Table("cross", "ids", "bytes", "known", "log-loss gain", "AUC gain", "p", "", title=title)
     for one in ranking.crosses:
-        table.add_row(*_ranking_cells(one, ranking.z, bytes_per_row))
+        table.add_row(*_ranking_cells(one, ranking.z, shape.row_bytes(tier)))
     screen = console()
     screen.print(table)
     screen.print(
         f"{show_judgement(judgement, ranking.planned)}. known: final rows with an id that training has."
     )
+    screen.print(shape.text(tier))
     if ranking.interrupted:
         left = ranking.planned - len(ranking.crosses)
         screen.print(

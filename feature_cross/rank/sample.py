@@ -267,12 +267,14 @@ class _Reader:
         parts = [np.concatenate([np.empty(0), *part]) for part in self.labels]
         self._check_parts(parts)
         columns = {}
+        # what shares ids is counted once, so its ids are kept
+        shared = {name for names in self.engine.plan.groups.values() if len(names) > 1 for name in names}
         for name in self.engine.plan.outputs:
             ids = np.concatenate([a for part in self.ids.pop(name) for a in part])
             counts = np.concatenate([a for part in self.counts.pop(name) for a in part])
             offsets = np.zeros(len(counts) + 1, np.int64)
             np.cumsum(counts, out=offsets[1:])
-            columns[name] = code_ids(ids, offsets)
+            columns[name] = code_ids(ids, offsets, name in shared)
         groups = None
         if self.design.group_column is not None:
             flat = [array for part in self.groups for array in part]

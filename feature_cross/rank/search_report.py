@@ -8,7 +8,6 @@ from typing import Any
 
 from rich.table import Table
 
-from feature_cross.rank.budget import show_bytes
 from feature_cross.rank.edit import declaration
 from feature_cross.rank.pruning import Pruned
 from feature_cross.rank.ranking import Judgement
@@ -22,6 +21,7 @@ from feature_cross.rank.report import (
     show_rows,
 )
 from feature_cross.rank.suggestion import Found, Suggestion
+from feature_cross.size import show_bytes
 
 __all__ = ["figures", "print_found", "print_pruned", "pruned_json", "snippet", "suggestions_json"]
 
@@ -80,8 +80,8 @@ def suggestions_json(found: Found, judgement: Judgement, source: str) -> dict[st
     }  # fmt: skip
 
 
-def print_found(found: Found, judgement: Judgement, source: str) -> None:
-    """Tables, then the YAML to paste."""
+def print_found(found: Found, judgement: Judgement, source: str, meaning: str) -> None:
+    """Tables, then the YAML to paste; `meaning` says what the bytes are."""
     screen = console()
     tried = len(found.screened)
     if found.interrupted:
@@ -109,6 +109,7 @@ def print_found(found: Found, judgement: Judgement, source: str) -> None:
     screen.print(table)
     for reason, count in _reasons(found).items():
         screen.print(f"{count} candidates left aside: {reason}")
+    screen.print(meaning)
     if not found.suggestions:
         screen.print("no candidate helps on selection rows")
         return
@@ -158,8 +159,8 @@ def pruned_json(pruned: Pruned, renamed: dict[str, str], out: str | None) -> dic
     }  # fmt: skip
 
 
-def print_pruned(pruned: Pruned, renamed: dict[str, str], out: str | None) -> None:
-    """What goes, what stays, and what the final rows say."""
+def print_pruned(pruned: Pruned, renamed: dict[str, str], out: str | None, meaning: str) -> None:
+    """What goes, what stays, and what the final rows say; `meaning` says what the bytes are."""
     screen = console()
     title = f"log loss that each feature's removal costs; {show_rows(pruned.rows, pruned.rows_total)}"
     table = Table("feature", "ids", "bytes", "cost on selection rows", "", title=title)
@@ -172,6 +173,7 @@ def print_pruned(pruned: Pruned, renamed: dict[str, str], out: str | None) -> No
         f"{show_bytes(pruned.bytes_before)} -> {show_bytes(pruned.bytes_after)};"
         f" {len(pruned.dropped)} features dropped: {', '.join(pruned.dropped) or 'none'}"
     )
+    screen.print(meaning)
     if pruned.loss is not None:
         bound = pruned.loss.log_loss.interval(pruned.z)[1]
         sure = pruned.loss.log_loss.interval(pruned.z)[0] > pruned.margin

@@ -31,6 +31,7 @@ from feature_cross.rank.part import Probe, make_probe
 from feature_cross.rank.ranking import Judgement
 from feature_cross.rank.sample import Design, Sample, read_sample
 from feature_cross.rank.work import Progress, no_progress, run_tasks
+from feature_cross.size import RowShape
 from feature_cross.source import open_dataset
 
 __all__ = ["Found", "Search", "Step", "Suggestion", "suggest"]
@@ -62,7 +63,7 @@ class Search:
     """
 
     budget: int | None = None
-    bytes_per_row: int = 72
+    bytes_per_row: int = RowShape().row_bytes("memory")
     top: int = 5
     beam: int = 10
     order: int = 3

@@ -128,9 +128,9 @@ def test_each_key_has_its_effect(edit: tuple[str, str], effects: dict[str, str],
     assert all(key in {change.key for change in named(found)[label].changes} for label in effects)
     new_text = CONFIG.replace(*edit)
     engines = [Engine(load_text(text)) for text in (CONFIG, new_text)]
-    measures, rows = measure(engines[0], engines[1], found.features, table(), 500)
-    assert rows == 500
-    for label, m in measures.items():
+    measured = measure(engines[0], engines[1], found.features, table(), 500)
+    assert measured.rows == 500
+    for label, m in measured.features.items():
         effect = touched.get(label, "none")
         lost = m.old_ids - m.kept_ids
         if effect == "none":
@@ -245,8 +245,8 @@ def test_diff_with_data_counts_ids_and_bytes(files: Path, capsys: pytest.Capture
     threes = {(a, b, c) for row in seen for a in row for b in row for c in row if a < b < c}
     assert pairs["measured"]["old_ids"] == len(twos) + len(threes)
     assert pairs["measured"]["new_ids"] == pairs["measured"]["kept_ids"] == len(twos)
-    assert pairs["measured"]["new_bytes"] == len(twos) * 24 and pairs["rows_lost"]
-    assert found["memory"]["old_bytes"] - found["memory"]["new_bytes"] == 24 * len(threes)
+    assert pairs["measured"]["new_bytes"] == len(twos) * 54 and pairs["rows_lost"]
+    assert found["memory"]["old_bytes"] - found["memory"]["new_bytes"] == 54 * len(threes)
     assert run(files, edit, "--data", files / "t.parquet", "--max-rows", 100) == 3
     assert "distinct ids over 100 rows" in capsys.readouterr().out
 

@@ -265,7 +265,6 @@ def test_a_document_that_is_none_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--budget", "8XB"], "--budget is '8XB'"),
         (["--feature-dim", "nobody=4"], "--feature-dim names 'nobody'"),
         (
             ["--feature-dim", "seen=4", "--feature-dim", "category=8"],

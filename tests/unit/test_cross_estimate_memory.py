@@ -1,68 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bytes of a row against the server's own layout, budgets, verdicts."""
-
-import itertools
-import typing
+"""Budgets and verdicts."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from feature_cross.error import FlagError
-from feature_cross.estimate import memory
-from feature_cross.estimate.memory import Budget, Cost, RowShape, decide, parse_size
-from ps_server import optimizer as server_optimizer
-from ps_server.config import TableConfig
-from ps_server.row import ID_BYTES, LSN_BYTES, RowLayout
-
-SERVER_KINDS = {
-    kind.model_fields["kind"].default: kind
-    for kind in typing.get_args(typing.get_args(server_optimizer.OptimizerConfig)[0])
-}
-
-
-def test_every_optimizer_of_the_server_is_known() -> None:
-    assert set(SERVER_KINDS) == set(memory.OPTIMIZER_STATE)
-
-
-@pytest.mark.parametrize(("kind", "dtype"), list(itertools.product(SERVER_KINDS, memory.DTYPE_BYTES)))
-@pytest.mark.parametrize("dim", [1, 3, 16, 64])
-def test_a_row_has_the_bytes_of_the_servers_layout(kind: str, dtype: str, dim: int) -> None:
-    config = TableConfig.model_validate(
-        {"name": "t", "dim": dim, "dtype": dtype, "optimizer": {"kind": kind, "learning_rate": 0.1}}
-    )
-    layout = RowLayout.of(config)
-    shape = RowShape(dim=dim, dtype=dtype, optimizer=kind)
-    assert shape.state_words() == layout.state_size
-    assert shape.row_bytes("memory") == layout.cost_bytes
-    assert shape.row_bytes("store") == ID_BYTES + layout.stored_bytes + LSN_BYTES + 12
-
-
-def test_metadata_is_counted_as_the_server_does() -> None:
-    layout = RowLayout(dim=5, dtype=2, state_size=1, push_time=True, push_count=True, show_click=True)
-    shape = RowShape(dim=5, dtype="fp16", state=1, metadata_bytes=16)
-    assert shape.row_bytes("memory") == layout.cost_bytes
-
-
-@pytest.mark.parametrize(
-    ("text", "size"),
-    [
-        ("8GB", 8 * 10**9),
-        ("1.5 TB", 15 * 10**11),
-        ("64GiB", 64 * 2**30),
-        ("1000", 1000),
-        ("3kb", 3000),
-        ("7B", 7),
-    ],
-)
-def test_sizes_are_read(text: str, size: int) -> None:
-    assert parse_size(text) == size
-
-
-@pytest.mark.parametrize("text", ["", "GB", "-1GB", "8XB", "1e9", "0", "8 GB GB", "nan"])
-def test_a_size_that_is_none_is_named(text: str) -> None:
-    with pytest.raises(FlagError, match="--budget is"):
-        parse_size(text)
+from feature_cross.estimate.memory import Budget, Cost, decide
 
 
 def cost(name: str, rows: float, spread: float = 0.0, once: float = 0.5, row_bytes: int = 100) -> Cost:

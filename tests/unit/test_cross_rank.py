@@ -232,7 +232,7 @@ def test_rank_writes_a_table_and_json(files: Path, capsys: pytest.CaptureFixture
     found = json.loads(capsys.readouterr().out)
     best, other = found["crosses"]
     assert best["feature"] == "a_x_b" and best["significant"] and best["over"] == ["a", "item.b"]
-    assert best["distinct_ids"] == 64 and best["bytes"] == 64 * (8 + 8 * 2)
+    assert best["distinct_ids"] == 64 and best["bytes"] == 64 * (8 + 8 * 2 + 8 * 4 + 14)
     low, high = best["log_loss_gain"]["low"], best["log_loss_gain"]["high"]
     assert 0 < low < best["log_loss_gain"]["value"] < high
     assert other["feature"] == "pairs" and not other["significant"] and found["family"] == 2
@@ -253,7 +253,7 @@ def test_rank_writes_a_table_and_json(files: Path, capsys: pytest.CaptureFixture
         (["--split", "60,40"], 2, "is '60,40'; it must be three numbers above 0"),
         (["--level", "95"], 2, "is 95.0; it must be from 0.5 to below 1"),
         (["--max-rows", "0"], 2, "is 0; it must be at least 1"),
-        (["--max-rows", "many"], 2, "invalid number value: 'many'"),
+        (["--max-rows", "many"], 2, "is 'many'; it must be a number"),
         (["--time-column", "tme"], 1, "did you mean 'time'"),
     ],
 )

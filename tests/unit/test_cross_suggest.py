@@ -14,7 +14,6 @@ from feature_cross import Engine, load
 from feature_cross.cli import main
 from feature_cross.error import FlagError
 from feature_cross.loader import load_text
-from feature_cross.rank.budget import parse_bytes, row_bytes, show_bytes
 from feature_cross.rank.pruning import Limits, _Pruner, prune
 from feature_cross.rank.sample import Design
 from feature_cross.rank.suggestion import Search, _Searcher, suggest
@@ -116,9 +115,9 @@ def test_a_budget_bounds_what_is_suggested() -> None:
     free = found_in(table, top=2)
     assert len(free.suggestions) == 2 and all(one.significant for one in free.suggestions)
     each = {len(set(one.candidate.operands)): one.size_bytes for one in free.suggestions}
-    assert each == {2: 36 * 72, 1: 36 * 72}  # a x b, and 2 of 9 elements
-    tight = found_in(table, top=2, budget=40 * 72)
-    assert len(tight.suggestions) == 1 and sum(one.size_bytes for one in tight.suggestions) <= 40 * 72
+    assert each == {2: 36 * 150, 1: 36 * 150}  # a x b, and 2 of 9 elements
+    tight = found_in(table, top=2, budget=40 * 150)
+    assert len(tight.suggestions) == 1 and sum(one.size_bytes for one in tight.suggestions) <= 40 * 150
     left = {step.candidate.label: step.reason for step in tight.screened}
     assert left["item.b x user.c"] == "alone past the budget"
     assert found_in(table, budget=100).suggestions == ()
@@ -169,8 +168,8 @@ def test_suggest_says_that_nothing_is_shown(files: Path, capsys: pytest.CaptureF
         (["--out", "c.yaml"], "which is the config itself"),
         (["--out", "t.parquet"], "which is the input"),
         (["--out", "none/new.yaml"], "there is no folder none"),
-        (["--budget", "2 GBB"], "a budget is '2 GBB'; it must be a number of bytes"),
-        (["--budget", "0"], "it must be at least one byte"),
+        (["--budget", "2 GBB"], "--budget: is '2 GBB'; it must be a number and a unit"),
+        (["--budget", "0"], "it must be at least 1 byte"),
         (["--order", "4"], "invalid choice: 4"),
     ],
 )  # fmt: skip
@@ -246,7 +245,7 @@ def test_prune_keeps_one_of_two_that_say_the_same_and_drops_noise() -> None:
     pruned = prune(load_text(PRUNED), table, Design(label="y"), Limits(tolerance=0.02))
     kept = [one.name for one in pruned.verdicts if not one.dropped]
     assert kept in (["a_x_b"], ["a_x_twin"]) and pruned.harmless and pruned.loss is not None
-    assert pruned.bytes_after == 36 * 72 < pruned.bytes_before
+    assert pruned.bytes_after == 36 * 150 < pruned.bytes_before
     assert abs(pruned.loss.log_loss.value) < pruned.margin
     assert "c_x_d_x_b" in pruned.dropped and "seen.permutation" in pruned.dropped
 
@@ -259,19 +258,19 @@ def test_prune_for_a_budget_drops_what_costs_least_per_byte() -> None:
     )
     free = prune(load_text(text), table, Design(label="y"), Limits())
     assert {one.name for one in free.verdicts if not one.dropped} >= {"a_x_b", "pairs"}
-    tight = prune(load_text(text), table, Design(label="y"), Limits(budget=40 * 72))
+    tight = prune(load_text(text), table, Design(label="y"), Limits(budget=40 * 150))
     assert [one.name for one in tight.verdicts if not one.dropped] == ["a_x_b"]
     assert {one.name: one.dropped for one in tight.verdicts}["pairs"] == "budget"
     assert not tight.harmless and tight.loss is not None and tight.loss.log_loss.value > tight.margin
-    kept = prune(load_text(text), table, Design(label="y"), Limits(budget=40 * 72, keep=("pairs",)))
+    kept = prune(load_text(text), table, Design(label="y"), Limits(budget=40 * 150, keep=("pairs",)))
     assert {one.name: one.dropped for one in kept.verdicts} == {
         "a": "harmless",
         "d": "harmless",
         "a_x_b": "budget",
     }
     for limits, message in (
-        (Limits(budget=71), "--budget is 71 bytes, but the smallest feature takes 432"),
-        (Limits(budget=500, keep=("pairs",)), "the features of --keep take 2592"),
+        (Limits(budget=149), "--budget is 149 bytes, but the smallest feature takes 900"),
+        (Limits(budget=500, keep=("pairs",)), "the features of --keep take 5400"),
         (Limits(keep=("pear",)), "--keep is 'pear', which is no feature of the config; did you mean 'pairs'"),
     ):
         with pytest.raises(FlagError, match=message):
@@ -322,9 +321,3 @@ def test_an_interrupted_prune_writes_nothing(
     text = capsys.readouterr().out
     assert "interrupted: no config was written" in text and "a_x_b" in text
     assert not (files / "p.yaml").exists()
-
-
-def test_budgets_and_bytes() -> None:
-    assert parse_bytes("2GB") == 2 * 10**9 and parse_bytes("1.5 GiB") == 3 * 2**29 and parse_bytes("72") == 72
-    assert row_bytes(16, "fp32") == 72 and row_bytes(16, "bf16") == 40
-    assert show_bytes(999) == "999 B" and show_bytes(2_500_000) == "2.5 MB" and show_bytes(3e15) == "3e+03 TB"
