@@ -15,6 +15,7 @@ made one after the other. It must not be used after a fork: the child gets Preco
 import os
 import secrets
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Literal, Self
@@ -59,6 +60,7 @@ class Client(StepClient):
         self._exchange = Exchange(cluster, retry)
         self._process = os.getpid()
         self._closed = False
+        self._trainers: dict[tuple[str, int], Trainer] = {}  # by group and rank: a later one takes the place
 
     @property
     def tables(self) -> Mapping[str, Table]:
@@ -111,10 +113,12 @@ class Client(StepClient):
             As for Trainer.
         """
         self._check_usable()
-        return Trainer(
+        made = Trainer(
             self, self._cluster, self._exchange, group=group, rank=rank, trainers=trainers, pace=pace,
             staleness=staleness, deadline_s=deadline_s, on_lost=on_lost, journal=journal,
         )  # fmt: skip
+        self._trainers[group, rank] = made
+        return made
 
     def flush(self) -> None:
         """Send again each push whose answer is missing, and return when all of them are applied.
@@ -253,12 +257,20 @@ class Client(StepClient):
         """Let go of every shard; an embedded one writes what is dirty. A second call does nothing.
 
         A push that is still kept (see `push_many`) is given up; call `flush` before to know.
+
+        Raises
+        ------
+        PreconditionError
+            A trainer of this client was not closed and has pushes that no `step` ended; see Trainer.close.
         """
         if self._closed or self._process != os.getpid():
             return  # what a forked child inherited is its parent's to close
         self._closed = True
         self._exchange.close()
         self._cluster.close()
+        with ExitStack() as ends:  # every one of them, whatever one raises
+            for trainer in self._trainers.values():
+                ends.callback(trainer.close)
 
     def __enter__(self) -> Self:
         return self
@@ -266,7 +278,12 @@ class Client(StepClient):
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        try:
+            self.close()
+        except PreconditionError as failure:
+            if value is None:
+                raise
+            value.add_note(str(failure))
 
     def _check_usable(self) -> None:
         if self._process != os.getpid():

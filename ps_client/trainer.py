@@ -21,9 +21,8 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import ClassVar, Final, Self
+from typing import ClassVar, Final, NoReturn, Self
 
-import numpy as np
 import xxhash
 from rowhouse.error import (
     ConfigError,
@@ -41,7 +40,7 @@ from ps_client.cluster import Cluster
 from ps_client.exchange import Exchange
 from ps_client.journal import read_journal, write_journal
 from ps_client.lane import REFUSALS
-from ps_client.plan import split_push
+from ps_client.plan import joined_by_table, split_push
 from ps_client.step import Asked, StepClient, UniqueRows
 from ps_client.table import Table
 from ps_client.transport import Transport
@@ -128,6 +127,7 @@ class Trainer(StepClient):
         self._journal = None if journal is None else Path(journal)
         self._parts: list[TableGradients] = []
         self._pending: tuple[TableGradients, ...] | None = None
+        self._closed = False
         self.steps = 0
         self.lost: tuple[str, ...] = ()
         if self._pace is not None:
@@ -171,6 +171,13 @@ class Trainer(StepClient):
         return self._client._fetch(asked, read_only)
 
     def _send(self, parts: Sequence[TableGradients]) -> None:
+        rates = {part.table: part.learning_rate for part in self._parts}
+        for part in parts:
+            if (rate := rates.get(part.table, part.learning_rate)) != part.learning_rate:
+                raise InvalidRequestError(
+                    f"table {part.table!r}: learning_rate is {part.learning_rate}, and {rate} in an earlier "
+                    f"push of step {self.steps + 1}; it must be one in a step"
+                )
         self._parts += parts
 
     def step(self) -> None:
@@ -191,7 +198,7 @@ class Trainer(StepClient):
             self._finish()
             if not self._parts:
                 return
-        self._pending, self._parts = _by_table(self._parts), []
+        self._pending, self._parts = joined_by_table(self._parts), []
         self._finish()
 
     def _finish(self) -> None:
@@ -287,9 +294,43 @@ class Trainer(StepClient):
             self._finish()
         self._client.flush()
 
+    def pipeline(self, **_settings: object) -> NoReturn:
+        """PreconditionError, always: a row that is read ahead would lack the step that the others still end.
+
+        Trainers without a group, or of pace "async", use `Client.pipeline`: their pushes wait for nobody.
+        """
+        raise PreconditionError(
+            "a trainer of a group has no pipeline: a row read ahead would lack the others' gradients of the "
+            "step before; pull within the step, or use Client.pipeline() without a trainer (as pace 'async')"
+        )
+
     def close(self) -> None:
-        """Nothing is left open: the client is its owner's to close. Pushes without a `step` are dropped."""
+        """End; the client is its owner's to close, and closing it closes its trainers. A second call does
+        nothing.
+
+        Raises
+        ------
+        PreconditionError
+            Pushes that no `step` has ended were dropped, or a step is not known to be applied (`step` raised
+            UnavailableError, and nothing was called after it).
+        """
+        if self._closed:
+            return
+        self._closed = True
+        begun, parts = self._pending, self._parts
         self._parts, self._pending = [], None
+        left = []
+        if begun:
+            left.append(f"step {self.steps + 1} is not known to be applied; call flush() before the end")
+        if parts:
+            tables = ", ".join(sorted({repr(part.table) for part in parts}))
+            what = f"gradients of {sum(part.ids.shape[0] for part in parts)} ids of {tables}"
+            left.append(
+                f"{what}, pushed since step {self.steps}, were dropped; call step() after the last push"
+            )
+        if left:
+            who = f"trainer {self._member.trainer} of {self._member.trainers}"
+            raise PreconditionError(f"{who} was closed too early: {'; '.join(left)}")
 
     def __enter__(self) -> Self:
         return self
@@ -297,10 +338,17 @@ class Trainer(StepClient):
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        try:
+            self.close()
+        except PreconditionError as failure:
+            if value is None:
+                raise
+            value.add_note(str(failure))
 
     def _check_usable(self) -> None:
         self._client._check_usable()
+        if self._closed:
+            raise PreconditionError("this trainer is closed; call Client.trainer() for another one")
 
 
 def _check(
@@ -320,40 +368,3 @@ def _check(
         raise ConfigError(f"deadline_s is {deadline_s}; it must be above 0")
     if on_lost not in ON_LOST:
         raise ConfigError(f"on_lost is {on_lost!r}; it must be one of {list(ON_LOST)}")
-
-
-def _by_table(parts: Sequence[TableGradients]) -> tuple[TableGradients, ...]:
-    """The pushes of a step as one part per table, one push after the other.
-
-    Raises
-    ------
-    InvalidRequestError
-        Two pushes to one table have different learning rates.
-    """
-    found: dict[str, list[TableGradients]] = {}
-    for part in parts:
-        found.setdefault(part.table, []).append(part)
-    return tuple(_joined(same) if len(same) > 1 else same[0] for same in found.values())
-
-
-def _joined(parts: Sequence[TableGradients]) -> TableGradients:
-    first = parts[0]
-    rates = {part.learning_rate for part in parts}
-    if len(rates) > 1:
-        raise InvalidRequestError(
-            f"table {first.table!r}: learning rates {sorted(map(str, rates))} in one step; it must be one"
-        )
-    shows = clicks = None
-    if any(p.shows is not None or p.clicks is not None for p in parts):  # without them: one show, no click
-        ones = [np.ones(p.ids.shape[0], np.float32) if p.shows is None else p.shows for p in parts]
-        none = [np.zeros(p.ids.shape[0], np.float32) if p.clicks is None else p.clicks for p in parts]
-        shows, clicks = np.concatenate(ones), np.concatenate(none)
-    return TableGradients(
-        first.table,
-        first.dtype,
-        np.concatenate([p.ids for p in parts]),
-        np.concatenate([p.gradients for p in parts]),
-        first.learning_rate,
-        shows,
-        clicks,
-    )

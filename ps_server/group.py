@@ -44,6 +44,9 @@ GROUPS_MAX: Final = 64
 STEP_BYTES_MAX: Final = MESSAGE_BYTES_MAX - TABLES_PER_REQUEST_MAX * 256
 """Bytes of a whole step: the log takes it as one push, with a name and some numbers for each table."""
 
+PACES: Final = {pb.PACE_BSP: "bsp", pb.PACE_SSP: "ssp"}
+"""Paces that a shard has a part in, as trainers write them."""
+
 LONG_POLL_S: Final = 0.5
 """How long a call waits for other trainers. It holds a thread, and a stop waits for it."""
 
@@ -78,13 +81,15 @@ class _Group:
     sealed: set[int] = field(default_factory=set)
     clocks: dict[int, int] = field(default_factory=dict)
     lost: dict[int, str] = field(default_factory=dict)
+    refused: dict[int, str] = field(default_factory=dict)  # whose settings were others, until they are right
     stopped: str | None = None
     failed: dict[int, RowhouseError] = field(default_factory=dict)  # refused steps, until each was told
 
     def name(self, trainer: int) -> str:
         """Number and name of a trainer, for messages."""
         known = self.names.get(trainer)
-        return f"trainer {trainer} of {self.settings.trainers} ({known or 'it never called this shard'})"
+        never = "it never joined this group here: is it started, with this group's name and pace?"
+        return f"trainer {trainer} of {self.settings.trainers} ({known or never})"
 
     def alive(self) -> list[int]:
         """Numbers of the trainers that are not lost."""
@@ -117,7 +122,7 @@ class Groups:
         """Take part; a group that had stopped starts anew, a lost trainer is one of them again."""
         member = request.member
         _check_member(member)
-        group = self._group(member, anew_if_stopped=True)
+        group = self._group(member, joining=True)
         with group.changed:
             group.lost.pop(member.trainer, None)
             group.incarnations[member.trainer] = member.incarnation
@@ -231,22 +236,40 @@ class Groups:
         return [t for t in others if t not in group.sealed]
 
     # ------------------------------------------------------------ who is there
-    def _group(self, member: pb.Member, *, anew_if_stopped: bool = False) -> _Group:
+    def _group(self, member: pb.Member, *, joining: bool = False) -> _Group:
         """The member's group; InvalidRequestError when its settings differ from the others'."""
         with self._lock:
             group = self._groups.get(member.group)
-            if group is None or (anew_if_stopped and group.stopped is not None):
+            if group is None or (joining and group.stopped is not None):
                 group = self._groups[member.group] = _Group(member)
             self._groups.move_to_end(member.group)
             if len(self._groups) > GROUPS_MAX:
                 self._groups.popitem(last=False)
-        for name in ("trainers", "pace", "staleness", "deadline_ms", "go_on"):
-            ours, theirs = getattr(group.settings, name), getattr(member, name)
-            if ours != theirs:
-                raise InvalidRequestError(
-                    f"trainer {member.trainer} ({member.name}): {name} is {theirs}; the group has {ours}"
-                )
+        with group.changed:
+            self._agree(group, member, joining)
         return group
+
+    def _agree(self, group: _Group, member: pb.Member, joining: bool) -> None:
+        """All trainers of a group have the same settings; a run that is started again may bring others."""
+        ours, theirs = _settings(group.settings), _settings(member)
+        if ours == theirs:
+            return
+        deadline_s = group.settings.deadline_ms / 1000
+        others = [seen_s for trainer, seen_s in group.seen_s.items() if trainer != member.trainer]
+        if joining and all(self._clock() - seen_s > deadline_s for seen_s in others):
+            group.settings = member
+            group.lost.clear()
+            return
+        first = group.settings
+        differing = " and ".join(f"{name} {theirs[name]}" for name in ours if ours[name] != theirs[name])
+        theirs_are = " and ".join(f"{name} {ours[name]}" for name in ours if ours[name] != theirs[name])
+        text = (
+            f"trainer {member.trainer} ({member.name}) has {differing}; trainer {first.trainer} "
+            f"({first.name}), who joined before it, has {theirs_are}: all trainers of a group need the same"
+        )
+        group.refused[member.trainer] = text
+        group.names.setdefault(member.trainer, member.name)
+        raise InvalidRequestError(text)
 
     def _enter(self, group: _Group, member: pb.Member) -> None:
         """Note a sign of life; TrainerLostError when the group stopped or goes on without this one."""
@@ -260,6 +283,7 @@ class Groups:
 
     def _note(self, group: _Group, member: pb.Member) -> None:
         group.names[member.trainer] = member.name
+        group.refused.pop(member.trainer, None)
         group.seen_s[member.trainer] = self._clock()
 
     def _look_for_lost(self, group: _Group, waiting: int, step: int) -> None:
@@ -272,6 +296,8 @@ class Groups:
                 f"{group.name(trainer)} gave no sign for {deadline_s:g} s while trainer {waiting} waited for "
                 f"it to end step {step}"
             )
+            if trainer in group.refused:
+                why += f"; it was refused: {group.refused[trainer]}"
             group.changed.notify_all()
             if not group.settings.go_on:
                 group.stopped = f"{why}; the group stops"
@@ -281,13 +307,25 @@ class Groups:
             group.sealed.discard(trainer)
 
 
+def _settings(member: pb.Member) -> dict[str, str]:
+    """What the trainers of a group must agree on, as their programs write it (ps_client.Trainer)."""
+    return {
+        "trainers": str(member.trainers),
+        "pace": repr(PACES.get(member.pace, "?")),
+        "staleness": str(member.staleness),
+        "deadline_s": f"{member.deadline_ms / 1000:g}",
+        "on_lost": "'go_on'" if member.go_on else "'stop'",
+    }
+
+
 def _check_member(member: pb.Member) -> None:
     if not 1 <= member.trainers <= TRAINERS_MAX:
         raise LimitExceededError(f"trainers is {member.trainers}; it must be 1 to {TRAINERS_MAX}")
     if member.trainer >= member.trainers:
         raise InvalidRequestError(f"trainer is {member.trainer}; it must be 0 to {member.trainers - 1}")
-    if member.pace not in (pb.PACE_BSP, pb.PACE_SSP):
-        raise InvalidRequestError(f"pace is {member.pace}; it must be {pb.PACE_BSP} or {pb.PACE_SSP}")
+    if member.pace not in PACES:
+        known = " or ".join(f"{number} ({name})" for number, name in PACES.items())
+        raise InvalidRequestError(f"pace is {member.pace}; it must be {known}")
     if member.deadline_ms < 1:
         raise InvalidRequestError(f"deadline_ms is {member.deadline_ms}; it must be 1 or more")
 

@@ -13,6 +13,7 @@ from rowhouse.error import (
     ConfigError,
     CorruptionError,
     InvalidRequestError,
+    PreconditionError,
     RowhouseError,
     StoreError,
     TableFrozenError,
@@ -144,12 +145,68 @@ def test_a_step_whose_shard_is_away_is_finished_by_the_next_call(clients: list[C
     alone.flush()
 
 
+def test_pushes_that_no_step_ended_are_told_at_the_end(endpoints: str) -> None:
+    def forget(client: Client, **settings: Any) -> Trainer:
+        trainer = client.trainer(group="forgetful", rank=0, trainers=1, **settings)
+        trainer.step()
+        trainer.push("user", IDS, ONES)
+        trainer.push("user", IDS[:2], ONES[:2])
+        return trainer
+
+    text = r"trainer 0 of 1 .* 42 ids of 'user', pushed since step 1, were dropped; call step\(\)"
+    with connect(endpoints) as client:
+        before = client.pull("user", IDS)
+        trainer = forget(client)
+        with pytest.raises(PreconditionError, match=text):
+            trainer.close()
+        trainer.close()
+        with pytest.raises(PreconditionError, match="this trainer is closed"):
+            trainer.push("user", IDS, ONES)
+        with pytest.raises(ZeroDivisionError) as own, forget(client, pace="async"):
+            1 / 0  # noqa: B018
+        assert "42 ids of 'user'" in own.value.__notes__[0]
+        np.testing.assert_array_equal(client.pull("user", IDS), before)
+    client = connect(endpoints)
+    forget(client)
+    with pytest.raises(PreconditionError, match="since step 2"):
+        client.close()  # nobody closes the trainer, but its client's end does
+    client = connect(endpoints)
+    forget(client)
+    with pytest.raises(ZeroDivisionError) as own, client:
+        1 / 0  # noqa: B018
+    assert "since step 3" in own.value.__notes__[0]
+
+
+def test_a_step_whose_end_is_not_known_is_told_at_the_end(clients: list[Client]) -> None:
+    (alone,) = trainers_of(clients[:1])
+
+    def away(request: Any, timeout_s: float) -> Any:
+        raise GoneError("away")
+
+    alone._cluster.transports[1].contribute = away  # type: ignore[method-assign]
+    alone.push("user", IDS, ONES)
+    with pytest.raises(UnavailableError, match="away"):
+        alone.step()
+    with pytest.raises(PreconditionError, match=r"step 1 is not known to be applied; call flush\(\)"):
+        alone.close()
+
+
+def test_a_trainer_says_why_it_has_no_pipeline(clients: list[Client]) -> None:
+    (alone,) = trainers_of(clients[:1])
+    with pytest.raises(PreconditionError, match=r"lack the others' gradients.*Client\.pipeline\(\)"):
+        alone.pipeline(staleness=1)
+
+
 def test_learning_rates_of_a_step_must_agree(clients: list[Client]) -> None:
     (alone,) = trainers_of(clients[:1])
     alone.push("user", IDS, ONES, 0.5)
-    alone.push("user", IDS, ONES, 0.25)
-    with pytest.raises(InvalidRequestError, match=r"learning rates \['0.25', '0.5'\] in one step"):
-        alone.step()
+    before = alone.pull("user", IDS)
+    with pytest.raises(
+        InvalidRequestError, match=r"learning_rate is 0.25, and 0.5 in an earlier push of step 1;"
+    ):
+        alone.push("user", IDS, ONES, 0.25)
+    alone.step()
+    np.testing.assert_array_equal(alone.pull("user", IDS), before - np.float32(0.5))
 
 
 def test_async_pushes_and_never_waits(clients: list[Client]) -> None:
@@ -181,7 +238,7 @@ def test_settings_are_checked_here_and_against_the_others(clients: list[Client],
         with pytest.raises(ConfigError, match=text):
             clients[0].trainer(**{"group": "g", "rank": 0, "trainers": 2, **settings})  # type: ignore[arg-type]
     trainers_of(clients)
-    with pytest.raises(InvalidRequestError, match="deadline_ms is 1000; the group has 20000"):
+    with pytest.raises(InvalidRequestError, match=r"has deadline_s 1; .* has deadline_s 20: all"):
         clients[0].trainer(group="run", rank=0, trainers=2, deadline_s=1)
     tables = {"tables": [{"name": "user", "dim": 4}]}
     with (

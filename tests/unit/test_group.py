@@ -218,8 +218,47 @@ def test_a_trainer_that_never_called_is_named_by_its_number(rig: Rig) -> None:
     rig.contribute(1, 1, [1])
     rig.wait(1, 1)
     rig.now_s += 5.1
-    with pytest.raises(TrainerLostError, match=r"trainer 0 of 2 \(it never called this shard\)"):
+    with pytest.raises(TrainerLostError, match=r"trainer 0 of 2 \(it never joined this group here"):
         rig.wait(1, 1)
+
+
+def test_who_waits_for_a_trainer_with_other_settings_is_told_which(rig: Rig) -> None:
+    rig.contribute(0, 1, [1])
+    with pytest.raises(InvalidRequestError, match="has pace 'ssp'"):
+        rig.join(1, pace=pb.PACE_SSP)
+    rig.wait(0, 1)
+    rig.now_s += 5.1
+    with pytest.raises(
+        TrainerLostError, match=r"trainer 1 of 2 \(host:1\) .* it was refused: .*'ssp'; .*'bsp'"
+    ):
+        rig.wait(0, 1)
+
+
+def test_a_refused_trainer_that_joins_with_the_right_settings_is_refused_no_more(rig: Rig) -> None:
+    rig.contribute(0, 1, [1])
+    with pytest.raises(InvalidRequestError, match="has deadline_s 1"):
+        rig.join(1, deadline_ms=1000)
+    rig.join(1)
+    rig.wait(0, 1)
+    rig.now_s += 5.1
+    with pytest.raises(TrainerLostError) as lost:
+        rig.wait(0, 1)
+    assert "refused" not in str(lost.value)
+
+
+def test_a_run_that_is_started_again_may_have_other_settings(rig: Rig) -> None:
+    """Nobody of the old run has given a sign for its deadline; what is held stays held."""
+    for trainer in (0, 1):
+        rig.contribute(trainer, 1, [1 + trainer])
+    rig.wait(0, 1)
+    with pytest.raises(InvalidRequestError, match="has deadline_s 9"):
+        rig.join(0, incarnation=99, deadline_ms=9000)
+    rig.now_s += 5.1
+    assert rig.join(0, incarnation=99, deadline_ms=9000).held
+    assert rig.join(1, incarnation=98, deadline_ms=9000).held
+    for trainer, incarnation in ((0, 99), (1, 98)):
+        rig.wait(trainer, 1, incarnation=incarnation, deadline_ms=9000)
+    assert rig.pushes[0].tables[0].ids.tolist() == [1, 2]
 
 
 def test_a_refused_step_is_told_to_each_once_and_may_be_made_anew(rig: Rig) -> None:
@@ -255,8 +294,16 @@ def test_a_refused_step_is_told_to_each_once_and_may_be_made_anew(rig: Rig) -> N
         (lambda r: r.join(0, trainers=1025), LimitExceededError, "trainers is 1025"),
         (lambda r: r.join(0, pace=0), InvalidRequestError, "pace is 0"),
         (lambda r: r.join(0, deadline_ms=0), InvalidRequestError, "deadline_ms is 0"),
-        (lambda r: (r.join(1), r.join(0, trainers=3)), InvalidRequestError, "trainers is 3; the group has 2"),
-        (lambda r: (r.join(1), r.join(0, go_on=True)), InvalidRequestError, "go_on is True; the group has"),
+        (
+            lambda r: (r.join(1), r.join(0, trainers=3)), InvalidRequestError,
+            r"trainer 0 \(host:0\) has trainers 3; trainer 1 \(host:1\), who joined before it, has",
+        ),
+        (
+            lambda r: (r.join(1), r.join(0, go_on=True, deadline_ms=1500, pace=pb.PACE_SSP, staleness=4)),
+            InvalidRequestError,
+            "has pace 'ssp' and staleness 4 and deadline_s 1.5 and on_lost 'go_on'; .* has pace 'bsp' and "
+            "staleness 0 and deadline_s 5 and on_lost 'stop': all trainers of a group need the same",
+        ),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_refused(
