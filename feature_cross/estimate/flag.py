@@ -9,12 +9,14 @@ import argparse
 import os
 import sys
 import time
+from dataclasses import replace
 from typing import Final
 
 from rich.console import Console
 from rich.progress import TimeRemainingColumn
 
 from feature_cross.config import CrossConfig
+from feature_cross.estimate.growth import ROWS_MIN
 from feature_cross.estimate.measure import Measurement, measure
 from feature_cross.estimate.memory import Budget
 from feature_cross.estimate.report import Estimate
@@ -128,6 +130,8 @@ def estimate_data(flags: argparse.Namespace) -> Estimate:
     total = count_rows(flags.data, build_plan(config))
     begin = time.perf_counter()
     measured = _measured(flags, config, total)
+    if measured.stopped == "interrupt" and flags.rows is not None and measured.rows < ROWS_MIN:
+        request = replace(request, rows=None, budget=None)  # what was read is told, and nothing else
     return summarize(
         measured, request, config=str(flags.config), data=str(flags.data), rows_total=total,
         seconds=time.perf_counter() - begin,

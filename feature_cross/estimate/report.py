@@ -99,6 +99,7 @@ class FeatureReport(_Part):
     distinct_low: float
     distinct_high: float
     exact: bool
+    ceiling: float | None = None
     growth: tuple[CurvePoint, ...]
     projection: ProjectionReport | None
     seen_once_share: float
@@ -119,6 +120,7 @@ class GroupReport(_Part):
     distinct: float
     distinct_low: float
     distinct_high: float
+    ceiling: float | None = None
     projection: ProjectionReport | None
     seen_once_share: float
     dim: int

@@ -6,16 +6,16 @@ Thread safety: pure functions.
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
 
 from feature_cross.error import FlagError
 from feature_cross.estimate.collision import expected_collisions, values_behind
-from feature_cross.estimate.growth import Projection, project
-from feature_cross.estimate.measure import Distinct, Measure, Measurement
+from feature_cross.estimate.measure import Measure, Measurement
 from feature_cross.estimate.memory import Budget, Cost, decide
+from feature_cross.estimate.projection import Projector, as_ids
 from feature_cross.estimate.report import (
     CollisionReport,
     CurvePoint,
@@ -85,10 +85,11 @@ def summarize(
         `dims` names a feature that there is not, or two dims for one set of ids.
     """
     dims = _group_dims(measured, request)
-    groups = [_group(measured, owner, request, dims[owner]) for owner in measured.groups]
+    projector = Projector(measured, request.rows)
+    groups = [_group(projector, owner, request, dims[owner]) for owner in measured.groups]
     owners = {name: owner for owner, (_, names) in measured.groups.items() for name in names}
     features = [
-        _feature(measured, name, request, owners[name], dims[owners[name]]) for name in measured.features
+        _feature(projector, name, request, owners[name], dims[owners[name]]) for name in measured.features
     ]
     shape = request.shape
     return Estimate(
@@ -122,39 +123,6 @@ def _group_dims(measured: Measurement, request: Request) -> dict[str, int]:
     return dims
 
 
-def _as_ids(values: float, bits: int) -> float:
-    """Distinct ids of so many distinct values."""
-    return round(values - expected_collisions(values, bits).lost, 3)
-
-
-def _projection(measure: Measure, rows_read: int, rows: int | None) -> ProjectionReport | None:
-    """The growth of values, told in ids: where the id space fills up, ids grow slower than values."""
-    if rows is None:
-        return None
-    found = project(measure.growth, rows, measure.occurrences / rows_read)
-    inside = _sketch_bounds(found, measure.distinct)
-    bits = measure.id_bits
-    ids = {
-        key: _as_ids(value, bits)
-        for key, value in asdict(inside).items()
-        if key in ("distinct", "low", "high")
-    }
-    return ProjectionReport(
-        rows=found.rows, method=found.method, error=found.error, tested_factor=found.tested_factor, **ids
-    )
-
-
-def _sketch_bounds(found: Projection, distinct: Distinct) -> Projection:
-    """What was seen is itself known within bounds only."""
-    if distinct.exact or distinct.count == 0:
-        return found
-    return replace(
-        found,
-        low=found.low * distinct.low / distinct.count,
-        high=found.high * distinct.high / distinct.count,
-    )
-
-
 def _once_share(measure: Measure) -> float:
     return float((measure.sample.counts == 1).mean()) if measure.sample.used else 0.0
 
@@ -163,26 +131,28 @@ def _bytes_per_row(request: Request, dim: int) -> dict[str, int]:
     return {tier: request.shape.row_bytes(tier, dim) for tier in TIERS}
 
 
-def _group(measured: Measurement, owner: str, request: Request, dim: int) -> GroupReport:
-    measure, names = measured.groups[owner]
+def _group(projector: Projector, owner: str, request: Request, dim: int) -> GroupReport:
+    measure, names = projector.measured.groups[owner]
     distinct = measure.distinct
-    projection = _projection(measure, measured.rows, request.rows)
+    projection = projector.project(measure, names)
     rows, low, high = distinct.count, distinct.low, distinct.high
     if projection is not None:
         rows, low, high = projection.distinct, projection.low, projection.high
     per_row = _bytes_per_row(request, dim)
     return GroupReport(
         name=owner, features=names, distinct=distinct.count, distinct_low=distinct.low,
-        distinct_high=distinct.high, projection=projection, seen_once_share=_once_share(measure), dim=dim,
+        distinct_high=distinct.high, ceiling=projector.ceiling(names), projection=projection,
+        seen_once_share=_once_share(measure), dim=dim,
         rows=rows, rows_low=low, rows_high=high, bytes_per_row=per_row,
         bytes={tier: rows * size for tier, size in per_row.items()},
     )  # fmt: skip
 
 
-def _feature(measured: Measurement, name: str, request: Request, owner: str, dim: int) -> FeatureReport:
+def _feature(projector: Projector, name: str, request: Request, owner: str, dim: int) -> FeatureReport:
+    measured = projector.measured
     measure, node = measured.features[name], measured.plan.node(name)
     distinct = measure.distinct
-    projection = _projection(measure, measured.rows, request.rows)
+    projection = projector.project(measure, [name])
     growth = measure.growth
     points = zip(growth.rows, growth.distinct, strict=True)
     heavy = _heavy(measure)
@@ -193,7 +163,8 @@ def _feature(measured: Measurement, name: str, request: Request, owner: str, dim
         group=owner, rows_covered=measure.covered_rows, coverage=measure.covered_rows / measured.rows,
         occurrences=measure.occurrences, ids_per_row=measure.occurrences / measured.rows,
         distinct=distinct.count, distinct_low=distinct.low, distinct_high=distinct.high, exact=distinct.exact,
-        growth=tuple(CurvePoint(rows=int(n), distinct=_as_ids(float(k), measure.id_bits)) for n, k in points),
+        ceiling=projector.ceiling([name]),
+        growth=tuple(CurvePoint(rows=int(n), distinct=as_ids(float(k), measure.id_bits)) for n, k in points),
         projection=projection, seen_once_share=_once_share(measure),
         frequency=tuple(_frequency(measure, heavy)), top_share=tuple(_top_share(measure, heavy)),
         heavy=tuple(

@@ -59,12 +59,13 @@ def _table(title: str, *columns: str) -> Table:
 
 
 def _rows_table(estimate: Estimate) -> Table:
-    columns = ["covered", "ids a row", "distinct"]
+    columns = ["covered", "ids a row", "distinct", "at most"]
     if estimate.rows_projected is not None:
         columns += [f"at {short_number(estimate.rows_projected)} rows", "between"]
     table = _table("rows and bytes", *columns, "row bytes", "bytes")
     for feature in sorted(estimate.features, key=lambda one: -one.bytes["memory"]):
         cells = [f"{feature.coverage:.1%}", f"{feature.ids_per_row:.3g}", _distinct(feature)]
+        cells.append("" if feature.ceiling is None else short_number(feature.ceiling))
         if estimate.rows_projected is not None:
             cells += _projected(feature)
         shared = feature.group != feature.name
