@@ -1,22 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A Transport over one gRPC channel.
+"""A Transport over one gRPC channel, and over data connections for the hot calls.
 
-Pull and Push go through the hand-written codec (rowhouse/codec.py), the other calls through the
-generated messages; on the wire both are the same protobuf. A status becomes the error that the shard
+Pull, Push and Contribute go through the hand-written codec (rowhouse/codec.py), the other calls through
+the generated messages; on the wire both are the same protobuf. A status becomes the error that the shard
 raised, with the shard's endpoint in its message. Retries are not made here: gRPC's own are off, so
 that each attempt is one that retry.py knows of.
+
+Where GetCluster tells a data port, the hot calls take it (data_link.py). After a lost connection the next
+attempt goes over gRPC, which knows how to wait for a shard that restarts; once that is answered, the data
+port is asked for anew. A port that cannot be reached at all is left alone.
 
 Thread safety: a channel may be called by any number of threads.
 """
 
+import logging
+import threading
 from collections.abc import Callable
 from typing import Any, Final
 
 import grpc
-from rowhouse import codec, error
+from rowhouse import codec, error, frame
 from rowhouse.limit import MESSAGE_BYTES_MAX
 from rowhouse.message import Contribution, PullRequest, PullResponse, PushRequest, PushResponse
 from rowhouse.v1 import rowhouse_pb2 as pb
+
+from ps_client.data_link import DataLink
 
 SERVICE: Final = "/rowhouse.v1.ParameterService/"
 
@@ -35,6 +43,11 @@ OPTIONS: Final = (
 )
 """Channel options, each where gRPC's default does not fit."""
 
+_RELINK_S: Final = 5.0
+"""Time for asking a shard, which has just answered, for its data port."""
+
+_log = logging.getLogger(__name__)
+
 
 def to_error(failure: grpc.RpcError, endpoint: str) -> error.RowhouseError:
     """The error that the shard raised, from the status, details and trailing metadata of an answer."""
@@ -52,6 +65,11 @@ class GrpcTransport:
     def __init__(self, endpoint: str) -> None:
         self.endpoint = endpoint
         self._closed = False
+        self._link: DataLink | None = None
+        self._link_offer: tuple[str, int] | None = None
+        self._link_unreachable: tuple[str, int] | None = None
+        self._link_lost = False
+        self._link_lock = threading.Lock()
         self._channel = grpc.insecure_channel(endpoint, OPTIONS)
         self._pull = self._channel.unary_unary(
             SERVICE + "Pull",
@@ -99,18 +117,90 @@ class GrpcTransport:
 
     def pull(self, request: PullRequest, timeout_s: float) -> PullResponse:
         """Rows of one step."""
-        response: PullResponse = self._call(self._pull, request, timeout_s)
+        data = self._call_link(frame.PULL, codec.pull_request_parts, request, timeout_s)
+        if data is not None:
+            return codec.decode_pull_response(data)
+        response: PullResponse = self._call_hot(self._pull, request, timeout_s)
         return response
 
     def push(self, request: PushRequest, timeout_s: float) -> PushResponse:
         """Gradients of one step."""
-        response: PushResponse = self._call(self._push, request, timeout_s)
+        data = self._call_link(frame.PUSH, codec.push_request_parts, request, timeout_s)
+        if data is not None:
+            return codec.decode_push_response(data)
+        response: PushResponse = self._call_hot(self._push, request, timeout_s)
+        return response
+
+    def contribute(self, request: Contribution, timeout_s: float) -> pb.ContributeResponse:
+        """One trainer's gradients of one step."""
+        data = self._call_link(frame.CONTRIBUTE, codec.contribution_parts, request, timeout_s)
+        if data is not None:
+            return pb.ContributeResponse.FromString(bytes(data))
+        response: pb.ContributeResponse = self._call_hot(self._contribute, request, timeout_s)
         return response
 
     def get_cluster(self, request: pb.GetClusterRequest, timeout_s: float) -> pb.GetClusterResponse:
-        """Tables, shards and the partition map."""
+        """Tables, shards and the partition map; and where the data port is, for the next hot call."""
         response: pb.GetClusterResponse = self._call(self._get_cluster, request, timeout_s)
+        with self._link_lock:
+            self._link_lost = False
+            offer = (response.data_endpoint, response.data_token)
+            if response.data_endpoint and offer not in (self._link_offer, self._link_unreachable):
+                retired, self._link, self._link_offer = self._link, None, offer
+                if retired is not None:
+                    retired.retire()
         return response
+
+    def _call_link(
+        self, kind: int, encode: Callable[[Any], list[codec.Part]], request: Any, timeout_s: float
+    ) -> memoryview | None:
+        """The answer of the data port; None when there is none to use now."""
+        link = self._link or self._open_link()
+        if link is None:
+            return None
+        try:
+            return link.call(kind, encode(request), timeout_s)
+        except error.RowhouseError as failure:
+            if self._closed:
+                text = f"shard at {self.endpoint}: the client was closed during the call"
+                raise error.PreconditionError(text) from failure
+            if link.lost:
+                self._lose(link)
+            raise
+
+    def _open_link(self) -> DataLink | None:
+        if self._link_offer is None:
+            return None
+        with self._link_lock:
+            if self._link is None and self._link_offer is not None and not self._closed:
+                link = DataLink(self.endpoint, *self._link_offer)
+                if link.open():
+                    self._link = link
+                else:
+                    _log.warning(
+                        "shard at %s: its data port %s cannot be reached; going on over gRPC, which is "
+                        "slower (data_port in the cluster's config sets the port)",
+                        self.endpoint, self._link_offer[0],
+                    )  # fmt: skip
+                    self._link_unreachable, self._link_offer = self._link_offer, None
+            return self._link
+
+    def _lose(self, link: DataLink) -> None:
+        """Go on over gRPC until the shard tells its data port anew."""
+        with self._link_lock:
+            if self._link is link:
+                self._link, self._link_offer, self._link_lost = None, None, True
+        link.retire()
+
+    def _call_hot(self, method: Callable[..., Any], request: Any, timeout_s: float) -> Any:
+        """A hot call over gRPC; its answer says that the shard is there, so a lost link is looked for."""
+        answer = self._call(method, request, timeout_s)
+        if self._link_lost:
+            try:
+                self.get_cluster(pb.GetClusterRequest(), _RELINK_S)
+            except error.RowhouseError as failure:
+                _log.info("shard at %s: %s", self.endpoint, failure)
+        return answer
 
     def create_checkpoint(
         self, request: pb.CreateCheckpointRequest, timeout_s: float
@@ -158,11 +248,6 @@ class GrpcTransport:
         response: pb.JoinGroupResponse = self._call(self._join_group, request, timeout_s)
         return response
 
-    def contribute(self, request: Contribution, timeout_s: float) -> pb.ContributeResponse:
-        """One trainer's gradients of one step."""
-        response: pb.ContributeResponse = self._call(self._contribute, request, timeout_s)
-        return response
-
     def await_step(self, request: pb.AwaitStepRequest, timeout_s: float) -> pb.AwaitStepResponse:
         """Wait a moment for the other trainers."""
         response: pb.AwaitStepResponse = self._call(self._await_step, request, timeout_s)
@@ -172,3 +257,6 @@ class GrpcTransport:
         """Close the channel: calls under way are cancelled, and their retries are refused."""
         self._closed = True
         self._channel.close()
+        with self._link_lock:
+            if self._link is not None:
+                self._link.close()

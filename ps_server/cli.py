@@ -84,10 +84,15 @@ def _add_config_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--shards", metavar="COUNT|HOST:PORT,…|unix:/PATH,…", type=_shards_flag)
     group.add_argument("--host", metavar="HOST|unix:/FOLDER")
     group.add_argument("--base-port", metavar="PORT", type=int)
+    group.add_argument("--data-port", metavar="auto|off|PORT", type=_data_port_flag)
     group.add_argument("--durability", metavar="none|os|fsync")
     group.add_argument("--memory-budget", metavar="SIZE")
     group.add_argument("--checkpoint-log-bytes", metavar="SIZE")
     group.add_argument("--worker-threads", metavar="COUNT", type=int)
+
+
+def _data_port_flag(text: str) -> int | str:
+    return int(text) if text.isdigit() else text
 
 
 def _shards_flag(text: str) -> int | list[str]:
@@ -95,8 +100,8 @@ def _shards_flag(text: str) -> int | list[str]:
 
 
 _OVERRIDES: Final = (
-    "data_dir", "shards", "host", "base_port", "durability", "memory_budget", "checkpoint_log_bytes",
-    "worker_threads",
+    "data_dir", "shards", "host", "base_port", "data_port", "durability", "memory_budget",
+    "checkpoint_log_bytes", "worker_threads",
 )  # fmt: skip
 
 

@@ -246,6 +246,10 @@ class ClusterConfig(_Model):
     base_port
         First port when `shards` is a count; 0 lets the system pick free ones, and `ps-server up`
         writes them to `<data_dir>/endpoints.json`.
+    data_port
+        Where shard i takes pulls and pushes as plain frames, faster than gRPC: auto (the system picks a
+        port, which clients are told), a number (data_port + i, for firewalls), or off. Clients that cannot
+        reach it go on over gRPC. Of a socket file: the file beside it, with .data at its end.
     durability
         What an acknowledged push survives: none (a clean stop), os (a kill of the process), fsync (a
         power cut). Default os: fsync costs a disk sync per group of pushes.
@@ -263,6 +267,7 @@ class ClusterConfig(_Model):
     shards: Annotated[int | tuple[str, ...], BeforeValidator(_shards)] = 1
     host: Annotated[str, Field(strict=True, min_length=1)] = "127.0.0.1"
     base_port: Annotated[int, Field(strict=True, ge=0, le=65535)] = 7470
+    data_port: Literal["auto", "off"] | Annotated[int, Field(strict=True, ge=1, le=65535)] = "auto"
     durability: Literal["none", "os", "fsync"] = "os"
     memory_budget: Annotated[Size, Field(ge=MEMORY_BUDGET_MIN_BYTES)] = 1 << 30
     checkpoint_log_bytes: Annotated[Size, Field(ge=CHECKPOINT_LOG_MIN_BYTES)] = 512 << 20
@@ -291,6 +296,15 @@ class ClusterConfig(_Model):
                     f"base_port {self.base_port} + {self.shards} shards ends at {last}, past 65535"
                 )
             _shards([f"[{self.host}]:1" if ":" in self.host else f"{self.host}:1"])
+        return self
+
+    @model_validator(mode="after")
+    def _data_ports_fit(self) -> Self:
+        if isinstance(self.data_port, int) and self.data_port + self.shard_count - 1 > 65535:
+            last = self.data_port + self.shard_count - 1
+            raise ValueError(
+                f"data_port {self.data_port} + {self.shard_count} shards ends at {last}, past 65535"
+            )
         return self
 
     @property

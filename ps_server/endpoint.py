@@ -13,7 +13,7 @@ import re
 import socket
 import stat
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from rowhouse.error import ConfigError
 
@@ -21,6 +21,9 @@ SOCKET_PREFIX: Final = "unix:"
 
 SOCKET_PATH_BYTES_MAX: Final = 107
 """Linux's struct sockaddr_un has 108 bytes for the path, one of them for its end."""
+
+DATA_SUFFIX: Final = ".data"
+"""The data port of a shard on a socket file is the file of that name with this at its end."""
 
 
 def socket_path(endpoint: str) -> Path | None:
@@ -98,6 +101,37 @@ def _somebody_listens(path: Path) -> bool:
         except OSError as error:
             raise ConfigError(f"socket file {str(path)!r}: {error.strerror}") from None
     return True
+
+
+def bind_data_port(endpoint: str, port: int) -> socket.socket:
+    """A bound socket for the data port of a shard that listens on `endpoint`: `port` (0: any) of the same
+    address, or the socket file with DATA_SUFFIX.
+
+    Raises
+    ------
+    ConfigError
+        The port or file is taken, or the system refuses it.
+    """
+    family: int
+    address: tuple[Any, ...] | str
+    if socket_path(endpoint) is not None:
+        beside = socket_path(f"{endpoint}{DATA_SUFFIX}")
+        assert beside is not None
+        clear_socket_file(beside)
+        family, address = socket.AF_UNIX, str(beside)
+    else:
+        host, _ = split_endpoint(endpoint)
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, address = found[0][0], found[0][4]
+    made = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        if family != socket.AF_UNIX:
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.bind(address)
+    except OSError as error:
+        made.close()
+        raise ConfigError(f"data_port: {address} cannot be bound: {error.strerror or error}") from None
+    return made
 
 
 def bind_problem(endpoint: str) -> str:

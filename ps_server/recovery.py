@@ -168,10 +168,10 @@ def encode_eviction(table: str, ids: NDArray[np.uint64]) -> bytes:
     return len(name).to_bytes(2, "little") + name + ids.astype("<u8").tobytes()
 
 
-def decode_eviction(payload: bytes) -> tuple[str, NDArray[np.uint64]]:
+def decode_eviction(payload: bytes | memoryview) -> tuple[str, NDArray[np.uint64]]:
     """Table name and ids of an evict record."""
     size = int.from_bytes(payload[:2], "little")
-    return payload[2 : 2 + size].decode(), np.frombuffer(payload[2 + size :], "<u8").astype(np.uint64)
+    return str(payload[2 : 2 + size], "utf-8"), np.frombuffer(payload[2 + size :], "<u8").astype(np.uint64)
 
 
 def open_directory(

@@ -46,7 +46,7 @@ class Record:
     lsn: int
     kind: int
     time_ms: int
-    payload: bytes
+    payload: bytes | memoryview
 
 
 def segment_path(directory: Path, first_lsn: int) -> Path:
@@ -59,7 +59,7 @@ def list_segments(directory: Path) -> list[Path]:
     return sorted(directory.glob("*.log"))
 
 
-def encode_record(record: Record) -> tuple[bytes, bytes, bytes]:
+def encode_record(record: Record) -> tuple[bytes, bytes | memoryview, bytes]:
     """Header, payload and trailer of a record, ready to be written one after the other."""
     fields = (len(record.payload), record.kind, RECORD_VERSION, 0, record.lsn, record.time_ms)
     head = RECORD_HEADER.pack(*fields, xxhash.xxh3_64_intdigest(record.payload), 0)[:-8]

@@ -29,7 +29,8 @@ from rowhouse.limit import MESSAGE_BYTES_MAX
 from rowhouse.malloc import keep_large_blocks
 
 from ps_server.config import ClusterConfig, shard_directory
-from ps_server.endpoint import bind_problem, clear_socket_file, has_open_port, socket_path
+from ps_server.data_port import DataPort
+from ps_server.endpoint import bind_data_port, bind_problem, clear_socket_file, has_open_port, socket_path
 from ps_server.service import SERVICE_NAME, ParameterService, ServedShard
 
 STOP_GRACE_S: Final = 30.0
@@ -114,6 +115,7 @@ class Server:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)
+        self._data_port = DataPort(self._service, config.worker_threads)
         self._set_serving(False)
 
     def start(self) -> None:
@@ -128,6 +130,7 @@ class Server:
         """
         keep_large_blocks()
         self._listen()
+        self._start_data_port()
         self._server.start()
         try:
             try:
@@ -136,6 +139,7 @@ class Server:
                 raise StoreError(f"data directory {str(self._directory)!r}: {error.strerror}") from None
             self._shard = self._open_shard(self._config, self._index, self._directory)
         except BaseException:
+            self._data_port.stop(0)
             self._server.stop(None).wait()
             raise
         self._service.attach(self._shard)
@@ -161,7 +165,9 @@ class Server:
             Whatever the last checkpoint raises.
         """
         self._set_serving(False)
-        self._server.stop(STOP_GRACE_S).wait()
+        stopped = self._server.stop(STOP_GRACE_S)
+        self._data_port.stop(STOP_GRACE_S)
+        stopped.wait()
         shard, self._shard = self._shard, None
         self._service.attach(None)
         if shard is None:
@@ -176,6 +182,20 @@ class Server:
         status = health_pb2.HealthCheckResponse
         for name in ("", SERVICE_NAME):
             self._health.set(name, status.SERVING if serving else status.NOT_SERVING)
+
+    def _start_data_port(self) -> None:
+        """Before recovery, so that a taken port is told at once and no client misses it; until the shard is
+        attached, frames are answered with UnavailableError."""
+        wanted = self._config.data_port
+        if wanted == "off":
+            return
+        try:
+            bound = bind_data_port(self.endpoint, 0 if wanted == "auto" else wanted + self._index)
+        except BaseException:
+            self._server.stop(None).wait()
+            raise
+        self._data_port.start(bound)
+        self._service.tell_data_port(self._data_port.endpoint, self._data_port.token)
 
     def _listen(self) -> None:
         others = [e for i, e in enumerate(self._config.endpoints) if i != self._index]

@@ -19,7 +19,7 @@ from typing import Any, Final, Protocol
 
 import grpc
 from google.protobuf.message import DecodeError
-from rowhouse import codec
+from rowhouse import codec, frame
 from rowhouse.dtype import STORAGE
 from rowhouse.error import (
     ERROR_METADATA_KEY,
@@ -68,7 +68,7 @@ class ServedShard(Protocol):
     def pull(self, request: PullRequest) -> PullResponse:
         """Rows of the request's ids."""
 
-    def push(self, request: PushRequest, encoded: bytes | None = None) -> PushResponse:
+    def push(self, request: PushRequest, encoded: bytes | memoryview | None = None) -> PushResponse:
         """Apply gradients once; `encoded` is the request's own bytes, for the log."""
 
     def get_cluster(self, request: pb.GetClusterRequest) -> pb.GetClusterResponse:
@@ -116,6 +116,14 @@ class InFlight:
     @contextmanager
     def hold(self, size_bytes: int) -> Iterator[None]:
         """Hold `size_bytes` while the block runs; BusyError when that would pass the bound."""
+        self.take(size_bytes)
+        try:
+            yield
+        finally:
+            self.give(size_bytes)
+
+    def take(self, size_bytes: int) -> None:
+        """Hold `size_bytes` until `give`; BusyError when that would pass the bound."""
         with self._lock:
             if self._held_bytes and self._held_bytes + size_bytes > self._bound_bytes:
                 raise BusyError(
@@ -123,11 +131,11 @@ class InFlight:
                     f"at most {self._bound_bytes} at once, back off and retry"
                 )
             self._held_bytes += size_bytes
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._held_bytes -= size_bytes
+
+    def give(self, size_bytes: int) -> None:
+        """Hold `size_bytes` no longer."""
+        with self._lock:
+            self._held_bytes -= size_bytes
 
 
 def abort_with(context: grpc.ServicerContext, error: RowhouseError) -> None:
@@ -166,6 +174,8 @@ class ParameterService:
     ) -> None:
         self._index, self._waits_max = index, waits_max
         self._in_flight = InFlight(in_flight_bytes_max)
+        self.take, self.give = self._in_flight.take, self._in_flight.give
+        self._data_endpoint, self._data_token = "", 0
         self._shard: ServedShard | None = None
         self._groups: Groups | None = None
 
@@ -174,6 +184,37 @@ class ParameterService:
         self._groups = None if shard is None else Groups(shard, self._waits_max)
         self._shard = shard
 
+    def tell_data_port(self, endpoint: str, token: int) -> None:
+        """Let GetCluster say where frames are taken, and which token they must carry."""
+        self._data_endpoint, self._data_token = endpoint, token
+
+    def answer(self, kind: int, data: memoryview) -> list[codec.Part]:
+        """The answer to one frame of the data port, in pieces; its bytes are counted by `take` and `give`.
+
+        Parameters
+        ----------
+        kind
+            frame.PULL, PUSH or CONTRIBUTE.
+        data
+            The request's own memory: it may be kept, nobody writes to it again.
+
+        Raises
+        ------
+        RowhouseError
+            Whatever the call raises; InternalError for anything unforeseen.
+        """
+        try:
+            shard = self._served()
+            if kind == frame.PULL:
+                return codec.pull_response_parts(self._pulled(shard, data))
+            if kind == frame.PUSH:
+                return [codec.encode_push_response(shard.push(codec.decode_push_request(data), data))]
+            return [self._contributed(data)]
+        except RowhouseError:
+            raise
+        except Exception as error:
+            raise self._unforeseen(error) from error
+
     def handler(self) -> grpc.GenericRpcHandler:
         """The gRPC handler to register under SERVICE_NAME."""
         raw: dict[str, Callable[[ServedShard, bytes], Any]]
@@ -181,7 +222,7 @@ class ParameterService:
         methods: dict[str, grpc.RpcMethodHandler[Any, Any]]
         methods = {n: grpc.unary_unary_rpc_method_handler(self._guard(call)) for n, call in raw.items()}
         stubs: dict[str, tuple[Callable[[ServedShard, Any], Any], Any]] = {
-            "GetCluster": (lambda shard, r: shard.get_cluster(r), pb.GetClusterRequest),
+            "GetCluster": (self._cluster, pb.GetClusterRequest),
             "CreateCheckpoint": (lambda shard, r: shard.create_checkpoint(r), pb.CreateCheckpointRequest),
             "GetStats": (lambda shard, r: shard.get_stats(r), pb.GetStatsRequest),
             "SetTableFreeze": (lambda shard, r: shard.set_table_freeze(r), pb.SetTableFreezeRequest),
@@ -202,19 +243,28 @@ class ParameterService:
 
         def guarded(request: Any, context: grpc.ServicerContext) -> Any:
             try:
-                shard = self._shard
-                if shard is None:
-                    raise UnavailableError(f"shard {self._index} is starting or stopping; retry")
-                return call(shard, request)
+                return call(self._served(), request)
             except RowhouseError as error:
                 abort_with(context, error)
             except Exception as error:
-                _log.exception("shard %d: a call failed", self._index)
-                abort_with(
-                    context, InternalError(f"{type(error).__name__}: {error} (traceback in the shard's log)")
-                )
+                abort_with(context, self._unforeseen(error))
 
         return guarded
+
+    def _unforeseen(self, error: Exception) -> InternalError:
+        _log.exception("shard %d: a call failed", self._index)
+        return InternalError(f"{type(error).__name__}: {error} (traceback in the shard's log)")
+
+    def _served(self) -> ServedShard:
+        shard = self._shard
+        if shard is None:
+            raise UnavailableError(f"shard {self._index} is starting or stopping; retry")
+        return shard
+
+    def _cluster(self, shard: ServedShard, request: pb.GetClusterRequest) -> pb.GetClusterResponse:
+        answer = shard.get_cluster(request)
+        answer.data_endpoint, answer.data_token = self._data_endpoint, self._data_token
+        return answer
 
     def _of_trainers(self) -> Groups:
         groups = self._groups
@@ -222,16 +272,21 @@ class ParameterService:
             raise UnavailableError(f"shard {self._index} is starting or stopping; retry")
         return groups
 
-    def _contribute(self, shard: ServedShard, data: bytes) -> bytes:
+    def _contribute(self, _shard: ServedShard, data: bytes) -> bytes:
         with self._in_flight.hold(len(data)):
-            answer = self._of_trainers().contribute(codec.decode_contribution(data))
-            return answer.SerializeToString()
+            return self._contributed(data)
+
+    def _contributed(self, data: bytes | memoryview) -> bytes:
+        return self._of_trainers().contribute(codec.decode_contribution(data)).SerializeToString()
 
     def _pull(self, shard: ServedShard, data: bytes) -> bytes:
         with self._in_flight.hold(len(data)):
-            request = codec.decode_pull_request(data)
-            _check_answer(request)
-            return codec.encode_pull_response(shard.pull(request))
+            return codec.encode_pull_response(self._pulled(shard, data))
+
+    def _pulled(self, shard: ServedShard, data: bytes | memoryview) -> PullResponse:
+        request = codec.decode_pull_request(data)
+        _check_answer(request)
+        return shard.pull(request)
 
     def _push(self, shard: ServedShard, data: bytes) -> bytes:
         with self._in_flight.hold(len(data)):

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Final
 
 from rowhouse import dtype, message
-from rowhouse.codec import encode_push_request
+from rowhouse.codec import Part, encode_push_request
 from rowhouse.error import CorruptionError, PoisonedError, StoreError, TableFrozenError
 from rowhouse.placement import PartitionMap
 from rowhouse.v1 import rowhouse_pb2 as pb
@@ -203,7 +203,7 @@ class Shard(Saving):
         return table_of(table, self._tables).prefetch(as_read_only(ids))
 
     # ------------------------------------------------------------ push
-    def push(self, request: message.PushRequest, encoded: bytes | None = None) -> message.PushResponse:
+    def push(self, request: message.PushRequest, encoded: Part | None = None) -> message.PushResponse:
         """Apply a push once.
 
         Parameters
@@ -238,7 +238,7 @@ class Shard(Saving):
     def _log_and_apply(
         self,
         request: message.PushRequest,
-        encoded: bytes | None,
+        encoded: Part | None,
         parts: list[tuple[Table, TablePush]],
         lsn: int,
     ) -> None:

@@ -25,7 +25,7 @@ class FakeShard:
         self.fail: Exception | None = None
         self.on_push: Callable[[], None] = lambda: None  # runs inside each push
         self.calls: list[tuple[str, Any]] = []
-        self.encoded: list[bytes | None] = []
+        self.encoded: list[bytes | memoryview | None] = []
         self.endpoints = ["fake"]
         self.closed = threading.Event()
 
@@ -52,7 +52,7 @@ class FakeShard:
         )
         return message.PullResponse(7, tuple(answers))
 
-    def push(self, request: message.PushRequest, encoded: bytes | None = None) -> message.PushResponse:
+    def push(self, request: message.PushRequest, encoded: bytes | memoryview | None = None) -> message.PushResponse:
         self._note("push", request)
         self.encoded.append(encoded)
         self.on_push()

@@ -4,10 +4,12 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -79,6 +81,17 @@ class ServerProcess:
     def finish(self) -> int:
         """Wait for it to end by itself; returns the exit code."""
         return self.process.wait(READY_S)
+
+
+def free_ports(count: int) -> int:
+    """First of `count` ports in a row that nobody listens on now."""
+    while True:
+        with ExitStack() as stack:
+            first = stack.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1]
+            with suppress(OSError, OverflowError):
+                for port in range(first + 1, first + count):
+                    stack.enter_context(socket.create_server(("127.0.0.1", port)))
+                return int(first)
 
 
 def wait_until(condition: Callable[[], bool]) -> None:

@@ -87,27 +87,38 @@ def _nested(number: int, parts: list[Part]) -> list[Part]:
     return [_head(number, sum(len(p) for p in parts)), *parts]
 
 
-def encode_pull_request(message: PullRequest) -> bytes:
-    """Encode `rowhouse.v1.PullRequest`."""
+def pull_request_parts(message: PullRequest) -> list[Part]:
+    """`rowhouse.v1.PullRequest` in pieces, the arrays' own memory among them."""
     parts: list[Part] = [
         _integer(1, message.map_version) + _integer(2, message.dtype) + _integer(3, message.read_only)
     ]
     for t in message.tables:
         head = _text(1, t.table) + _integer(2, t.dim) + _integer(3, t.ids.shape[0])
         parts += _nested(4, [head, *_array(4, t.ids, np.dtype("<u8"))])
-    return b"".join(parts)
+    return parts
 
 
-def encode_pull_response(message: PullResponse) -> bytes:
-    """Encode `rowhouse.v1.PullResponse`."""
+def encode_pull_request(message: PullRequest) -> bytes:
+    """Encode `rowhouse.v1.PullRequest`."""
+    return b"".join(pull_request_parts(message))
+
+
+def pull_response_parts(message: PullResponse) -> list[Part]:
+    """`rowhouse.v1.PullResponse` in pieces, the arrays' own memory among them."""
     parts: list[Part] = [_integer(1, message.lsn)]
     for t in message.tables:
         head = _text(1, t.table) + _integer(2, t.rows.shape[1]) + _integer(3, t.rows.shape[0])
         parts += _nested(2, [head + _integer(4, t.dtype), *_array(5, t.rows, STORAGE[t.dtype])])
-    return b"".join(parts)
+    return parts
 
 
-def _push_parts(message: PushRequest) -> list[Part]:
+def encode_pull_response(message: PullResponse) -> bytes:
+    """Encode `rowhouse.v1.PullResponse`."""
+    return b"".join(pull_response_parts(message))
+
+
+def push_request_parts(message: PushRequest) -> list[Part]:
+    """`rowhouse.v1.PushRequest` in pieces, the arrays' own memory among them."""
     parts: list[Part] = [
         _integer(1, message.map_version) + _integer(2, message.client_id) + _integer(3, message.sequence)
     ]
@@ -126,13 +137,18 @@ def _push_parts(message: PushRequest) -> list[Part]:
 
 def encode_push_request(message: PushRequest) -> bytes:
     """Encode `rowhouse.v1.PushRequest`."""
-    return b"".join(_push_parts(message))
+    return b"".join(push_request_parts(message))
+
+
+def contribution_parts(message: Contribution) -> list[Part]:
+    """`rowhouse.v1.ContributeRequest` in pieces, the arrays' own memory among them."""
+    member = message.member.SerializeToString()
+    return [*_nested(1, [member]), *_nested(2, push_request_parts(message.push))]
 
 
 def encode_contribution(message: Contribution) -> bytes:
     """Encode `rowhouse.v1.ContributeRequest`."""
-    member = message.member.SerializeToString()
-    return b"".join([*_nested(1, [member]), *_nested(2, _push_parts(message.push))])
+    return b"".join(contribution_parts(message))
 
 
 def encode_push_response(message: PushResponse) -> bytes:
@@ -289,7 +305,7 @@ def _table_gradients(fields: Fields) -> TableGradients:
     return TableGradients(table, code, ids, gradients, rate, shows, clicks)
 
 
-def decode_pull_request(data: bytes) -> PullRequest:
+def decode_pull_request(data: bytes | memoryview) -> PullRequest:
     """Decode `rowhouse.v1.PullRequest`; InvalidRequestError on malformed bytes."""
     fields = _collect(memoryview(data), {1: _VARINT, 2: _VARINT, 3: _VARINT, 4: _BYTES})
     tables = tuple(_table_ids(f) for f in _nested_fields(fields, 4, _TABLE_IDS))
@@ -299,7 +315,7 @@ def decode_pull_request(data: bytes) -> PullRequest:
     return PullRequest(_last_int(fields, 1), dtype, bool(_last_int(fields, 3)), tables)
 
 
-def decode_pull_response(data: bytes) -> PullResponse:
+def decode_pull_response(data: bytes | memoryview) -> PullResponse:
     """Decode `rowhouse.v1.PullResponse`; InvalidRequestError on malformed bytes."""
     fields = _collect(memoryview(data), {1: _VARINT, 2: _BYTES})
     return PullResponse(
@@ -315,7 +331,7 @@ def decode_push_request(data: bytes | memoryview) -> PushRequest:
     return PushRequest(_last_int(fields, 1), _last_int(fields, 2), _last_int(fields, 3), tables)
 
 
-def decode_contribution(data: bytes) -> Contribution:
+def decode_contribution(data: bytes | memoryview) -> Contribution:
     """Decode `rowhouse.v1.ContributeRequest`; InvalidRequestError on malformed bytes."""
     fields = _collect(memoryview(data), {1: _BYTES, 2: _BYTES})
     try:
@@ -325,7 +341,7 @@ def decode_contribution(data: bytes) -> Contribution:
     return Contribution(member, decode_push_request(_last_bytes(fields, 2)))
 
 
-def decode_push_response(data: bytes) -> PushResponse:
+def decode_push_response(data: bytes | memoryview) -> PushResponse:
     """Decode `rowhouse.v1.PushResponse`; InvalidRequestError on malformed bytes."""
     fields = _collect(memoryview(data), {1: _VARINT, 2: _VARINT})
     return PushResponse(_last_int(fields, 1), bool(_last_int(fields, 2)))

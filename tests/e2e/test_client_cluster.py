@@ -18,12 +18,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from numpy.typing import NDArray
 from rowhouse.error import InvalidRequestError, UnavailableError, UnknownTableError
 
 from ps_client import Client, connect
 from tests.conftest import MakeConfig
-from tests.process import ServerProcess
+from tests.process import ServerProcess, free_ports
 
 STEPS, BATCH, VOCABULARY = 60, 2_000, 5_000
 TABLES = [
@@ -41,7 +42,8 @@ def train(
         at_step(step)
         ids = {t: (rng.zipf(1.2, BATCH) % VOCABULARY).astype(np.uint64) for t in ("user", "item")}
         rows = client.pull_many(ids)
-        client.push_many({t: (ids[t], np.float32(1.5) * rows[t] + np.float32(0.01)) for t in ids})
+        noise = rng.normal(0.01, 0.01, (BATCH, 1)).astype(np.float32)  # else long runs end in one point
+        client.push_many({t: (ids[t], np.float32(1.5) * rows[t] + noise) for t in ids})
     everything = np.arange(VOCABULARY)
     return client.pull_many({"user": everything, "item": everything}, read_only=True)
 
@@ -61,7 +63,8 @@ def assert_same_bits(rows: dict[str, NDArray[np.float32]], want: dict[str, NDArr
 
 @pytest.fixture
 def cluster(make_config: MakeConfig) -> Iterator[ServerProcess]:
-    with ServerProcess("up", make_config(tables=TABLES, shards=2, memory_budget="64MiB")) as running:
+    config = make_config(tables=TABLES, shards=2, memory_budget="64MiB", data_port=free_ports(2))
+    with ServerProcess("up", config) as running:
         running.endpoints()
         yield running
         assert running.stop() == 0
@@ -120,11 +123,11 @@ def test_a_deadline_while_a_shard_is_frozen_keeps_the_push(cluster: ServerProces
 class CuttingProxy:
     """Forwards TCP to a shard and cuts each connection after some random number of bytes."""
 
-    def __init__(self, upstream: str, cut_bytes: Callable[[], int]) -> None:
-        host, _, port = upstream.rpartition(":")
-        self._upstream, self._cut_bytes = (host, int(port)), cut_bytes
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.endpoint = f"127.0.0.1:{self._listener.getsockname()[1]}"
+    def __init__(self, upstream: tuple[str, int], cut_bytes: Callable[[], int], port: int = 0) -> None:
+        self._upstream, self._cut_bytes = upstream, cut_bytes
+        # Another address of loopback: clients look for the data port on the host that they called.
+        self._listener = socket.create_server(("127.0.0.2", port))
+        self.endpoint = f"127.0.0.2:{self._listener.getsockname()[1]}"
         self.cuts = 0
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -160,23 +163,35 @@ class CuttingProxy:
 
 
 @contextmanager
-def cut_off(endpoints: str, seed: int) -> Iterator[list[CuttingProxy]]:
+def cut_off(cluster: ServerProcess, seed: int) -> Iterator[tuple[list[CuttingProxy], list[CuttingProxy]]]:
+    """Proxies of the shards' gRPC ports, and of their data ports."""
     # A step carries about 130 kB each way and shard: most connections end within some steps, in mid-message.
     rng = random.Random(seed)
-    proxies = [CuttingProxy(e, lambda: rng.randrange(50_000, 2_000_000)) for e in endpoints.split(",")]
+    endpoints = [e.rpartition(":") for e in cluster.endpoints().split(",")]
+    calls = [
+        CuttingProxy((host, int(port)), lambda: rng.randrange(50_000, 2_000_000))
+        for host, _, port in endpoints
+    ]
+    data_port = yaml.safe_load(cluster.config_path.read_text())["data_port"]
+    ports = [] if data_port == "off" else range(data_port, data_port + len(calls))
+    data = [CuttingProxy(("127.0.0.1", p), lambda: rng.randrange(50_000, 2_000_000), p) for p in ports]
     try:
-        yield proxies
+        yield calls, data
     finally:
-        for proxy in proxies:
+        for proxy in calls + data:
             proxy.close()
 
 
-def test_connections_cut_in_mid_message(cluster: ServerProcess, undisturbed: dict[str, Any]) -> None:
-    with cut_off(cluster.endpoints(), seed=5) as proxies:
-        target = ",".join(proxy.endpoint for proxy in proxies)
+@pytest.mark.parametrize("data_port", ["on", "off"])
+def test_connections_cut_in_mid_message(
+    make_config: MakeConfig, undisturbed: dict[str, Any], data_port: str
+) -> None:
+    config = make_config(tables=TABLES, shards=2, data_port=free_ports(2) if data_port == "on" else "off")
+    with ServerProcess("up", config) as cluster, cut_off(cluster, seed=5) as (calls, data):
+        target = ",".join(proxy.endpoint for proxy in calls)
         with connect(target, timeout_s=60) as client:
             rows = train(client)
-        assert sum(proxy.cuts for proxy in proxies) >= 4
+        assert sum(proxy.cuts for proxy in data or calls) >= 4
     assert_same_bits(rows, undisturbed)
 
 
@@ -207,16 +222,16 @@ def test_five_minutes_of_kills_freezes_and_cuts(cluster: ServerProcess, tmp_path
             steps.append(len(steps))
             yield steps[-1]
 
-    with cut_off(cluster.endpoints(), seed) as proxies:
+    with cut_off(cluster, seed) as (calls, data):
         disturber = threading.Thread(target=disturb)
         disturber.start()
         try:
-            with connect(",".join(proxy.endpoint for proxy in proxies), timeout_s=300) as client:
+            with connect(",".join(proxy.endpoint for proxy in calls), timeout_s=300) as client:
                 rows = train(client, steps=while_time())
         finally:
             done.set()
             disturber.join()
-        cuts = sum(proxy.cuts for proxy in proxies)
+        cuts = sum(proxy.cuts for proxy in calls + data)
     print(f"seed {seed}: {len(steps)} steps, {count['kill']} kills, {count['freeze']} freezes, {cuts} cuts")
     with connect(f"embedded:{tmp_path}/undisturbed", config={"tables": TABLES}) as client:
         assert_same_bits(rows, train(client, steps=range(len(steps))))

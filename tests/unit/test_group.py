@@ -47,7 +47,9 @@ class Rig:
     def _watch(self) -> None:
         push = self.shard.push
 
-        def watched(request: message.PushRequest, encoded: bytes | None = None) -> message.PushResponse:
+        def watched(
+            request: message.PushRequest, encoded: bytes | memoryview | None = None
+        ) -> message.PushResponse:
             self.fail()
             self.pushes.append(request)
             return push(request, encoded)

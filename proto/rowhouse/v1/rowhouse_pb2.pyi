@@ -55,18 +55,22 @@ class GetClusterRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetClusterResponse(_message.Message):
-    __slots__ = ("map_version", "shard", "endpoints", "partition_shards", "tables")
+    __slots__ = ("map_version", "shard", "endpoints", "partition_shards", "tables", "data_endpoint", "data_token")
     MAP_VERSION_FIELD_NUMBER: _ClassVar[int]
     SHARD_FIELD_NUMBER: _ClassVar[int]
     ENDPOINTS_FIELD_NUMBER: _ClassVar[int]
     PARTITION_SHARDS_FIELD_NUMBER: _ClassVar[int]
     TABLES_FIELD_NUMBER: _ClassVar[int]
+    DATA_ENDPOINT_FIELD_NUMBER: _ClassVar[int]
+    DATA_TOKEN_FIELD_NUMBER: _ClassVar[int]
     map_version: int
     shard: int
     endpoints: _containers.RepeatedScalarFieldContainer[str]
     partition_shards: bytes
     tables: _containers.RepeatedCompositeFieldContainer[TableInfo]
-    def __init__(self, map_version: _Optional[int] = ..., shard: _Optional[int] = ..., endpoints: _Optional[_Iterable[str]] = ..., partition_shards: _Optional[bytes] = ..., tables: _Optional[_Iterable[_Union[TableInfo, _Mapping]]] = ...) -> None: ...
+    data_endpoint: str
+    data_token: int
+    def __init__(self, map_version: _Optional[int] = ..., shard: _Optional[int] = ..., endpoints: _Optional[_Iterable[str]] = ..., partition_shards: _Optional[bytes] = ..., tables: _Optional[_Iterable[_Union[TableInfo, _Mapping]]] = ..., data_endpoint: _Optional[str] = ..., data_token: _Optional[int] = ...) -> None: ...
 
 class TableIds(_message.Message):
     __slots__ = ("table", "dim", "count", "ids")

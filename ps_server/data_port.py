@@ -1,0 +1,346 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The data port of a shard: Pull, Push and Contribute as frames over plain sockets, beside gRPC.
+
+    epoll ── a ready connection ──▶ one of `threads` ── read · answer · write, as far as it goes ──▶ epoll
+
+No thread belongs to a connection: one that idles costs its socket and a few hundred bytes. What a frame
+means is rowhouse/frame.py's business, what a call does service.py's.
+
+Invariants: 1. a connection is in the hands of one thread at a time (EPOLLONESHOT); 2. the bytes of a
+request count as in flight from its head to the end of its answer; 3. whatever a peer sends, at worst its
+own connection is closed; 4. a peer that stops in the middle of a frame loses its connection after STALL_S.
+Thread safety: `start` and `stop` belong to one thread.
+"""
+
+import contextlib
+import logging
+import secrets
+import select
+import socket
+import threading
+import time
+from pathlib import Path
+from typing import Final, Protocol
+
+import numpy as np
+from rowhouse import frame
+from rowhouse.codec import Part
+from rowhouse.error import InvalidRequestError, RowhouseError
+
+from ps_server.endpoint import SOCKET_PREFIX
+
+CONNECTIONS_MAX: Final = 16_384
+"""Data connections of a shard. A trainer holds one per thread that calls; past it they are closed at
+once and their clients go on over gRPC."""
+
+STALL_S: Final = 30.0
+"""A frame that makes no progress for so long is given up: its bytes are counted against everybody."""
+
+_SWEEP_S: Final = 5.0
+_BACKLOG: Final = 1024
+_PARTS_MAX: Final = 512
+"""Pieces of one sendmsg; Linux takes 1,024."""
+
+_ACCEPTS_MAX: Final = 64
+"""Connections taken at a time, so that a flood of them leaves threads to those that are there."""
+
+_READ, _WRITE = select.EPOLLIN | select.EPOLLONESHOT, select.EPOLLOUT | select.EPOLLONESHOT
+
+_log = logging.getLogger(__name__)
+
+
+class Answering(Protocol):
+    """What a data port serves: service.py's ParameterService, and fakes in tests."""
+
+    def take(self, size_bytes: int) -> None:
+        """Count request bytes as in flight; BusyError past the bound."""
+
+    def give(self, size_bytes: int) -> None:
+        """Count them no more."""
+
+    def answer(self, kind: int, data: memoryview) -> list[Part]:
+        """The answer to one request frame; raises an error of rowhouse.error."""
+
+
+class _Connection:
+    """One peer: the frame that is coming in, or the answer that is going out.
+
+    Attributes
+    ----------
+    got
+        Bytes of the head, or then of the body, that are here.
+    body
+        Where the body goes; None while the head is read, and while a refused body is skipped.
+    held_bytes
+        What is counted as in flight.
+    refusal
+        Why the body is skipped, and what the answer will be.
+    unsent
+        What is left of the answer.
+    moved_s
+        When a byte last went in or out; infinite while the call is at work.
+    """
+
+    __slots__ = (
+        "body",
+        "got",
+        "head",
+        "held_bytes",
+        "kind",
+        "left",
+        "moved_s",
+        "refusal",
+        "socket",
+        "unsent",
+    )
+
+    def __init__(self, peer: socket.socket) -> None:
+        self.socket = peer
+        self.head = bytearray(frame.HEAD.size)
+        self.got = self.left = self.kind = self.held_bytes = 0
+        self.body: memoryview | None = None
+        self.refusal: RowhouseError | None = None
+        self.unsent: list[memoryview] = []
+        self.moved_s = time.monotonic()
+
+    @property
+    def idle(self) -> bool:
+        """Whether it is between two calls."""
+        return not self.got and not self.unsent and not self.held_bytes and self.refusal is None
+
+    def receive(self, into: memoryview) -> bool:
+        """Read until `into` is full; False when the rest is not here yet. EOFError when the peer is gone."""
+        while self.got < len(into):
+            try:
+                count = self.socket.recv_into(into[self.got :])
+            except BlockingIOError:
+                return False
+            if not count:
+                raise EOFError
+            self.got += count
+            self.moved_s = time.monotonic()
+        return True
+
+    def send(self) -> bool:
+        """Write what is unsent; False when the peer must read first."""
+        while self.unsent:
+            try:
+                count = self.socket.sendmsg(self.unsent[:_PARTS_MAX])
+            except BlockingIOError:
+                return False
+            self.moved_s = time.monotonic()
+            done = 0
+            while done < len(self.unsent) and count >= len(self.unsent[done]):
+                count -= len(self.unsent[done])
+                done += 1
+            del self.unsent[:done]
+            if count:
+                self.unsent[0] = self.unsent[0][count:]
+        return True
+
+
+class DataPort:
+    """The data port of one shard.
+
+    Parameters
+    ----------
+    service
+        Answers requests.
+    threads
+        Requests served at once.
+
+    Attributes
+    ----------
+    endpoint
+        What GetCluster tells: ":port" or "unix:/path".
+    token
+        What every frame must carry.
+    """
+
+    def __init__(self, service: Answering, threads: int) -> None:
+        self.endpoint = ""
+        self.token = secrets.randbits(64)
+        self._service = service
+        self._connections: dict[int, _Connection] = {}
+        self._stopping = False
+        self._swept_s = time.monotonic()
+        self._sweeping = threading.Lock()
+        self._threads = [
+            threading.Thread(target=self._work, name=f"data-{i}", daemon=True) for i in range(threads)
+        ]
+
+    def start(self, listener: socket.socket) -> None:
+        """Serve on a bound socket from now on; it is closed by `stop`.
+
+        Raises
+        ------
+        OSError
+            The system refuses to listen.
+        """
+        listener.listen(_BACKLOG)
+        listener.setblocking(False)
+        self._listener = listener
+        address = listener.getsockname()
+        self.endpoint = f":{address[1]}" if isinstance(address, tuple) else f"{SOCKET_PREFIX}{address}"
+        self._epoll = select.epoll()
+        self._epoll.register(listener, _READ)
+        self._waker, self._wake = socket.socketpair()
+        self._epoll.register(self._waker, select.EPOLLIN)  # not one-shot: it wakes every thread
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self, timeout_s: float) -> None:
+        """Take no more frames, let running calls end, close every connection; nothing if never started."""
+        if not self.endpoint:
+            return
+        self._stopping = True
+        self._wake.send(b"\0")
+        deadline_s = time.monotonic() + timeout_s
+        for thread in self._threads:
+            thread.join(max(deadline_s - time.monotonic(), 0))
+        for connection in list(self._connections.values()):
+            self._drop(connection)
+        self._listener.close()
+        if self.endpoint.startswith(SOCKET_PREFIX):
+            Path(self.endpoint.removeprefix(SOCKET_PREFIX)).unlink(missing_ok=True)
+        if not any(thread.is_alive() for thread in self._threads):
+            self._epoll.close()
+            self._waker.close()
+            self._wake.close()
+
+    # ------------------------------------------------------------ threads
+    def _work(self) -> None:
+        listening = self._listener.fileno()
+        while not self._stopping:
+            ready = self._epoll.poll(_SWEEP_S, 1)
+            if self._stopping:
+                return
+            self._sweep()
+            for number, _ in ready:
+                if number == listening:
+                    self._accept()
+                elif connection := self._connections.get(number):
+                    self._serve(connection)
+
+    def _accept(self) -> None:
+        try:
+            for _ in range(_ACCEPTS_MAX):
+                peer, _address = self._listener.accept()
+                if len(self._connections) >= CONNECTIONS_MAX:
+                    peer.close()
+                    continue
+                peer.setblocking(False)
+                if peer.family != socket.AF_UNIX:
+                    peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                    peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+                self._connections[peer.fileno()] = _Connection(peer)
+                self._epoll.register(peer, _READ)
+        except BlockingIOError:
+            pass
+        except OSError as error:  # out of file descriptors, or a peer that left again
+            _log.warning("data port %s: a connection was not taken: %s", self.endpoint, error)
+            time.sleep(0.1)
+        self._epoll.modify(self._listener, _READ)
+
+    def _serve(self, connection: _Connection) -> None:
+        """Go on with a connection as far as it goes, then wait for it again, or close it."""
+        try:
+            wanted = self._advance(connection)
+        except (OSError, EOFError):
+            self._drop(connection)
+        except RowhouseError as error:
+            _log.warning("data port %s: connection closed: %s", self.endpoint, error)
+            self._drop(connection)
+        except Exception:
+            _log.exception("data port %s: connection closed", self.endpoint)
+            self._drop(connection)
+        else:
+            self._epoll.modify(connection.socket, wanted)
+
+    def _advance(self, c: _Connection) -> int:
+        """What to wait for next. One call at most, so that no connection keeps a thread for itself."""
+        if not c.unsent:
+            if not self._read(c):
+                return _READ
+            c.unsent = [memoryview(part) for part in self._answer(c) if len(part)]
+        if not c.send():
+            return _WRITE
+        self._release(c)
+        return _READ
+
+    def _read(self, c: _Connection) -> bool:
+        """Whether a whole request is here."""
+        if not c.left and c.body is None:
+            if not c.receive(memoryview(c.head)):
+                return False
+            self._begin(c)
+        if c.body is not None:
+            return c.receive(c.body)
+        scratch = memoryview(bytearray(1 << 16))
+        while c.left:  # a refused body is read all the same: closing now would lose the answer
+            c.got = 0
+            try:
+                c.receive(scratch[: c.left])
+            finally:
+                c.left -= c.got
+            if not c.got:
+                return False
+        return True
+
+    def _begin(self, c: _Connection) -> None:
+        """The head is here: count the body and make room for it."""
+        c.kind, size, token = frame.decode_head(c.head)
+        if token != self.token or c.kind not in frame.REQUESTS:
+            raise InvalidRequestError(f"a frame of kind {c.kind} with token {token:#x} is not for this shard")
+        c.got = 0
+        try:
+            self._service.take(size)
+            c.held_bytes = size
+            c.body = np.empty(size, np.uint8).data
+        except RowhouseError as error:
+            c.refusal, c.left = error, size
+
+    def _answer(self, c: _Connection) -> list[Part]:
+        c.moved_s = float("inf")
+        try:
+            if c.refusal is not None:
+                raise c.refusal
+            assert c.body is not None
+            parts = self._service.answer(c.kind, c.body)
+            return [frame.encode_head(frame.ANSWER, sum(len(part) for part in parts), 0), *parts]
+        except RowhouseError as error:
+            body = frame.encode_error(error)
+            return [frame.encode_head(frame.ERROR, len(body), 0), body]
+        finally:
+            c.moved_s = time.monotonic()
+
+    def _release(self, c: _Connection) -> None:
+        """Back to the state between two calls."""
+        self._service.give(c.held_bytes)
+        c.got = c.left = c.held_bytes = 0
+        c.body = c.refusal = None
+
+    def _drop(self, c: _Connection) -> None:
+        if self._connections.pop(c.socket.fileno(), None) is None:
+            return
+        self._release(c)
+        c.unsent = []
+        c.socket.close()  # and so out of the epoll
+
+    def _sweep(self) -> None:
+        """End connections that stopped in the middle of a frame; the thread that wakes then drops them."""
+        now_s = time.monotonic()
+        if now_s - self._swept_s < _SWEEP_S or not self._sweeping.acquire(blocking=False):
+            return
+        try:
+            self._swept_s = now_s
+            for c in list(self._connections.values()):
+                if not c.idle and c.moved_s + STALL_S < now_s:
+                    self._end(c)
+        finally:
+            self._sweeping.release()
+
+    @staticmethod
+    def _end(c: _Connection) -> None:
+        with contextlib.suppress(OSError):  # closed meanwhile
+            c.socket.shutdown(socket.SHUT_RDWR)
