@@ -17,7 +17,6 @@ from rowhouse.mix import mix64
 from ps_server.bulk import bulk_load, export_schema, export_table
 from ps_server.config import ClusterConfig
 from ps_server.shard import Shard
-from ps_server.sorter import ExternalSorter
 from ps_server.verify import verify_directory
 from tests.conftest import ROOT
 from tests.stopped import DIMS, fill, make_config, open_shard, pull, push, stopped
@@ -287,29 +286,6 @@ def test_a_kill_leaves_all_of_a_load_or_nothing(tmp_path: Path, mode: str, call:
     assert counted(config)["item"] == (6000 + new.shape[0], True)
 
 
-# ---------------------------------------------------------------- sorter
-@pytest.mark.parametrize("memory_bytes", [1, 4000, 1 << 20])
-def test_the_sorter_against_numpy(tmp_path: Path, memory_bytes: int) -> None:
-    keys = np.random.default_rng(3).integers(0, 2**64, 300, np.uint64)
-    keys[:40] = np.arange(40)  # one partition holds more than its share
-    records = np.zeros((300, 11), np.uint8)
-    records[:, :8] = keys.astype(">u8").view(np.uint8).reshape(-1, 8)
-    records[:, 8:] = np.random.default_rng(4).integers(0, 256, (300, 3))
-    sorter = ExternalSorter(tmp_path, 11, memory_bytes)
-    taken = 0
-    while taken < 300:
-        room = sorter.room(min(37, 300 - taken))
-        part = slice(taken, taken + room.shape[0])
-        room[:] = records[part]
-        sorter.commit(keys[part])
-        taken = part.stop
-    found = list(sorter.ranges())
-    order = np.argsort(keys)
-    assert np.array_equal(np.concatenate([k for k, _ in found]), keys[order])
-    assert np.array_equal(np.concatenate([r for _, r in found]), records[order])
-    assert (sorter.runs > 1) is (memory_bytes < 1 << 20) and sorter.rows == 300
-
-
 # ---------------------------------------------------------------- workers
 @pytest.mark.parametrize("workers", [0, 2])
 def test_files_of_other_processes_are_the_same(
@@ -321,39 +297,3 @@ def test_files_of_other_processes_are_the_same(
     assert report.files > 8
     assert np.array_equal(column(exported(directory, "item"), "id"), ids[np.argsort(mix64(ids))])
     assert verify_directory(directory).damage == []
-
-
-def test_a_worker_that_fails_or_dies_is_told(tmp_path: Path) -> None:
-    from ps_server.sst_worker import FileWriters
-
-    records = np.zeros((1, 12), np.uint8)
-    descending = np.concatenate([records + 1, records])
-    for end in ("descending", "kill"):
-        writers = FileWriters(1)
-        try:
-            writers.write(tmp_path / f"{end}0.sst", records)
-            writers.start()
-            writers.start()
-            writers.write(tmp_path / f"{end}1.sst", records)
-            writers.wait()
-            if end == "kill":
-                writers._workers[0]._process.kill()
-            writers.write(tmp_path / f"{end}2.sst", descending)
-            with pytest.raises(StoreError, match="order" if end == "descending" else r"2\.sst: "):
-                writers.wait()
-        finally:
-            writers.close()
-
-
-def test_a_load_takes_a_quarter_of_the_memory_that_is_available(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from ps_server.sorter import default_memory_bytes
-
-    meminfo = tmp_path / "meminfo"
-    monkeypatch.setattr("ps_server.memory.MEMINFO", meminfo)
-    for kib, expected in ((4 << 20, 1 << 30), (1 << 10, 256 << 20), (1 << 30, 8 << 30)):
-        meminfo.write_text(f"MemTotal: 1 kB\nMemAvailable: {kib} kB\n")
-        assert default_memory_bytes() == expected
-    meminfo.unlink()
-    assert default_memory_bytes() == 256 << 20
