@@ -1,13 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From raw user, item and context columns to 64-bit ids, with the crosses that a config declares."""
+"""From raw user, item and context columns to 64-bit ids, with the crosses that a config declares.
 
-from feature_cross.batch import CrossBatch
-from feature_cross.builder import Builder
-from feature_cross.config import CrossConfig
-from feature_cross.engine import Engine
+Names are imported when they are first used: a command that only prints its help, or is interrupted at once,
+loads neither Arrow nor compiled kernels.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from feature_cross.error import ConfigError, CrossError, DataError, LimitError
-from feature_cross.loader import load
-from feature_cross.mapping import ArrowMap
+
+if TYPE_CHECKING:
+    from feature_cross.batch import CrossBatch
+    from feature_cross.builder import Builder
+    from feature_cross.config import CrossConfig
+    from feature_cross.engine import Engine
+    from feature_cross.loader import load
+    from feature_cross.mapping import ArrowMap
 
 __all__ = [
     "ArrowMap",
@@ -21,3 +30,17 @@ __all__ = [
     "LimitError",
     "load",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    homes = {
+        "ArrowMap": "mapping", "Builder": "builder", "CrossBatch": "batch", "CrossConfig": "config",
+        "Engine": "engine", "load": "loader",
+    }  # fmt: skip
+    if name not in homes:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{homes[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the subcommands of `feature-cross` do; feature_cross/cli.py reads their flags.
+"""What the subcommands of `feature-cross` do; feature_cross/program.py reads their flags.
 
 Each takes the parsed flags and gives an exit code. Tables for people and progress go to stderr where stdout
 carries data. Thread safety: a process's main thread.

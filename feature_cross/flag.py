@@ -13,7 +13,7 @@ __all__ = ["DIM_MAX", "MakeCommand", "add_row_flags", "number", "row_shape", "si
 DIM_MAX: Final = 65_536
 
 MakeCommand = Callable[[str, Callable[[argparse.Namespace], int], str, str], argparse.ArgumentParser]
-"""(name, action, summary, example) to the parser of a command; feature_cross/cli.py has it."""
+"""(name, action, summary, example) to the parser of a command; feature_cross/program.py has it."""
 
 
 def number(least: int, most: int | None = None) -> Callable[[str], int]:

@@ -30,7 +30,7 @@ def add_dictionary_command(make: MakeCommand) -> None:
     Parameters
     ----------
     make
-        (name, action, summary, example) to a parser, as feature_cross.cli has it.
+        (name, action, summary, example) to a parser, as feature_cross.program has it.
     """
     parser = make(
         "dictionary", run_dictionary, "name the ids of a sample of rows, for `explain --dictionary`",

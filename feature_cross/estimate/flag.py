@@ -63,7 +63,7 @@ def add_estimate_command(make: MakeCommand) -> None:
     Parameters
     ----------
     make
-        (name, action, summary, example) to a parser, as feature_cross.cli has it.
+        (name, action, summary, example) to a parser, as feature_cross.program has it.
     """
     parser = make(
         "estimate", run_estimate, "estimate each feature's rows, growth, collisions and bytes from data",

@@ -29,7 +29,7 @@ def add_plot_command(make: MakeCommand) -> None:
     Parameters
     ----------
     make
-        (name, action, summary, example) to a parser, as feature_cross.cli has it.
+        (name, action, summary, example) to a parser, as feature_cross.program has it.
     """
     parser = make(
         "plot", run_plot, "draw the cross graph, cardinalities, frequencies, growth and collisions",

@@ -311,3 +311,47 @@ def test_a_reader_that_stops_early_is_no_error(files: Path) -> None:
     shell = ["bash", "-c", command]
     done = subprocess.run(shell, capture_output=True, text=True, check=False, cwd=files, timeout=120)
     assert done.returncode == 0 and done.stderr == "" and len(done.stdout) == 10
+
+
+INTERRUPTED_IMPORT = """
+import importlib.abc, os, signal, sys
+
+class AtImport(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name == sys.argv[1]:
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, AtImport())
+from feature_cross.cli import main
+sys.exit(main(["schema"]))
+"""
+
+
+@pytest.mark.parametrize("module", ["argparse", "numba", "pyarrow.lib", "feature_cross.plan", "rich.table"])
+def test_an_interrupt_while_modules_load_is_quiet(module: str) -> None:
+    command = [sys.executable, "-c", INTERRUPTED_IMPORT, module]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+def test_interrupts_that_were_ignored_stay_ignored() -> None:
+    ignoring = f"import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n{INTERRUPTED_IMPORT}"
+    command = [sys.executable, "-c", ignoring, "numba"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0 and "properties" in done.stdout
+
+
+def test_the_package_loads_nothing_large_until_it_is_used() -> None:
+    code = (
+        "import sys, feature_cross, feature_cross.cli\n"
+        "print([m for m in ('pyarrow', 'numba', 'numpy', 'pydantic') if m in sys.modules])\n"
+        "feature_cross.Engine, feature_cross.load\n"
+        "print(set(feature_cross.__all__) <= set(dir(feature_cross)))\n"
+        "print(all(getattr(feature_cross, name) for name in feature_cross.__all__))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split("\n")[:3] == ["[]", "True", "True"]
+    import feature_cross
+
+    with pytest.raises(AttributeError, match="no attribute 'engin'"):
+        feature_cross.engin  # noqa: B018
