@@ -12,12 +12,13 @@ before it lets go of the lock. Thread safety: none; the table's lock covers ever
 
 import mmap
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
+from rowhouse import dtype
 
-from ps_server.kernel import index, record
+from ps_server.kernel import index, lookup, record
 from ps_server.row import RowLayout
 
 Slots = NDArray[np.int64]
@@ -34,6 +35,9 @@ CAP_MIN: Final = 32
 
 GRANT_BYTES: Final = 2 << 20
 """Budget is taken in steps of this size: a huge page, and rare enough that asking costs nothing."""
+
+WIDENING: Final = {dtype.FLOAT16: lookup.WIDEN_HALF, dtype.BFLOAT16: lookup.WIDEN_BFLOAT}
+"""How rows of each narrow dtype become float32."""
 
 EVICT_MIN: Final = 512
 """Victims per sweep at least, so that a row at a time never pays for a whole sweep."""
@@ -75,7 +79,7 @@ class Arena:
         self.rows_max = rows_max
         self._grant = grant
         segments = _segment_count(rows_max)
-        reserved = int(rows_max / segments / 0.75 * 1.25) + 1024
+        reserved = (int(rows_max / segments / 0.75 * 1.25) + 1024) // index.LINE * index.LINE
         self._geometry = np.array(
             [segments, reserved, 64 - (segments.bit_length() - 1), layout.stride // 8], np.int64
         )
@@ -121,8 +125,38 @@ class Arena:
     def find(self, ids: Ids, set_flags: int = index.REFERENCED) -> tuple[Slots, int]:
         """Slot of each id ((n,) int64, -1: not here) and how many are not here."""
         slots = np.empty(ids.shape[0], np.int64)
-        missing = index.find(ids, self._entries, self._caps, self._geometry, self.records64, set_flags, slots)
+        missing = lookup.find(
+            ids, self._entries, self._caps, self._geometry, self.records64, set_flags, slots
+        )
         return slots, int(missing)
+
+    def gather(self, ids: Ids, set_flags: int, out: NDArray[Any]) -> Slots:
+        """Weights of those ids that are here.
+
+        Parameters
+        ----------
+        ids
+            (n,) uint64, duplicates allowed.
+        set_flags
+            Set in the entry of each row that is read.
+        out
+            (n, dim) C-contiguous, written: float32, to which 16-bit weights are widened, or the dtype that
+            carries the layout's own.
+
+        Returns
+        -------
+        ndarray
+            Places of the ids that are not here, (m,) int64 ascending; their rows of `out` stay as they were.
+        """
+        layout = self.layout
+        storage = dtype.STORAGE[layout.dtype]
+        mode = lookup.COPY if out.dtype == storage else WIDENING[layout.dtype]
+        missing = np.empty(ids.shape[0], np.int64)
+        count = lookup.gather(
+            ids, self._entries, self._caps, self._geometry, self.records64, set_flags,
+            layout.weights_at, layout.dim * storage.itemsize, mode, out.reshape(-1).view(np.uint8), missing,
+        )  # fmt: skip
+        return missing[:count]
 
     def clear_flags(self, ids: Ids, flags: int) -> None:
         """Clear flags of the entries of those ids that are here."""

@@ -107,28 +107,16 @@ class Table:
         """
         out = np.empty((ids.shape[0], self.layout.dim), np.float32)
         with self.tier.lock:
-            slots, missing = self.tier.arena.find(ids, index.REFERENCED if promote else 0)
-            self._gather(slots, out)
+            places = self.tier.arena.gather(ids, index.REFERENCED if promote else 0, out)
             departures, look = self.tier.departures, self.tier.stored.cold_possible
         self.counters.pulled_ids += ids.shape[0]
-        self.counters.hot_hits += ids.shape[0] - missing
-        if missing:
-            places = np.flatnonzero(slots < 0)
+        self.counters.hot_hits += ids.shape[0] - places.shape[0]
+        if places.shape[0]:
             if look:
                 places = self._pull_cold(ids[places], places, out, departures if promote else None)
             if places.shape[0]:
                 out[places] = self.initial_rows(ids[places], admitted=self.admission is None)
         return out
-
-    def _gather(self, slots: Slots, out: NDArray[np.float32]) -> None:
-        """Weights of hot rows into out[i]; slots of -1 are skipped."""
-        arena, stride, first = self.tier.arena, self.layout.stride, self.layout.weights_at
-        if self.layout.dtype == dtype.FLOAT32:
-            record.gather_float32(arena.records32, stride // 4, first // 4, slots, out)
-        elif self.layout.dtype == dtype.FLOAT16:
-            record.gather_float16(arena.records16, stride // 2, first // 2, slots, out)
-        else:
-            record.gather_bfloat16(arena.records16, stride // 2, first // 2, slots, out)
 
     def _pull_cold(self, ids: Ids, places: Slots, out: NDArray[np.float32], departures: int | None) -> Slots:
         """Fill out[places] from the store, without the lock; returns the places of ids not there."""

@@ -10,16 +10,20 @@ One entry is a uint64:
 The index is cut into `segments` (a power of two) by the top bits of the hash. A segment owns
 `segment_reserved` entries of one lazily committed array and uses the first `caps[s]` of them; it grows
 by itself (x 1.25 at load 0.75), so growth pauses for one segment, never for the whole index. An entry's
-home is (tag x cap) >> 28: it follows from the entry alone, so growing, deleting and sweeping never read
-a record. The id itself stands in the record (its first 8 bytes), which a pull reads anyway; a 28-bit tag
-in a segment of about 2^14 entries is wrong about once in 2^14 probes, and then the probe goes on.
+home is the first place of a cache line, 8 x ((tag x cap / 8) >> 28): it follows from the entry alone, so
+growing, deleting and sweeping never read a record, and nearly every probe ends in the line that it began
+in (Knuth 6.4, buckets of 8: 1.1 lines at load 0.75). The id itself stands in the record (its first 8
+bytes), which a pull reads anyway; a 28-bit tag in a segment of about 2^14 entries is wrong about once in 2^14
+probes, and then the probe goes on.
 
 Each kernel takes the index as (entries, caps, counts, geometry); geometry is int64
-[segments, segment_reserved, segment_shift, stride_words] (see Geometry in arena.py). `records` is the
-uint64 view of the records, `stride_words` its words per record.
+[segments, segment_reserved, segment_shift, stride_words] (made in arena.py). `records` is the uint64 view of
+the records, `stride_words` its words per record. Here is what changes the index; kernel/lookup.py looks up
+whole batches.
 
 Invariants: 1. an id has at most one entry; 2. between an entry's home and its place no entry is empty
-(cyclically, within the segment); 3. counts[s] entries of segment s are not empty.
+(cyclically, within the segment); 3. counts[s] entries of segment s are not empty; 4. caps[s] and
+segment_reserved are whole lines of 8 entries, and what lies past caps[s] is empty.
 Thread safety: none; the table's lock covers each call. All kernels release the GIL.
 """
 
@@ -30,8 +34,6 @@ from numba import njit
 from numpy.typing import NDArray
 from rowhouse.mix import mix64_scalar
 
-from ps_server.kernel.intrinsic import prefetch_read
-
 DIRTY = 1
 REFERENCED = 2
 STORED = 4
@@ -39,7 +41,9 @@ PINNED = 8
 
 SEGMENTS, RESERVED, SHIFT, STRIDE = 0, 1, 2, 3
 
-_BLOCK = 64  # ids per pipeline stage: enough to cover memory latency, small enough for L1
+LINE = 8
+"""Entries of a cache line."""
+
 SWEEP_PLACES = 64
 """Entries of a segment that the clock's hand passes before the next segment: eight cache lines."""
 
@@ -47,8 +51,9 @@ _SPREAD = np.uint64(0xD6E8FEB86659FD93)
 _TAG_MASK = np.uint64((1 << 28) - 1)
 _LOW32 = np.uint64(0xFFFFFFFF)
 _ONE = np.uint64(1)
+_S3 = np.uint64(3)
 _S28 = np.uint64(28)
-_S32 = np.uint64(32)
+S32 = np.uint64(32)
 _S36 = np.uint64(36)
 _FLAG_MASK = np.uint64(15)
 
@@ -58,89 +63,36 @@ Array = NDArray[Any]
 
 
 @njit(inline="always")
-def _spread(ident: np.uint64) -> np.uint64:
+def spread(ident: np.uint64) -> np.uint64:
     """Hash for the index. Another one than placement's: a shard's ids share mix64's high bits."""
     return mix64_scalar(ident) * _SPREAD
 
 
 @njit(inline="always")
-def _segment_of(hashed: np.uint64, geometry: Array) -> int:
+def segment_of(hashed: np.uint64, geometry: Array) -> int:
+    """Segment of a hashed id."""
     # a shift by 64 (one segment) is undefined, so it is made in two steps
     return np.int64((hashed >> _ONE) >> np.uint64(geometry[SHIFT] - 1))  # type: ignore[return-value]
 
 
 @njit(inline="always")
-def _tag_of(hashed: np.uint64) -> np.uint64:
+def tag_of(hashed: np.uint64) -> np.uint64:
+    """Tag of a hashed id, 28 bits."""
     # bits 20..47: apart from the segment's (48..63, so at most 2^16 segments)
     return (hashed >> np.uint64(20)) & _TAG_MASK
 
 
 @njit(inline="always")
-def _home(tag: np.uint64, cap: int) -> int:
-    return np.int64((tag * np.uint64(cap)) >> _S28)  # type: ignore[return-value]
+def home_of(tag: np.uint64, cap: int) -> int:
+    """Place within its segment where the search for a tag begins."""
+    line = (tag * (np.uint64(cap) >> _S3)) >> _S28
+    return np.int64(line << _S3)  # type: ignore[return-value]
 
 
 @njit(inline="always")
-def _slot(entry: np.uint64) -> int:
+def slot_of(entry: np.uint64) -> int:
+    """Slot that an entry names; -1 for an empty one."""
     return np.int64(entry & _LOW32) - 1  # type: ignore[return-value]
-
-
-@njit(nogil=True, cache=True)
-def find(
-    ids: Array, entries: Array, caps: Array, geometry: Array, records: Array, set_flags: int, slots: Array
-) -> int:
-    """Slot of each id into `slots` (int64, -1: not here) and OR `set_flags` into its entry.
-
-    `ids` is (n,) uint64. Returns how many were not found. In blocks: hash and prefetch the entry, probe
-    and prefetch the record, then compare the id in the record.
-    """
-    missing = 0
-    n = ids.shape[0]
-    stride = geometry[STRIDE]
-    flags = np.uint64(set_flags) << _S32
-    bases = np.empty(_BLOCK, np.int64)
-    places = np.empty(_BLOCK, np.int64)
-    tags = np.empty(_BLOCK, np.uint64)
-    limits = np.empty(_BLOCK, np.int64)
-    for start in range(0, n, _BLOCK):
-        size = min(_BLOCK, n - start)
-        for j in range(size):
-            hashed = _spread(ids[start + j])
-            segment = _segment_of(hashed, geometry)
-            tags[j] = _tag_of(hashed)
-            bases[j] = segment * geometry[RESERVED]
-            limits[j] = caps[segment]
-            places[j] = _home(tags[j], limits[j])
-            prefetch_read(entries, bases[j] + places[j])
-        for j in range(size):
-            place = places[j]
-            entry = entries[bases[j] + place]
-            while entry != 0 and (entry >> _S36) != tags[j]:
-                place += 1
-                if place == limits[j]:
-                    place = 0
-                entry = entries[bases[j] + place]
-            places[j] = place
-            if entry != 0:
-                prefetch_read(records, _slot(entry) * stride)
-        for j in range(size):
-            place = places[j]
-            entry = entries[bases[j] + place]
-            while entry != 0 and (
-                (entry >> _S36) != tags[j] or records[_slot(entry) * stride] != ids[start + j]
-            ):
-                place += 1
-                if place == limits[j]:
-                    place = 0
-                entry = entries[bases[j] + place]
-            if entry == 0:
-                slots[start + j] = -1
-                missing += 1
-            else:
-                slots[start + j] = _slot(entry)
-                if entry & flags != flags:
-                    entries[bases[j] + place] = entry | flags
-    return missing
 
 
 @njit(nogil=True, cache=True)
@@ -148,9 +100,9 @@ def clear_flags(
     ids: Array, entries: Array, caps: Array, geometry: Array, records: Array, flags_off: int
 ) -> None:
     """Clear `flags_off` in the entry of each id that is here; `ids` is (n,) uint64."""
-    keep = ~(np.uint64(flags_off) << _S32)
+    keep = ~(np.uint64(flags_off) << S32)
     for i in range(ids.shape[0]):
-        position = _locate(ids[i], entries, caps, geometry, records)
+        position = locate(ids[i], entries, caps, geometry, records)
         if position >= 0:
             entries[position] &= keep
 
@@ -161,25 +113,25 @@ def read_flags(
 ) -> None:
     """Flags of each id's entry into `flags` (n,) uint8; untouched where the id is not here."""
     for i in range(ids.shape[0]):
-        position = _locate(ids[i], entries, caps, geometry, records)
+        position = locate(ids[i], entries, caps, geometry, records)
         if position >= 0:
-            flags[i] = (entries[position] >> _S32) & _FLAG_MASK
+            flags[i] = (entries[position] >> S32) & _FLAG_MASK
 
 
 @njit(nogil=True, cache=True)
-def _locate(ident: np.uint64, entries: Array, caps: Array, geometry: Array, records: Array) -> int:
+def locate(ident: np.uint64, entries: Array, caps: Array, geometry: Array, records: Array) -> int:
     """Position of the id's entry in `entries`, or -1."""
-    hashed = _spread(ident)
-    segment = _segment_of(hashed, geometry)
-    tag = _tag_of(hashed)
+    hashed = spread(ident)
+    segment = segment_of(hashed, geometry)
+    tag = tag_of(hashed)
     base = segment * geometry[RESERVED]
     cap = caps[segment]
-    place = _home(tag, cap)
+    place = home_of(tag, cap)
     while True:
         entry = entries[base + place]
         if entry == 0:
             return -1
-        if (entry >> _S36) == tag and records[_slot(entry) * geometry[STRIDE]] == ident:
+        if (entry >> _S36) == tag and records[slot_of(entry) * geometry[STRIDE]] == ident:
             return base + place
         place += 1
         if place == cap:
@@ -189,7 +141,7 @@ def _locate(ident: np.uint64, entries: Array, caps: Array, geometry: Array, reco
 @njit(nogil=True, cache=True)
 def _place(entry: np.uint64, entries: Array, base: int, cap: int) -> None:
     """Put an entry that is not there yet into the first free place from its home on."""
-    place = _home(entry >> _S36, cap)
+    place = home_of(entry >> _S36, cap)
     while entries[base + place] != 0:
         place += 1
         if place == cap:
@@ -199,10 +151,10 @@ def _place(entry: np.uint64, entries: Array, base: int, cap: int) -> None:
 
 @njit(nogil=True, cache=True)
 def _grow(segment: int, entries: Array, caps: Array, geometry: Array) -> None:
-    """Widen a segment by a quarter (at least 32 entries), within what is reserved for it."""
+    """Widen a segment by a quarter (at least 32 entries) in whole lines, within what is reserved for it."""
     base = segment * geometry[RESERVED]
     old = caps[segment]
-    new = min(max(old + old // 4, old + 32), geometry[RESERVED])
+    new = min(max(old + old // 4 // LINE * LINE, old + 32), geometry[RESERVED])
     kept = entries[base : base + old].copy()
     entries[base : base + old] = 0
     caps[segment] = new
@@ -227,16 +179,16 @@ def insert(
     `ids` is (n,) uint64 distinct, `slots` (n,) int64 free slots. Returns how many were entered: fewer
     than n only when a segment is full to its reserve (the caller then makes room and goes on).
     """
-    bits = np.uint64(flags) << _S32
+    bits = np.uint64(flags) << S32
     for i in range(ids.shape[0]):
-        hashed = _spread(ids[i])
-        segment = _segment_of(hashed, geometry)
+        hashed = spread(ids[i])
+        segment = segment_of(hashed, geometry)
         if counts[segment] * 4 >= caps[segment] * 3:
             if caps[segment] < geometry[RESERVED]:
                 _grow(segment, entries, caps, geometry)
             if counts[segment] + 1 >= caps[segment]:
                 return i
-        entry = (_tag_of(hashed) << _S36) | bits | np.uint64(slots[i] + 1)
+        entry = (tag_of(hashed) << _S36) | bits | np.uint64(slots[i] + 1)
         _place(entry, entries, segment * geometry[RESERVED], caps[segment])
         counts[segment] += 1
         records[slots[i] * geometry[STRIDE]] = ids[i]
@@ -257,7 +209,7 @@ def _delete(position: int, segment: int, entries: Array, caps: Array, counts: Ar
         entry = entries[base + place]
         if entry == 0:
             break
-        home = _home(entry >> _S36, cap)
+        home = home_of(entry >> _S36, cap)
         # stays where it is when its home lies cyclically in (hole, place]
         stays = hole < home <= place if hole <= place else home > hole or home <= place
         if not stays:
@@ -282,11 +234,11 @@ def remove(
     at the front; returns their number."""
     removed = 0
     for i in range(ids.shape[0]):
-        position = _locate(ids[i], entries, caps, geometry, records)
+        position = locate(ids[i], entries, caps, geometry, records)
         if position >= 0:
             entry = entries[position]
-            slots[removed] = _slot(entry)
-            flags[removed] = (entry >> _S32) & _FLAG_MASK
+            slots[removed] = slot_of(entry)
+            flags[removed] = (entry >> S32) & _FLAG_MASK
             removed += 1
             _delete(position, position // geometry[RESERVED], entries, caps, counts, geometry)
     return removed
@@ -318,14 +270,14 @@ def sweep(
         base, stop = segment * geometry[RESERVED], min(first + SWEEP_PLACES, caps[segment])
         while found < wanted and place < stop:
             entry = entries[base + place]
-            bits = (entry >> _S32) & _FLAG_MASK
+            bits = (entry >> S32) & _FLAG_MASK
             if entry == 0 or bits & np.uint64(PINNED):
                 place += 1
             elif bits & np.uint64(REFERENCED):
-                entries[base + place] = entry & ~(np.uint64(REFERENCED) << _S32)
+                entries[base + place] = entry & ~(np.uint64(REFERENCED) << S32)
                 place += 1
             else:
-                slots[found] = _slot(entry)
+                slots[found] = slot_of(entry)
                 flags[found] = bits
                 found += 1
                 _delete(base + place, segment, entries, caps, counts, geometry)  # looks at `place` again
@@ -349,14 +301,14 @@ def take_dirty(segment: int, entries: Array, caps: Array, geometry: Array, slots
     segment at a time, since growing and deleting move entries within it.
     """
     found = 0
-    dirty = np.uint64(DIRTY) << _S32
-    stored = np.uint64(STORED) << _S32
+    dirty = np.uint64(DIRTY) << S32
+    stored = np.uint64(STORED) << S32
     base = segment * geometry[RESERVED]
     for place in range(caps[segment]):
         entry = entries[base + place]
         if entry & dirty:
-            slots[found] = _slot(entry)
-            flags[found] = (entry >> _S32) & _FLAG_MASK
+            slots[found] = slot_of(entry)
+            flags[found] = (entry >> S32) & _FLAG_MASK
             entries[base + place] = (entry & ~dirty) | stored
             found += 1
     return found
@@ -366,7 +318,7 @@ def take_dirty(segment: int, entries: Array, caps: Array, geometry: Array, slots
 def count_flags(entries: Array, caps: Array, geometry: Array, wanted: int) -> int:
     """Number of entries that carry all of `wanted`'s flags (0: every entry)."""
     total = 0
-    bits = np.uint64(wanted) << _S32
+    bits = np.uint64(wanted) << S32
     for segment in range(geometry[SEGMENTS]):
         base = segment * geometry[RESERVED]
         for place in range(caps[segment]):

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Processor instructions that NumPy and numba have no name for: prefetch, and half precision.
+"""Processor instructions that NumPy and numba have no name for: prefetch, half precision, bit patterns.
 
 They are LLVM intrinsics and casts, so LLVM picks the instruction of the machine it runs on
 (https://llvm.org/docs/LangRef.html, "llvm.prefetch", "fpext", "fptrunc", "bitcast"). Callable from
-other kernels only, not from Python. numba's on-disk cache looks at the file of the kernel that
-calls, not at this one: whoever changes this file removes the `__pycache__` beside it.
+other kernels only, not from Python; kernel/vector.py has those that work on many elements at once. numba's
+on-disk cache looks at the file of the kernel that calls, not at this one: whoever changes this file removes
+the `__pycache__` beside it.
 
 Invariants: 1. a prefetch never faults and never changes a value, whatever its index; 2. half
 precision converts exactly upwards, and rounds to nearest even downwards.
@@ -24,12 +25,18 @@ PREFETCH_ROWS: Final = 8
 """How many rows ahead a kernel prefetches: about 100 ns of memory latency over 10 to 20 ns per row."""
 
 # numba passes the typing context by itself, which its own annotations do not know.
-_intrinsic: Final[Callable[[Callable[..., Any]], Any]] = extending.intrinsic
+intrinsic: Final[Callable[[Callable[..., Any]], Any]] = extending.intrinsic
 
 _LINE_BYTES: Final = 64
 _PREFETCH_BYTES_MAX: Final = 512
 """Head of a row that is prefetched. Past it the processor has seen the stream and follows it by
 itself, and eight whole rows of dim 1024 ahead would drive each other out of a 32 KiB cache."""
+
+
+def pointer_to(context: Any, builder: Any, array: Any, value: Any, index: Any, place: Any) -> Any:
+    """Code generation: the address of `array[index]`, `value` and `place` being their LLVM values."""
+    data = context.make_array(array)(context, builder, value).data
+    return builder.gep(data, [context.cast(builder, place, index, types.intp)])
 
 
 def _prefetch_of(array: Any, index: Any, write: int) -> Any:
@@ -39,9 +46,8 @@ def _prefetch_of(array: Any, index: Any, write: int) -> Any:
         raise TypingError(f"prefetch takes an integer index, not {index}")
 
     def codegen(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        data = context.make_array(array)(context, builder, arguments[0]).data
-        place = context.cast(builder, arguments[1], index, types.intp)
-        pointer = builder.bitcast(builder.gep(data, [place]), ir.IntType(8).as_pointer())
+        address = pointer_to(context, builder, array, arguments[0], index, arguments[1])
+        pointer = builder.bitcast(address, ir.IntType(8).as_pointer())
         i32 = ir.IntType(32)
         prefetch = builder.module.declare_intrinsic(
             "llvm.prefetch.p0",
@@ -54,19 +60,19 @@ def _prefetch_of(array: Any, index: Any, write: int) -> Any:
     return types.void(array, index), codegen
 
 
-@_intrinsic
+@intrinsic
 def prefetch_read(typing_context: Any, array: Any, index: Any) -> Any:
     """Start loading the cache line of `array[index]`, to be read soon; `array` is 1-D contiguous."""
     return _prefetch_of(array, index, 0)
 
 
-@_intrinsic
+@intrinsic
 def prefetch_write(typing_context: Any, array: Any, index: Any) -> Any:
     """Start loading the cache line of `array[index]`, to be written soon; `array` is 1-D contiguous."""
     return _prefetch_of(array, index, 1)
 
 
-@_intrinsic
+@intrinsic
 def copy_bytes(
     typing_context: Any, target: Any, target_at: Any, source: Any, source_at: Any, count: Any
 ) -> Any:
@@ -100,7 +106,7 @@ def copy_bytes(
     return types.void(target, target_at, source, source_at, count), codegen
 
 
-@_intrinsic
+@intrinsic
 def half_to_float(typing_context: Any, bits: Any) -> Any:
     """The float32 value of the IEEE binary16 pattern `bits` (uint16); exact."""
     if bits != types.uint16:
@@ -112,7 +118,7 @@ def half_to_float(typing_context: Any, bits: Any) -> Any:
     return types.float32(bits), codegen
 
 
-@_intrinsic
+@intrinsic
 def float_to_half_bits(typing_context: Any, value: Any) -> Any:
     """The binary16 pattern (uint16) nearest to the float32 `value`, ties to even."""
     if value != types.float32:
@@ -124,7 +130,7 @@ def float_to_half_bits(typing_context: Any, value: Any) -> Any:
     return types.uint16(value), codegen
 
 
-@_intrinsic
+@intrinsic
 def float_bits(typing_context: Any, value: Any) -> Any:
     """The bit pattern (uint32) of the float32 `value`."""
     if value != types.float32:
@@ -136,7 +142,7 @@ def float_bits(typing_context: Any, value: Any) -> Any:
     return types.uint32(value), codegen
 
 
-@_intrinsic
+@intrinsic
 def bits_float(typing_context: Any, bits: Any) -> Any:
     """The float32 value of the bit pattern `bits` (uint32)."""
     if bits != types.uint32:
@@ -148,7 +154,7 @@ def bits_float(typing_context: Any, bits: Any) -> Any:
     return types.float32(bits), codegen
 
 
-@_intrinsic
+@intrinsic
 def double_bits(typing_context: Any, value: Any) -> Any:
     """The bit pattern (uint64) of the float64 `value`."""
     if value != types.float64:
@@ -160,7 +166,7 @@ def double_bits(typing_context: Any, value: Any) -> Any:
     return types.uint64(value), codegen
 
 
-@_intrinsic
+@intrinsic
 def bits_double(typing_context: Any, bits: Any) -> Any:
     """The float64 value of the bit pattern `bits` (uint64)."""
     if bits != types.uint64:

@@ -12,53 +12,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from ps_server.kernel.intrinsic import half_to_float, prefetch_read
-
-_AHEAD = 12  # records prefetched ahead: about 80 ns of work at 12 M rows/s per core
-
 Array = NDArray[Any]
-
-
-@njit(nogil=True, cache=True)
-def gather_float32(records32: Array, stride32: int, first: int, slots: Array, out: Array) -> None:
-    """Copy fp32 weights of each slot into out[i]; `out` is (n, dim) float32."""
-    n, dim = out.shape
-    for i in range(n):
-        if i + _AHEAD < n and slots[i + _AHEAD] >= 0:
-            ahead = slots[i + _AHEAD] * stride32 + first
-            prefetch_read(records32, ahead)
-            prefetch_read(records32, ahead + dim - 1)
-        if slots[i] >= 0:
-            at = slots[i] * stride32 + first
-            for j in range(dim):
-                out[i, j] = records32[at + j]
-
-
-@njit(nogil=True, cache=True)
-def gather_float16(records16: Array, stride16: int, first: int, slots: Array, out: Array) -> None:
-    """Widen fp16 weights of each slot into out[i]; `records16` is the uint16 view of the records."""
-    n, dim = out.shape
-    for i in range(n):
-        if i + _AHEAD < n and slots[i + _AHEAD] >= 0:
-            prefetch_read(records16, slots[i + _AHEAD] * stride16 + first)
-        if slots[i] >= 0:
-            at = slots[i] * stride16 + first
-            for j in range(dim):
-                out[i, j] = half_to_float(records16[at + j])
-
-
-@njit(nogil=True, cache=True)
-def gather_bfloat16(records16: Array, stride16: int, first: int, slots: Array, out: Array) -> None:
-    """Widen bf16 weights of each slot into out[i]; out is written through its bits."""
-    bits = out.view(np.uint32)
-    n, dim = out.shape
-    for i in range(n):
-        if i + _AHEAD < n and slots[i + _AHEAD] >= 0:
-            prefetch_read(records16, slots[i + _AHEAD] * stride16 + first)
-        if slots[i] >= 0:
-            at = slots[i] * stride16 + first
-            for j in range(dim):
-                bits[i, j] = np.uint32(records16[at + j]) << np.uint32(16)
 
 
 @njit(nogil=True, cache=True)
