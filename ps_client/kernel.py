@@ -10,6 +10,7 @@ push has the same bits however it is split; 3. within a shard, ids keep their or
 Thread safety: pure functions; scratch is allocated by each call.
 """
 
+import math
 from typing import Final, TypeVar
 
 import numpy as np
@@ -184,6 +185,8 @@ def as_read_only(array: NDArray[Scalar]) -> NDArray[Scalar]:
     return view
 
 
-def all_finite(values: NDArray[np.float32]) -> bool:
-    """Whether no element of a C-contiguous float32 array is a NaN or an infinity."""
-    return bool(_largest_exponent(as_read_only(values.reshape(-1).view(np.uint32))) != _EXPONENT)
+def magnitude_bound(values: NDArray[np.float32]) -> float:
+    """The power of two that every element of a C-contiguous float32 array is below in magnitude; infinity
+    when one is a NaN or an infinity."""
+    exponent = int(_largest_exponent(as_read_only(values.reshape(-1).view(np.uint32))))
+    return math.inf if exponent == _EXPONENT else math.ldexp(1.0, (exponent >> 23) - 126)

@@ -6,6 +6,7 @@ Thread safety: a Table is immutable.
 
 import difflib
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -13,6 +14,7 @@ from typing import Any
 
 from rowhouse import dtype
 from rowhouse.error import UnknownTableError
+from rowhouse.limit import gradient_bound
 from rowhouse.v1 import rowhouse_pb2 as pb
 
 
@@ -42,6 +44,14 @@ class Table:
     def scored(self) -> bool:
         """Whether the table has a show/click policy, so that shows and clicks are worth sending."""
         return any(policy["kind"] == "show_click" for policy in self.config.get("eviction", ()))
+
+    @property
+    def gradient_bound(self) -> float:
+        """What the elements of a gradient must stay below in magnitude; infinity: any finite one will do."""
+        optimizer = self.config.get("optimizer")
+        if optimizer is None:
+            return math.inf
+        return gradient_bound(optimizer["kind"], optimizer.get("clip_value"), optimizer.get("clip_norm"))
 
 
 def read_tables(infos: Iterable[pb.TableInfo]) -> Mapping[str, Table]:

@@ -18,7 +18,7 @@ from rowhouse import dtype
 from rowhouse.error import InvalidRequestError, LimitExceededError
 from rowhouse.limit import IDS_PER_REQUEST_MAX
 
-from ps_client.kernel import all_finite
+from ps_client.kernel import magnitude_bound
 from ps_client.table import Table
 
 WIRE_MAX: Final = {
@@ -98,7 +98,8 @@ def as_gradients(
     Raises
     ------
     InvalidRequestError
-        A wrong shape or dtype, or an element that is not finite (names its index, id and value).
+        A wrong shape or dtype, or an element that is not finite or past the table's gradient_bound (names its
+        index, id and value).
     """
     array = np.asarray(gradients)
     what = f"table {table.name!r}: gradients"
@@ -111,8 +112,13 @@ def as_gradients(
         )
     with np.errstate(over="ignore"):  # a float64 beyond fp32 turns into an infinity, refused below
         values = np.ascontiguousarray(array, np.float32)
-    if not all_finite(values):
+    below = magnitude_bound(values)
+    if below == math.inf:
         _refuse_gradient(what, ids, values, ~np.isfinite(values), "gradients must be finite in fp32")
+    if below > table.gradient_bound:
+        kind, bound = table.config["optimizer"]["kind"], table.gradient_bound
+        reason = f"{kind} sums squares: it must be below {bound:g}, or clip_value be set"
+        _refuse_gradient(what, ids, values, np.abs(values) >= table.gradient_bound, reason)
     limit = WIRE_MAX.get(wire_dtype)
     if limit is not None and values.size and np.abs(values).max() > limit:
         reason = f"an element on a wire of {dtype.NAMES[wire_dtype]} is at most {limit:g}"

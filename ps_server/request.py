@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rowhouse import dtype, message
 from rowhouse.error import InvalidRequestError, StalePartitionMapError, TableFrozenError, UnknownTableError
+from rowhouse.limit import gradient_bound
 from rowhouse.placement import PartitionMap
 from rowhouse.v1 import rowhouse_pb2 as pb
 
@@ -100,6 +101,26 @@ def _check_rate(table: Table, rate: float | None) -> None:
         raise InvalidRequestError(f"table {table.name!r}: {error}") from None
 
 
+def _check_gradients(table: Table, ids: NDArray[np.uint64], gradients: NDArray[np.float32]) -> None:
+    """Every element is finite and below the bound that keeps the optimizer's state finite."""
+    if not gradients.size:
+        return
+    optimizer = table.config.optimizer
+    bound = gradient_bound(optimizer.kind, optimizer.clip_value, optimizer.clip_norm)
+    if -bound < gradients.min() and gradients.max() < bound:  # false for a NaN
+        return
+    bad = int(first_non_finite(gradients))
+    reason = "it must be finite"
+    if bad < 0:
+        bad = int(np.argmax(np.abs(gradients) >= bound))
+        reason = f"{optimizer.kind} sums squares: it must be below {bound:g}, or clip_value be set"
+    row, column = divmod(bad, table.layout.dim)
+    raise InvalidRequestError(
+        f"table {table.name!r}: the gradient of id {int(ids[row])} (row {row}, column {column}) is "
+        f"{gradients[row, column]:g}; {reason}"
+    )
+
+
 def checked_parts(request: message.PushRequest, tables: Mapping[str, Table]) -> list[tuple[Table, TablePush]]:
     """Check a push whole and sum its duplicates; nothing is changed, so no lock is needed.
 
@@ -117,23 +138,19 @@ def checked_parts(request: message.PushRequest, tables: Mapping[str, Table]) -> 
         check_dim(table, part.gradients.shape[1])
         _check_rate(table, part.learning_rate)
         gradients = dtype.widen(part.gradients, part.dtype)
-        bad = int(first_non_finite(gradients))
-        if bad >= 0:
-            row, column = divmod(bad, table.layout.dim)
-            raise InvalidRequestError(
-                f"table {table.name!r}: the gradient of id {int(part.ids[row])} (row {row}, column "
-                f"{column}) is {gradients[row, column]}; it must be finite"
-            )
+        _check_gradients(table, part.ids, gradients)
         _check_events(part)
         push = summed(part, table, gradients)
+        if push.ids.shape[0] < part.ids.shape[0]:  # a sum of legal ones may be past the bound
+            _check_gradients(table, push.ids, push.gradients)
         table.check_push(push.ids.shape[0])
         parts.append((table, push))
     return parts
 
 
 def without_frozen(
-    request: message.PushRequest, encoded: bytes | None, parts: list[tuple[Table, TablePush]]
-) -> tuple[message.PushRequest, bytes | None, list[tuple[Table, TablePush]]]:
+    request: message.PushRequest, encoded: bytes | memoryview | None, parts: list[tuple[Table, TablePush]]
+) -> tuple[message.PushRequest, bytes | memoryview | None, list[tuple[Table, TablePush]]]:
     """A checked push (and its bytes, None when they changed) without the tables that ignore pushes now: what
     is logged is what is applied.
 

@@ -5,6 +5,7 @@ A request past one gets LimitExceededError before anything changes. Client and s
 constants, so a client can refuse before it sends.
 """
 
+import math
 from typing import Final
 
 DIM_MAX: Final = 1024
@@ -33,6 +34,27 @@ CLIENTS_MAX: Final = 65_536
 
 TRAINERS_MAX: Final = 1024
 """Trainers of one group: each has a number, and a step is not applied before all of them are heard."""
+
+GRADIENT_BOUND: Final = 2.0**51
+"""What gradient elements, duplicates summed, must stay below in magnitude where an optimizer sums squares:
+a float32 sum of squares below 2^102 stops growing at 2^126, so no number of pushes makes it infinite."""
+
+STATELESS_OPTIMIZERS: Final = ("sgd", "fobos")
+"""Kinds that keep nothing which a large gradient could spoil for good."""
+
+
+def gradient_bound(kind: str, clip_value: float | None, clip_norm: float | None) -> float:
+    """GRADIENT_BOUND, or infinity where any finite gradient will do.
+
+    Parameters
+    ----------
+    kind, clip_value, clip_norm
+        Of a table's optimizer config. A gradient that is clipped is bounded by that.
+    """
+    if kind in STATELESS_OPTIMIZERS or min(clip_value or math.inf, clip_norm or math.inf) < GRADIENT_BOUND:
+        return math.inf
+    return GRADIENT_BOUND
+
 
 IN_FLIGHT_BYTES_MAX: Final = 512 * 1024 * 1024
 """Request bytes that a shard holds at once; past it a request gets BusyError and the client backs off."""

@@ -128,7 +128,7 @@ class FakeShard:
 
     def get_cluster(self, request: pb.GetClusterRequest) -> pb.GetClusterResponse:
         infos = [
-            pb.TableInfo(name=n, dim=d, dtype=pb.DTYPE_FLOAT32, config_json='{"optimizer": "sgd"}')
+            pb.TableInfo(name=n, dim=d, dtype=pb.DTYPE_FLOAT32, config_json='{"optimizer": {"kind": "sgd"}}')
             for n, d in self.tables.items()
         ]
         return pb.GetClusterResponse(

@@ -75,10 +75,17 @@ def test_gather_and_scatter_are_inverse_and_take_unaligned_views() -> None:
     np.testing.assert_array_equal(back, rows)
 
 
+def test_the_bound_of_magnitudes_is_the_next_power_of_two() -> None:
+    for value, bound in ((0.0, 2.0**-126), (1.0, 2.0), (-1.9, 2.0), (2.0, 4.0), (-(2.0**51), 2.0**52)):
+        assert kernel.magnitude_bound(np.array([0.5 * value, value], np.float32)) == bound
+    below = np.nextafter(np.float32(2.0**51), np.float32(0))
+    assert kernel.magnitude_bound(np.array([below], np.float32)) == 2.0**51
+
+
 @pytest.mark.parametrize("bad", [np.nan, -np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("place", [0, 5, 9_999])
-def test_all_finite_sees_one_bad_element(bad: float, place: int) -> None:
+def test_the_bound_sees_one_bad_element(bad: float, place: int) -> None:
     values = np.full(10_000, np.finfo(np.float32).max, np.float32)
-    assert kernel.all_finite(values) and kernel.all_finite(values[:0])
+    assert np.isfinite([kernel.magnitude_bound(values), kernel.magnitude_bound(values[:0])]).all()
     values[place] = bad
-    assert not kernel.all_finite(values)
+    assert kernel.magnitude_bound(values) == np.inf

@@ -85,6 +85,30 @@ def test_bad_gradients_are_named(gradients: object, code: int, text: str) -> Non
 
 
 @pytest.mark.parametrize(
+    ("optimizer", "refused"),
+    [
+        ({"kind": "adagrad"}, True),
+        ({"kind": "adam", "clip_value": 1e30}, True),
+        ({"kind": "adam", "clip_value": None, "clip_norm": 10.0}, False),
+        ({"kind": "ftrl", "clip_value": 1.0}, False),
+        ({"kind": "sgd"}, False),
+    ],
+)
+def test_a_gradient_that_would_spoil_the_state_is_named(optimizer: dict[str, object], refused: bool) -> None:
+    table = Table("user", 2, "fp32", {"optimizer": optimizer})
+    largest = np.nextafter(np.float32(2.0**51), np.float32(0))
+    values = np.array([[1.0, 2.0], [3.0, -largest]], np.float32)
+    assert np.shares_memory(as_gradients(table, TWO, values, dtype.FLOAT32), values)
+    values[1, 1] = -(2.0**51)
+    if not refused:
+        assert np.shares_memory(as_gradients(table, TWO, values, dtype.FLOAT32), values)
+        return
+    text = r"gradients\[1, 1\] is -2\S+ for id 6; .* sums squares: it must be below 2.2518e\+15"
+    with pytest.raises(InvalidRequestError, match=text):
+        as_gradients(table, TWO, values, dtype.FLOAT32)
+
+
+@pytest.mark.parametrize(
     "out",
     [
         [[0.0, 0.0]],

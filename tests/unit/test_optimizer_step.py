@@ -9,6 +9,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from rowhouse import dtype
+from rowhouse.limit import GRADIENT_BOUND
 
 from ps_server.kernel.gradient import sum_duplicates
 from ps_server.kernel.rounding import round_rows, widen_rows
@@ -254,6 +255,22 @@ def test_a_row_depends_on_nothing_but_itself(ours: Optimizer) -> None:
         for i in range(ROWS):
             alone.step(np.array([i], np.uint64), gradients[i : i + 1].copy())
     np.testing.assert_array_equal(together.buffer.view(np.uint32), alone.buffer.view(np.uint32))
+
+
+@pytest.mark.parametrize("ours", ALL, ids=lambda o: o.kind)
+def test_no_number_of_legal_gradients_makes_a_state_infinite(ours: Optimizer) -> None:
+    """limit.GRADIENT_BOUND: a float32 sum of squares below 2^102 stops growing at 2^126."""
+    largest = np.nextafter(np.float32(GRADIENT_BOUND), np.float32(0))
+    rows = Rows(ours, np.zeros((ROWS, 2), np.float32))
+    gradients = np.array([[largest, -largest]], np.float32)
+    for _ in range(100):
+        rows.step(np.array([0], np.uint64), gradients)
+    assert np.isfinite(rows.buffer).all()
+    if "adagrad" in ours.kind:
+        state = rows.buffer[rows.weight_at[0] + 2 : rows.weight_at[0] + 2 + ours.state_size(2)]
+        state[:] = 2.0**126
+        rows.step(np.array([0], np.uint64), gradients)
+        assert (state == 2.0**126).all()
 
 
 @pytest.mark.parametrize("code", [dtype.FLOAT16, dtype.BFLOAT16])

@@ -86,6 +86,16 @@ def test_a_push_is_checked_whole_before_anything_changes(driver: Driver) -> None
     refused(driver, LimitExceededError, "push of 262144 distinct ids", part("user", many, ones(2**18)))
 
 
+def test_a_gradient_whose_square_would_spoil_the_state_is_refused(driver: Driver) -> None:
+    huge = ones(3, 2)
+    huge[2, 1] = -(2.0**51)
+    text = r"table 'item': the gradient of id 3 \(row 2, column 1\) is -2.25\d*e\+15; ftrl sums .*clip_value"
+    refused(driver, InvalidRequestError, text, good(), part("item", IDS, huge))
+    twice, half = np.array([4, 7, 4], np.uint64), ones(3, 2) * np.float32(2.0**50)
+    refused(driver, InvalidRequestError, r"id 4 \(row 0, column 0\)", part("item", twice, half))
+    driver.push({"item": (IDS, half), "user": (IDS, ones(3) * np.float32(3e38))})
+
+
 @pytest.mark.parametrize(
     ("table", "rate"),
     [("user", float("nan")), ("user", -1.0), ("user", 3.3e38), ("item", 0.0), ("item", 1e-38)],
