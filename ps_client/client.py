@@ -27,7 +27,7 @@ from rowhouse.v1 import rowhouse_pb2 as pb
 from ps_client.cluster import Cluster
 from ps_client.exchange import Exchange
 from ps_client.pipeline import PREFETCH_MAX, PUSH_MAX, Pipeline
-from ps_client.plan import distinct
+from ps_client.plan import check_rows, distinct
 from ps_client.retry import Retry
 from ps_client.saved import SavedTables, check_saved, one_save
 from ps_client.step import Asked, StepClient, UniqueRows
@@ -78,6 +78,12 @@ class Client(StepClient):
         return [UniqueRows(p.ids, p.inverse, found) for p, found in zip(plans, rows, strict=True)]
 
     def _send(self, parts: Sequence[TableGradients]) -> None:
+        for part in parts:
+            rows_max = self.tables[part.table].push_rows_max
+            if (
+                part.ids.shape[0] > rows_max
+            ):  # it may be too many for a shard, which others would not wait for
+                check_rows(part, self._cluster.partition_map, rows_max)
         self._exchange.push(parts)
 
     def pipeline(

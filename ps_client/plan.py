@@ -115,6 +115,17 @@ def split_push(
     return parts
 
 
+def check_rows(gradients: TableGradients, partition_map: PartitionMap, rows_max: int) -> None:
+    """LimitExceededError if a shard's part of a table has more rows than are sure to fit into its memory."""
+    counts = np.bincount(partition_map.shards_of(gradients.ids), minlength=partition_map.shard_count)
+    shard = int(counts.argmax())
+    if counts[shard] > rows_max:
+        raise LimitExceededError(
+            f"table {gradients.table!r}: a push of {counts[shard]} distinct ids to shard {shard}; its share "
+            f"of memory_budget holds {rows_max} rows: raise the budget or push fewer ids at once"
+        )
+
+
 def joined_by_table(parts: Sequence[TableGradients]) -> tuple[TableGradients, ...]:
     """The parts of several pushes as one per table, one push after the other; rates of a table are equal."""
     found: dict[str, list[TableGradients]] = {}

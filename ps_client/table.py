@@ -14,7 +14,7 @@ from typing import Any
 
 from rowhouse import dtype
 from rowhouse.error import UnknownTableError
-from rowhouse.limit import gradient_bound
+from rowhouse.limit import IDS_PER_REQUEST_MAX, gradient_bound
 from rowhouse.v1 import rowhouse_pb2 as pb
 
 
@@ -33,12 +33,15 @@ class Table:
         float32 whatever it is.
     config
         Optimizer, initializer and policies, resolved (read-only).
+    push_rows_max
+        Distinct ids that one push may bring to one shard, as its memory_budget allows.
     """
 
     name: str
     dim: int
     dtype: str
     config: Mapping[str, Any]
+    push_rows_max: int = IDS_PER_REQUEST_MAX
 
     @property
     def scored(self) -> bool:
@@ -59,7 +62,8 @@ def read_tables(infos: Iterable[pb.TableInfo]) -> Mapping[str, Table]:
     tables = {}
     for info in infos:
         config = MappingProxyType(json.loads(info.config_json) if info.config_json else {})
-        tables[info.name] = Table(info.name, info.dim, dtype.NAMES[int(info.dtype)], config)
+        rows_max = info.push_rows_max or IDS_PER_REQUEST_MAX
+        tables[info.name] = Table(info.name, info.dim, dtype.NAMES[int(info.dtype)], config, rows_max)
     return MappingProxyType(tables)
 
 

@@ -18,11 +18,10 @@ Thread safety: every method may be called from any thread.
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
-import numpy as np
 from rowhouse import message
 from rowhouse.error import (
     InvalidRequestError,
@@ -31,18 +30,16 @@ from rowhouse.error import (
     SequenceGapError,
     TrainerLostError,
 )
-from rowhouse.limit import IDS_PER_REQUEST_MAX, MESSAGE_BYTES_MAX, TABLES_PER_REQUEST_MAX, TRAINERS_MAX
+from rowhouse.limit import TRAINERS_MAX
 from rowhouse.placement import PartitionMap
 from rowhouse.v1 import rowhouse_pb2 as pb
 
+from ps_server.reduction import check_fits, check_rows, joined
 from ps_server.request import check_map, checked_parts
 from ps_server.table import Table
 
 GROUPS_MAX: Final = 64
 """Groups that a shard remembers; past it the one idle longest is forgotten, and starts anew when it calls."""
-
-STEP_BYTES_MAX: Final = MESSAGE_BYTES_MAX - TABLES_PER_REQUEST_MAX * 256
-"""Bytes of a whole step: the log takes it as one push, with a name and some numbers for each table."""
 
 PACES: Final = {pb.PACE_BSP: "bsp", pb.PACE_SSP: "ssp"}
 """Paces that a shard has a part in, as trainers write them."""
@@ -142,6 +139,7 @@ class Groups:
             raise InvalidRequestError(
                 f"group {member.group:#x}: a contribution is for bsp, and its client id is the group"
             )
+        tables: dict[str, Table] = {}
         if push.sequence > self._shard.last_sequence(member.group):
             check_map(push.map_version, self._shard.partition_map, self._shard.index)
             tables = {part.table: self._shard.table_at_lsn(part.table)[0] for part in push.tables}
@@ -152,7 +150,8 @@ class Groups:
             if self._is_applied(member, push.sequence):
                 return pb.ContributeResponse(applied=True)
             others = {t: p for t, p in group.held.items() if t != member.trainer}
-            _check_fits(group, member.trainer, push, others)
+            check_fits(member.trainer, push, others, group.name)
+            check_rows(push, others, tables)
             group.held[member.trainer] = push
             group.failed.pop(member.trainer, None)
             group.sealed.discard(member.trainer)
@@ -208,7 +207,7 @@ class Groups:
         """Apply the step, or note why it was refused: then every trainer is told, and may contribute anew."""
         parts = [group.held[trainer] for trainer in group.alive()]
         try:
-            self._shard.push(_joined(parts))
+            self._shard.push(joined(parts))
         except RowhouseError as error:
             text = f"step {step} of all trainers: {error}"
             group.failed = {trainer: type(error)(text) for trainer in group.alive()}
@@ -328,67 +327,3 @@ def _check_member(member: pb.Member) -> None:
         raise InvalidRequestError(f"pace is {member.pace}; it must be {known}")
     if member.deadline_ms < 1:
         raise InvalidRequestError(f"deadline_ms is {member.deadline_ms}; it must be 1 or more")
-
-
-def _size(push: message.PushRequest) -> tuple[int, int]:
-    """Ids and bytes of a push."""
-    # A show and a click for each id: a part without them gets them when another one has some.
-    sizes = [(t.ids.shape[0], t.ids.nbytes + t.gradients.nbytes + 8 * t.ids.shape[0]) for t in push.tables]
-    return sum(ids for ids, _ in sizes), sum(size for _, size in sizes)
-
-
-def _check_fits(
-    group: _Group, trainer: int, push: message.PushRequest, others: Mapping[int, message.PushRequest]
-) -> None:
-    """Refuse a part that could not be joined with those held: the log takes a step as one push."""
-    sizes = [_size(p) for p in (push, *others.values())]
-    ids, size_bytes = sum(n for n, _ in sizes), sum(n for _, n in sizes)
-    if ids > IDS_PER_REQUEST_MAX or size_bytes > STEP_BYTES_MAX:
-        raise LimitExceededError(
-            f"step {push.sequence}: {ids} ids and {size_bytes} bytes of all trainers together; at most "
-            f"{IDS_PER_REQUEST_MAX} and {STEP_BYTES_MAX}: use smaller steps"
-        )
-    tables = {part.table for p in (push, *others.values()) for part in p.tables}
-    if len(tables) > TABLES_PER_REQUEST_MAX:
-        raise LimitExceededError(
-            f"step {push.sequence}: {len(tables)} tables of all trainers; at most {TABLES_PER_REQUEST_MAX}"
-        )
-    mine = {part.table: part for part in push.tables}
-    for other, held in others.items():
-        for part in held.tables:
-            same = mine.get(part.table, part)
-            if (same.dtype, same.learning_rate) != (part.dtype, part.learning_rate):
-                raise InvalidRequestError(
-                    f"table {part.table!r}: wire dtype and learning_rate of {group.name(trainer)} are "
-                    f"{same.dtype} and {same.learning_rate}; those of {group.name(other)} are {part.dtype} "
-                    f"and {part.learning_rate}"
-                )
-
-
-def _joined(parts: list[message.PushRequest]) -> message.PushRequest:
-    """One push of all trainers' parts, table by table, in their order."""
-    by_table: dict[str, list[message.TableGradients]] = {}
-    for push in parts:
-        for part in push.tables:
-            by_table.setdefault(part.table, []).append(part)
-    tables = tuple(_joined_table(found) for found in by_table.values())
-    return message.PushRequest(parts[0].map_version, parts[0].client_id, parts[0].sequence, tables)
-
-
-def _joined_table(found: list[message.TableGradients]) -> message.TableGradients:
-    if len(found) == 1:
-        return found[0]
-    shows = clicks = None
-    if any(f.shows is not None or f.clicks is not None for f in found):  # without them: one show, no click
-        ones = [np.ones(f.ids.shape[0], np.float32) if f.shows is None else f.shows for f in found]
-        none = [np.zeros(f.ids.shape[0], np.float32) if f.clicks is None else f.clicks for f in found]
-        shows, clicks = np.concatenate(ones), np.concatenate(none)
-    return message.TableGradients(
-        found[0].table,
-        found[0].dtype,
-        np.concatenate([f.ids for f in found]),
-        np.concatenate([f.gradients for f in found]),
-        found[0].learning_rate,
-        shows,
-        clicks,
-    )

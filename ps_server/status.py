@@ -20,7 +20,7 @@ def cluster_message(
     infos = [
         pb.TableInfo(
             name=name, dim=t.layout.dim, dtype=cast(pb.Dtype, t.layout.dtype),
-            config_json=json.dumps(t.config.model_dump(mode="json")),
+            config_json=json.dumps(t.config.model_dump(mode="json")), push_rows_max=t.tier.rows_min,
         )
         for name, t in tables.items()
     ]  # fmt: skip

@@ -57,6 +57,7 @@ class FakeShard:
         self.after: dict[str, list[Fault | None]] = {"pull": [], "push": []}
         self.pulls: list[message.PullRequest] = []
         self.pushes: list[message.PushRequest] = []
+        self.push_rows_max = 0
         self.applied = 0
         self.closed = False
         self.lock = threading.Lock()
@@ -128,9 +129,12 @@ class FakeShard:
 
     def get_cluster(self, request: pb.GetClusterRequest) -> pb.GetClusterResponse:
         infos = [
-            pb.TableInfo(name=n, dim=d, dtype=pb.DTYPE_FLOAT32, config_json='{"optimizer": {"kind": "sgd"}}')
+            pb.TableInfo(
+                name=n, dim=d, dtype=pb.DTYPE_FLOAT32, config_json='{"optimizer": {"kind": "sgd"}}',
+                push_rows_max=self.push_rows_max,
+            )
             for n, d in self.tables.items()
-        ]
+        ]  # fmt: skip
         return pb.GetClusterResponse(
             map_version=self.map.version, shard=self.shard, endpoints=self.endpoints,
             partition_shards=self.map.shards.tobytes(), tables=infos,

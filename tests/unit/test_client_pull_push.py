@@ -91,6 +91,18 @@ def test_one_call_per_shard_carries_every_table() -> None:
         assert [request.sequence for request in shard.pushes] == [1]
 
 
+def test_a_push_of_more_rows_than_a_shard_can_hold_is_sent_to_none() -> None:
+    shards = make_shards(2)
+    for shard in shards:
+        shard.push_rows_max = 60
+    with local_client(shards) as client:
+        client.push("user", np.arange(80), np.ones((80, 4)))  # about 40 for each
+        text = r"table 'user': a push of \d+ distinct ids to shard [01]; its share of .* holds 60 rows"
+        with pytest.raises(LimitExceededError, match=text):
+            client.push_many({"item": ([1], np.ones((1, 3))), "user": (np.arange(140), np.ones((140, 4)))})
+    assert [len(shard.pushes) for shard in shards] == [1, 1]
+
+
 def test_a_shard_without_ids_gets_no_push_and_keeps_its_numbers() -> None:
     shards = make_shards(2)
     owners = shards[0].map.shards_of(np.arange(50, dtype=np.uint64))

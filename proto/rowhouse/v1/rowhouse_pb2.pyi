@@ -39,16 +39,18 @@ PACE_BSP: Pace
 PACE_SSP: Pace
 
 class TableInfo(_message.Message):
-    __slots__ = ("name", "dim", "dtype", "config_json")
+    __slots__ = ("name", "dim", "dtype", "config_json", "push_rows_max")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DIM_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     CONFIG_JSON_FIELD_NUMBER: _ClassVar[int]
+    PUSH_ROWS_MAX_FIELD_NUMBER: _ClassVar[int]
     name: str
     dim: int
     dtype: Dtype
     config_json: str
-    def __init__(self, name: _Optional[str] = ..., dim: _Optional[int] = ..., dtype: _Optional[_Union[Dtype, str]] = ..., config_json: _Optional[str] = ...) -> None: ...
+    push_rows_max: int
+    def __init__(self, name: _Optional[str] = ..., dim: _Optional[int] = ..., dtype: _Optional[_Union[Dtype, str]] = ..., config_json: _Optional[str] = ..., push_rows_max: _Optional[int] = ...) -> None: ...
 
 class GetClusterRequest(_message.Message):
     __slots__ = ()
