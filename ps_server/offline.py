@@ -2,7 +2,7 @@
 """The commands of `psctl` that work on a stopped shard's directory: verify, load and export.
 
 DIR is one shard's directory, or a data_dir with shard-0000, shard-0001, … in it. Exit codes: 0 done and
-sound; 1 damage found; 2 a wrong flag, table or file; 74 the directory cannot be opened or written.
+sound; 2 a wrong flag, table or file; 74 damage was found, or the directory cannot be opened or written.
 Thread safety: a process's main thread.
 """
 
@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
-from rowhouse.error import InvalidRequestError, RowhouseError, StoreError
+from rowhouse.error import CorruptionError, InvalidRequestError, RowhouseError, StoreError
 
 from ps_server.bulk import EXPORT_ROWS, bulk_load, export_schema, export_table
 from ps_server.config import load_config, shard_directory
@@ -143,7 +143,7 @@ def _verify(arguments: argparse.Namespace, console: Console) -> int:
         print(json.dumps([_facts(report) for report in reports], indent=2))
     else:
         _show(reports, console)
-    return 1 if any(report.damage for report in reports) else 0
+    return CorruptionError.exit_code if any(report.damage for report in reports) else 0
 
 
 def _verify_one(directory: Path, progress: Progress) -> Report:
@@ -180,7 +180,8 @@ def _where(damage: Damage) -> str:
 
 
 def _show(reports: list[Report], console: Console) -> None:
-    read = Table("shard", "stopped", "checkpoint", "log records", "torn bytes", "table", "rows", "tombstones")
+    columns = ("shard", "stopped", "checkpoint", "log records", "torn bytes", "table", "rows", "tombstones")
+    read = Table(*columns, "not finite")
     damaged = Table("shard", "part", "table", "rows", "where", "damage", title="damage")
     for report in reports:
         stopped = "cleanly" if report.clean else "by a crash"
@@ -188,7 +189,8 @@ def _show(reports: list[Report], console: Console) -> None:
         shard.append(f"{report.torn_bytes:,}")
         tables: list[TableReport | None] = [*report.tables] or [None]
         for table in tables:
-            facts = [table.name, f"{table.rows:,}", f"{table.tombstones:,}"] if table else ["-"] * 3
+            counts = (table.rows, table.tombstones, table.not_finite) if table else ()
+            facts = [table.name, *(f"{count:,}" for count in counts)] if table else ["-"] * 4
             read.add_row(*shard, *facts)
             shard = [""] * len(shard)
         for damage in report.damage[:DAMAGE_SHOWN_MAX]:
@@ -203,3 +205,8 @@ def _show(reports: list[Report], console: Console) -> None:
     console.print(f"{count} damaged things" if count else "no damage")
     if damaged.row_count < count:
         console.print(f"{count - damaged.row_count} more are in the output of --json")
+    spoiled = sum(table.not_finite for report in reports for table in report.tables)
+    if spoiled:
+        console.print(
+            f"{spoiled:,} rows hold a NaN or an infinity: training diverged there; no damage on disk"
+        )

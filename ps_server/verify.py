@@ -68,10 +68,22 @@ class Damage:
 
 @dataclass(kw_only=True)
 class TableReport:
-    """What was read of one table: rows, tombstones, and bytes of its files."""
+    """What was read of one table.
+
+    Attributes
+    ----------
+    name
+        The table's.
+    rows, tombstones, disk_bytes
+        Read, and bytes of its files.
+    not_finite
+        Rows with a NaN or an infinity among weights or state: training has diverged there. They are as they
+        were written, so no damage.
+    """
 
     name: str
     rows: int = 0
+    not_finite: int = 0
     tombstones: int = 0
     disk_bytes: int = 0
 
@@ -254,7 +266,7 @@ class _TableWalk:
             report.rows += keys.shape[0]
             self._check_placed(keys, "rows")
             self._check_lsn(keys, values, "rows")
-            self._check_finite(keys, values)
+            report.not_finite += self._count_not_finite(values)
             self._progress(report.name, report.rows)
         for keys, values in self._readable(tombstones, "tombstones"):
             report.tombstones += keys.shape[0]
@@ -311,19 +323,16 @@ class _TableWalk:
         what = f"LSN above {int(self._lsn_max)}, the highest one reserved"
         self._report_rows(keys, get_lsn(values) > self._lsn_max, part, what)
 
-    def _check_finite(self, keys: Keys, values: Values) -> None:
-        """Weights and optimizer state must be finite: one that is not spoils its row for good."""
+    def _count_not_finite(self, values: Values) -> int:
         layout = self._layout
         width = layout.dim * dtype.STORAGE[layout.dtype].itemsize
         packed = np.ascontiguousarray(values[:, :width]).view(dtype.STORAGE[layout.dtype])
-        finite = np.isfinite(dtype.widen(packed, layout.dtype))
-        wrong: NDArray[np.bool_] = ~np.logical_and.reduce(finite, axis=1)
-        self._report_rows(keys, wrong, "rows", "a weight is not finite")
+        finite = np.logical_and.reduce(np.isfinite(dtype.widen(packed, layout.dtype)), axis=1)
         if layout.state_size:
             at = layout.state_at - layout.weights_at
             state = np.ascontiguousarray(values[:, at : at + 4 * layout.state_size]).view("<f4")
-            wrong = ~np.logical_and.reduce(np.isfinite(state), axis=1)
-            self._report_rows(keys, wrong, "rows", "a value of the optimizer's state is not finite")
+            finite &= np.logical_and.reduce(np.isfinite(state), axis=1)
+        return int(np.count_nonzero(~finite))
 
 
 def _are_near(before: Damage, after: Damage) -> bool:
