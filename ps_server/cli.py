@@ -141,12 +141,12 @@ def _serve(arguments: argparse.Namespace, flag: StopFlag) -> None:
     if arguments.parent_pid is not None:
         _follow_parent(arguments.parent_pid)
     config = _config_from(arguments)
-    if not arguments.quiet:
-        print(f"# resolved config\n{config.to_yaml()}", flush=True)
     claim_data_dir(config)
     began_s = time.monotonic()
     server = Server(config, arguments.shard, _open_shard)
     server.start()
+    if not arguments.quiet:
+        _show_config(config)
     took_s = time.monotonic() - began_s
     print(f"shard {arguments.shard} serves at {server.endpoint} (started in {took_s:.1f} s)", flush=True)
     try:
@@ -158,8 +158,6 @@ def _serve(arguments: argparse.Namespace, flag: StopFlag) -> None:
 
 def _up(arguments: argparse.Namespace, flag: StopFlag) -> None:
     config = _config_from(arguments)
-    if not arguments.json:
-        print(f"# resolved config\n{config.to_yaml()}", flush=True)
     supervisor = Supervisor(config, on_healthy=lambda resolved: _announce(resolved, arguments.json))
     supervisor.run(flag)
     _log.info("all shards stopped")
@@ -172,12 +170,18 @@ def _restore(arguments: argparse.Namespace, _flag: StopFlag) -> None:
         print(f"{directory}: restored to {arguments.name!r}, LSN {lsn}")
 
 
+def _show_config(config: ClusterConfig) -> None:
+    """Print what runs, once it runs: before, it would bury the reason why it does not."""
+    print(f"# resolved config\n{config.to_yaml()}", flush=True)
+
+
 def _announce(config: ClusterConfig, as_json: bool) -> None:
-    """Print the endpoints of a cluster that serves."""
+    """Print the config and the endpoints of a cluster that serves."""
     if as_json:
         facts: dict[str, Any] = {"endpoints": list(config.endpoints), "data_dir": str(config.data_dir)}
         print(json.dumps(facts), flush=True)
         return
+    _show_config(config)
     table = Table("shard", "endpoint", title=f"{config.name}: {config.shard_count} shards serve")
     for index, endpoint in enumerate(config.endpoints):
         table.add_row(str(index), endpoint)
@@ -200,15 +204,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = _parser().parse_args(argv)
     who = f"shard {arguments.shard}" if arguments.command == "serve" else arguments.command
+    of_many = getattr(arguments, "parent_pid", None) is not None  # `up` shows what all its shards say
+    name = f"ps-server: {who}" if of_many else "ps-server"
     logging.basicConfig(level=arguments.log_level, format=f"%(asctime)s {who} %(levelname)s %(message)s")
     try:
         with StopFlag().on_signals() as flag:
             {"serve": _serve, "up": _up, "restore": _restore}[arguments.command](arguments, flag)
     except RowhouseError as error:
-        print(f"ps-server: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        print(f"{name}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
         return error.exit_code
     except OSError as error:
-        print(f"ps-server: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        print(f"{name}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
         return StoreError.exit_code
     return 0
 

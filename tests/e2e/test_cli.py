@@ -78,6 +78,23 @@ def test_a_wrong_config(change: dict[str, Any], expected: str, make_config: Make
         assert "Traceback" not in server.text()
 
 
+def test_a_start_that_fails_prints_its_reason_and_not_the_config(
+    make_config: MakeConfig, tmp_path: Path
+) -> None:
+    with ServerProcess("serve", make_config(), "--shard", "0") as server:
+        server.endpoint()
+        assert "# resolved config" in server.text()
+    config = tmp_path / "other.yaml"
+    config.write_text(json.dumps(make_config(tables=[{"name": "user", "dim": 5}])))
+    text = "ConfigError: table 'user': dim is 5; this data directory was made with 4"
+    again = run("serve", "--config", str(config), "--shard", "0")
+    assert again.returncode == 2 and again.stdout == ""
+    assert again.stderr.endswith(f"ps-server: {text}\n")
+    many = run("up", "--config", str(config))
+    assert many.returncode == 2 and many.stdout == ""
+    assert f"ps-server: shard 0: {text}" in many.stderr
+
+
 def test_a_config_that_is_not_there(tmp_path: Path) -> None:
     done = run("up", "--config", str(tmp_path / "no.yaml"))
     assert done.returncode == 2 and "cannot be read" in done.stderr
