@@ -74,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     helps = {
         "stats": "live counters of each shard and table",
         "checkpoint": "write every dirty row to the store and drop the push log",
-        "freeze": "stop pushes to a table, or allow them again",
+        "freeze": "stop pushes to a table, or allow them again; kept over restarts, whatever the config says",
         "evict": "run a table's eviction policies now",
     }
     for name, text in helps.items():
@@ -172,15 +172,19 @@ def _plain(message: Any) -> Facts:
     facts = MessageToDict(
         message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
     )
-    return {key: _number(value, message.DESCRIPTOR.fields_by_name[key]) for key, value in facts.items()}
+    return _ordered(facts, message.DESCRIPTOR)
+
+
+def _ordered(facts: Facts, descriptor: Any) -> Facts:
+    """Fields in the order of the .proto; protobuf's JSON puts those that are zero last."""
+    return {f.name: _number(facts[f.name], f) for f in descriptor.fields if f.name in facts}
 
 
 def _number(value: Any, descriptor: Any) -> Any:
     if isinstance(value, list):
         if descriptor.message_type is None:
             return value
-        fields = descriptor.message_type.fields_by_name
-        return [{k: _number(v, fields[k]) for k, v in one.items()} for one in value]
+        return [_ordered(one, descriptor.message_type) for one in value]
     return int(value) if descriptor.cpp_type == descriptor.CPPTYPE_UINT64 else value
 
 
@@ -263,15 +267,19 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
             return 2
     answers: list[Facts] = []
+    told: list[Facts] = []  # with those that failed, so that a script finds each endpoint in its place
     exit_code = 0
     for endpoint in arguments.endpoints:
         try:
             answers.append(_call(endpoint, method, request, arguments.timeout_s))
+            told.append(answers[-1])
         except RowhouseError as error:
-            print(f"psctl: {type(error).__name__}: {error}", file=sys.stderr)
+            text = f"{type(error).__name__}: {error}"
+            print(f"psctl: {text}", file=sys.stderr)
+            told.append({"endpoint": endpoint, "error": text})
             exit_code = max(exit_code, error.exit_code)
     if arguments.json:
-        print(json.dumps(answers, indent=2))
+        print(json.dumps(told, indent=2))
     elif answers:
         show: Callable[[list[Facts], Console], None]
         show = _show_stats if arguments.command == "stats" else _show_answers

@@ -42,6 +42,8 @@ def test_stats_for_scripts(endpoint: str, capsys: pytest.CaptureFixture[str]) ->
     assert facts["endpoint"] == endpoint and facts["applied_lsn"] == 5 and facts["poison"] == ""
     (table,) = facts["tables"]
     assert table["disk_bytes"] == 2**40 and table["rows_exact"] is True and table["evicted_rows"] == 0
+    assert list(facts) == ["endpoint", *(field.name for field in pb.GetStatsResponse.DESCRIPTOR.fields)]
+    assert list(table) == [field.name for field in pb.TableStats.DESCRIPTOR.fields]
 
 
 def test_a_poisoned_shard_says_why(
@@ -74,7 +76,9 @@ def test_an_error_of_one_shard_is_printed_and_the_others_are_asked(
     """Port 1 answers nobody; the worst exit code wins."""
     assert psctl.main(["stats", "--endpoints", f"127.0.0.1:1,{endpoint}", "--json"]) == 69
     printed = capsys.readouterr()
-    assert len(json.loads(printed.out)) == 1
+    away, there = json.loads(printed.out)
+    assert away["endpoint"] == "127.0.0.1:1" and away["error"].startswith("UnavailableError: 127.0.0.1:1: ")
+    assert there["endpoint"] == endpoint and "error" not in there
     assert "psctl: UnavailableError: 127.0.0.1:1: " in printed.err
     shard.fail = UnknownTableError("table 'usr' is not declared")
     assert psctl.main(["evict", "--endpoints", endpoint, "--table", "usr"]) == 2
