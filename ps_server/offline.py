@@ -103,6 +103,8 @@ def _load_targets(
 
 def _export(arguments: argparse.Namespace, console: Console) -> int:
     directories = shard_directories(arguments.directory)
+    if arguments.out.exists() and not arguments.overwrite:
+        raise InvalidRequestError(f"--out: {arguments.out} is there already; name another, or --overwrite")
     reports = []
     unfinished = arguments.out.with_name(arguments.out.name + ".unfinished")
     try:

@@ -117,6 +117,7 @@ def _add_offline_flags(command: argparse.ArgumentParser, name: str) -> None:
         )  # fmt: skip
     if name == "export":
         command.add_argument("--out", metavar="FILE", type=Path, required=True, help="Parquet file to write")
+        command.add_argument("--overwrite", action="store_true", help="replace FILE if there is one")
     command.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
 

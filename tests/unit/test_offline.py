@@ -69,6 +69,19 @@ def test_a_config_makes_new_shards_and_their_state(
     assert "or load with a config" in capsys.readouterr().err
 
 
+def test_an_export_replaces_a_file_only_when_asked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory, out = stopped(tmp_path, 10), tmp_path / "user.parquet"
+    out.write_text("another's")
+    command = ["export", str(directory), "user", "--out", str(out)]
+    assert psctl.main(command) == 2
+    assert f"--out: {out} is there already; name another, or --overwrite" in capsys.readouterr().err
+    assert out.read_text() == "another's"
+    assert psctl.main([*command, "--overwrite"]) == 0
+    assert pq.read_metadata(out).num_rows == 10
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "expected"),
     [
