@@ -108,9 +108,13 @@ def _list(as_json: bool) -> int:
         ]
         print(json.dumps(rows, indent=1))
         return 0
-    table = Table("workload", "what", "beside it", "goal")
-    for w in WORKLOADS:
-        table.add_row(w.name, w.summary, w.peer, str(w.goal) if w.goal else "–")
+    table = Table()
+    goals = [str(w.goal) if w.goal else "–" for w in WORKLOADS]
+    table.add_column("workload", min_width=max(len(w.name) for w in WORKLOADS))  # never cut: `run` takes it
+    table.add_column("what, and what stands beside it")
+    table.add_column("goal", min_width=max(len(goal) for goal in goals))
+    for w, goal in zip(WORKLOADS, goals, strict=True):
+        table.add_row(w.name, f"{w.summary}; {w.peer}" if w.peer else w.summary, goal)
     Console().print(table)
     return 0
 

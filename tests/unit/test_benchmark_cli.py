@@ -26,6 +26,16 @@ def test_names_prefixes_and_patterns_select() -> None:
     assert {w.name.split(".")[-1] for w in select(["*.zipf"])} == {"zipf"}
 
 
+def test_list_cuts_no_name_in_a_narrow_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert cli.main(["list"]) == 0
+    printed = capsys.readouterr().out
+    assert all(workload.name in printed for workload in WORKLOADS)
+    assert max(len(line) for line in printed.splitlines()) <= 80 and "…" not in printed
+
+
 def test_list_prints_goals(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["list", "--json"]) == 0
     listed = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
