@@ -32,10 +32,12 @@ from feature_cross.id_format import (
     int_bytes,
     value_hash,
 )
-from feature_cross.kernel.jagged import gather, hash_buckets
+from feature_cross.kernel.jagged import hash_buckets
+from feature_cross.kernel.look_up import largest, look_up
 from feature_cross.kernel.xxh64 import hash_integers, hash_strings
 from feature_cross.moment import date_part
 from feature_cross.text import check_strings, normalise_strings, reason
+from feature_cross.workspace import Workspace
 
 __all__ = [
     "ColumnSpec",
@@ -55,10 +57,14 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True)
 class Hashed:
-    """Hashes of flat values; where `nulls` is true the hash means nothing. `nulls` None: there are none."""
+    """Hashes of flat values; where `nulls` is true the hash means nothing. `nulls` None: there are none.
+
+    With `positions`, (values,) unsigned, the column is a dictionary's: hashes[positions] are the values'.
+    """
 
     hashes: Hashes
     nulls: Mask | None
+    positions: NDArray[Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +83,7 @@ class ColumnSpec:
 
 @dataclass(frozen=True, slots=True)
 class RawColumn:
-    """A column's hashes before any missing policy. `offsets` None: one value per row."""
+    """A column's hashes before any missing policy. `offsets` None: one value per row; else no positions."""
 
     values: Hashed
     offsets: NDArray[np.int64] | None
@@ -92,7 +98,7 @@ def column_spec(attribute: Attribute, label: str) -> ColumnSpec:
     return ColumnSpec(attribute, label, edges, np.array(hashes, np.uint64))
 
 
-def hash_column(array: pa.Array, spec: ColumnSpec) -> RawColumn:
+def hash_column(array: pa.Array, spec: ColumnSpec, workspace: Workspace | None = None) -> RawColumn:
     """Hash a column.
 
     Parameters
@@ -101,14 +107,17 @@ def hash_column(array: pa.Array, spec: ColumnSpec) -> RawColumn:
         The column, of any Arrow type that the attribute takes.
     spec
         From `column_spec`.
+    workspace
+        The stream's; None: of this call.
 
     Raises
     ------
     DataError
         Another type, or a value that is invalid; names the column.
     """
+    workspace = Workspace() if workspace is None else workspace
     if not spec.attribute.list:
-        return RawColumn(_hash_flat(array, spec), None, None)
+        return RawColumn(_hash_flat(array, spec, workspace), None, None)
     kind = array.type
     if pa.types.is_null(kind):
         nothing = Hashed(np.empty(0, np.uint64), None)
@@ -122,7 +131,12 @@ def hash_column(array: pa.Array, spec: ColumnSpec) -> RawColumn:
     lengths = pc.fill_null(lengths, 0) if null_rows is not None else lengths
     offsets = np.zeros(len(array) + 1, np.int64)
     np.cumsum(lengths.to_numpy(zero_copy_only=False), out=offsets[1:])
-    return RawColumn(_hash_flat(array.flatten(), spec), offsets, null_rows)
+    values = _hash_flat(array.flatten(), spec, workspace)
+    if values.positions is not None:
+        hashes = workspace.numbers(len(values.positions))
+        look_up(values.hashes, values.positions, hashes)
+        values = Hashed(hashes, values.nulls)
+    return RawColumn(values, offsets, null_rows)
 
 
 def _null_mask(array: pa.Array) -> Mask | None:
@@ -138,7 +152,7 @@ def _either(left: Mask | None, right: Mask | None) -> Mask | None:
     return left | right
 
 
-def _hash_flat(array: pa.Array, spec: ColumnSpec) -> Hashed:
+def _hash_flat(array: pa.Array, spec: ColumnSpec, workspace: Workspace) -> Hashed:
     if isinstance(array, pa.ExtensionArray):
         array = array.storage
     if pa.types.is_run_end_encoded(array.type):
@@ -147,32 +161,37 @@ def _hash_flat(array: pa.Array, spec: ColumnSpec) -> Hashed:
     if pa.types.is_null(kind):
         return Hashed(np.zeros(len(array), np.uint64), np.ones(len(array), np.bool_))
     if pa.types.is_dictionary(kind):
-        return _hash_dictionary(array, spec)
+        return _hash_dictionary(array, spec, workspace)
+    return _hash_values(array, spec, workspace)
+
+
+def _hash_values(array: pa.Array, spec: ColumnSpec, workspace: Workspace) -> Hashed:
+    """Of a column that is no dictionary, or of a dictionary's values."""
     if spec.attribute.cast:
         array = _cast(array, spec)
     if spec.attribute.normalise:
         array = normalise_strings(array, spec.attribute, spec.label)
-    return _HASHERS["bucket" if spec.attribute.buckets else spec.attribute.type](array, spec)
+    return _HASHERS["bucket" if spec.attribute.buckets else spec.attribute.type](array, spec, workspace)
 
 
-def _hash_dictionary(array: pa.DictionaryArray, spec: ColumnSpec) -> Hashed:
-    values = array.dictionary
-    if spec.attribute.cast:
-        values = _cast(values, spec)
-    if spec.attribute.normalise:
-        values = normalise_strings(values, spec.attribute, spec.label)
-    hasher = _HASHERS["bucket" if spec.attribute.buckets else spec.attribute.type]
-    unique = hasher(values, spec)
+def _hash_dictionary(array: pa.DictionaryArray, spec: ColumnSpec, workspace: Workspace) -> Hashed:
+    values, indices = array.dictionary, array.indices
+    unique = workspace.dictionary(spec.label, values, lambda: _hash_values(values, spec, workspace))
     if len(values) == 0:
         return Hashed(np.zeros(len(array), np.uint64), np.ones(len(array), np.bool_))
-    nulls = _null_mask(array.indices)
-    indices = pc.fill_null(array.indices, 0) if nulls is not None else array.indices
-    positions = indices.to_numpy(zero_copy_only=False)
-    gathered = np.empty(len(positions), np.uint64)
-    gather(unique.hashes, positions, gathered)
+    nulls = _null_mask(indices)
+    indices = pc.fill_null(indices, 0) if nulls is not None else indices
+    signed = indices.to_numpy(zero_copy_only=False)
+    positions = signed.view(f"u{signed.itemsize}")  # a negative one is then past the end
+    if largest(positions) >= len(values):
+        row = int(np.flatnonzero(positions >= len(values))[0])
+        raise DataError(
+            f"{spec.label} has dictionary index {signed[row]} at its value {row}; its dictionary has"
+            f" {len(values)} values"
+        )
     if unique.nulls is not None:
         nulls = _either(nulls, unique.nulls[positions])
-    return Hashed(gathered, nulls)
+    return Hashed(unique.hashes, nulls, positions)
 
 
 _CASTS: Final[dict[str, pa.DataType]] = {
@@ -214,9 +233,9 @@ def _plain(array: pa.Array) -> NDArray[Any]:
     return values
 
 
-def _hash_strings(array: pa.Array, spec: ColumnSpec) -> Hashed:
+def _hash_strings(array: pa.Array, spec: ColumnSpec, workspace: Workspace) -> Hashed:
     array = check_strings(array, spec.attribute, spec.label)
-    out = np.empty(len(array), np.uint64)
+    out = workspace.numbers(len(array))
     nulls = _null_mask(array)
     if len(array) == 0:
         return Hashed(out, nulls)
@@ -231,27 +250,27 @@ def _hash_strings(array: pa.Array, spec: ColumnSpec) -> Hashed:
     return Hashed(out, nulls)
 
 
-def _hash_integers(values: NDArray[Any], prefix: int, prefix_bytes: int) -> Hashes:
-    out = np.empty(len(values), np.uint64)
+def _hash_integers(values: NDArray[Any], prefix: int, prefix_bytes: int, workspace: Workspace) -> Hashes:
+    out = workspace.numbers(len(values))
     wide = np.ascontiguousarray(values, np.int64 if values.dtype != np.uint64 else np.uint64)
     hash_integers(wide.view(np.uint64), prefix, prefix_bytes, out)
     return out
 
 
-def _hash_ints(array: pa.Array, spec: ColumnSpec) -> Hashed:
+def _hash_ints(array: pa.Array, spec: ColumnSpec, workspace: Workspace) -> Hashed:
     if not pa.types.is_integer(array.type):
         hint = "; set cast: true to read numbers from text" if pa.types.is_string(array.type) else ""
         raise _mistyped(array, spec, "integers", hint)
     values = _plain(array)
-    hashes = _hash_integers(values, TAG_INT, 1)
+    hashes = _hash_integers(values, TAG_INT, 1, workspace)
     if values.dtype == np.uint64:
         big = values >= np.uint64(1 << 63)
         if big.any():
-            hashes[big] = _hash_integers(values[big], TAG_BIG_INT, 1)
+            hashes[big] = _hash_integers(values[big], TAG_BIG_INT, 1, workspace)
     return Hashed(hashes, _null_mask(array))
 
 
-def _hash_bools(array: pa.Array, spec: ColumnSpec) -> Hashed:
+def _hash_bools(array: pa.Array, spec: ColumnSpec, workspace: Workspace) -> Hashed:
     if not pa.types.is_boolean(array.type):
         raise _mistyped(array, spec, "bools")
     table = np.array([value_hash(bytes([TAG_BOOL, bit])) for bit in (0, 1)], np.uint64)
@@ -265,20 +284,20 @@ def _check_numbers(array: pa.Array, spec: ColumnSpec) -> None:
         raise _mistyped(array, spec, "integers")
 
 
-def _hash_buckets(array: pa.Array, spec: ColumnSpec) -> Hashed:
+def _hash_buckets(array: pa.Array, spec: ColumnSpec, workspace: Workspace) -> Hashed:
     _check_numbers(array, spec)
     values = np.ascontiguousarray(_plain(array), np.float64)
-    out, unknown = np.empty(len(values), np.uint64), np.zeros(len(values), np.bool_)
+    out, unknown = workspace.numbers(len(values)), np.zeros(len(values), np.bool_)
     any_unknown = hash_buckets(values, spec.edges, spec.table, out, unknown)
     return Hashed(out, _either(_null_mask(array), unknown if any_unknown else None))
 
 
-def _hash_dates(array: pa.Array, spec: ColumnSpec) -> Hashed:
+def _hash_dates(array: pa.Array, spec: ColumnSpec, workspace: Workspace) -> Hashed:
     part = spec.attribute.part
     assert part is not None, "an age was worked out before, and is cut by buckets"
     values = _plain(date_part(array, part, spec.label))
     prefix = TAG_DATE | DATE_PARTS[part] << 8
-    return Hashed(_hash_integers(values, prefix, 2), _null_mask(array))
+    return Hashed(_hash_integers(values, prefix, 2, workspace), _null_mask(array))
 
 
 def canonical_hashes(values: tuple[Any, ...], spec: ColumnSpec) -> Hashes:
@@ -355,13 +374,13 @@ def _canonical(value: Any, attribute: Attribute) -> bytes:
     return int_bytes(value) if attribute.type == "int" else b""  # a raw float: see _hash_floats
 
 
-def _hash_floats(array: pa.Array, spec: ColumnSpec) -> Hashed:
+def _hash_floats(array: pa.Array, spec: ColumnSpec, workspace: Workspace) -> Hashed:
     """A raw float serves conditions only and has no id, so all that counts is whether it is there."""
     values, nulls = number_column(array, spec)
     return Hashed(np.zeros(len(values), np.uint64), nulls)
 
 
-_HASHERS: Final[dict[str, Callable[[pa.Array, ColumnSpec], Hashed]]] = {
+_HASHERS: Final[dict[str, Callable[[pa.Array, ColumnSpec, Workspace], Hashed]]] = {
     "int": _hash_ints,
     "string": _hash_strings,
     "bool": _hash_bools,

@@ -6,11 +6,13 @@ out whole or not at all. Thread safety: an Engine is immutable; any threads may 
 kernels release the GIL.
 """
 
+import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.dataset
 
 from feature_cross.batch import WEIGHT_SUFFIX, CrossBatch
 from feature_cross.config import CrossConfig
@@ -28,6 +30,7 @@ from feature_cross.plan import Plan, build_plan
 from feature_cross.row import row_to_batch
 from feature_cross.source import read_batches
 from feature_cross.stream import transform_batches
+from feature_cross.workspace import Workspace
 
 __all__ = ["Engine"]
 
@@ -54,6 +57,8 @@ class Engine:
         self._plan = build_plan(config)
         self._program = compile_plan(self._plan)
         self._schema = _schema(self._plan)
+        self._labels = self._plan.columns
+        self._names = list(self._labels)
 
     @property
     def config(self) -> CrossConfig:
@@ -73,7 +78,7 @@ class Engine:
     @property
     def columns(self) -> tuple[str, ...]:
         """Columns that the data must have."""
-        return tuple(self._plan.columns)
+        return tuple(self._names)
 
     def transform(self, data: Any) -> CrossBatch:
         """Ids of every row of `data`.
@@ -101,9 +106,9 @@ class Engine:
             return self._run(data, 0)
         table = _to_table(data)
         self._require(table.schema.names)
-        parts, row_base = [], 0
+        parts, row_base, workspace = [], 0, Workspace(steady=True)
         for batch in table.select(self.columns).to_batches(max_chunksize=BATCH_ROWS_DEFAULT):
-            parts.append(self._run(batch, row_base))
+            parts.append(self._run(batch, row_base, workspace))
             row_base += len(batch)
         if not parts:
             empty = pa.RecordBatch.from_pylist([], schema=table.select(self.columns).schema)
@@ -131,24 +136,37 @@ class Engine:
             As `transform`; rows are counted from the source's first.
         """
         batches = read_batches(source, self._plan, batch_rows)
-        for _, done in transform_batches(self, batches, threads):
+        steady = isinstance(source, str | os.PathLike | pa.dataset.Dataset | pa.Table | pa.RecordBatch)
+        for _, done in transform_batches(self, batches, threads, steady):
             yield done
 
-    def transform_batch(self, batch: pa.RecordBatch, row_base: int = 0) -> Iterator[CrossBatch]:
-        """As one batch if it can be, else in halves; `row_base` is its first row's number in messages."""
+    def transform_batch(
+        self, batch: pa.RecordBatch, row_base: int = 0, workspace: Workspace | None = None
+    ) -> Iterator[CrossBatch]:
+        """As one batch if it can be, else in halves.
+
+        Parameters
+        ----------
+        batch
+            Has the engine's columns.
+        row_base
+            Its first row's number in messages.
+        workspace
+            What the batches of a stream share; None where this is the only one.
+        """
         try:
-            done = self._run(batch, row_base)
+            done = self._run(batch, row_base, workspace)
         except BatchTooLargeError:
             half = len(batch) // 2
             if half == 0:
                 raise
-            yield from self.transform_batch(batch.slice(0, half), row_base)
-            yield from self.transform_batch(batch.slice(half), row_base + half)
+            yield from self.transform_batch(batch.slice(0, half), row_base, workspace)
+            yield from self.transform_batch(batch.slice(half), row_base + half, workspace)
         else:
             yield done
 
     def _require(self, names: list[str]) -> None:
-        for column, label in self._plan.columns.items():
+        for column, label in self._labels.items():
             count = names.count(column)
             if count != 1:
                 found = (
@@ -158,9 +176,11 @@ class Engine:
                 )
                 raise DataError(f"column {column!r} ({label}) {found}")
 
-    def _run(self, batch: pa.RecordBatch, row_base: int) -> CrossBatch:
-        self._require(batch.schema.names)
-        columns, weights = Run(self._program, batch, row_base).outputs()
+    def _run(self, batch: pa.RecordBatch, row_base: int, workspace: Workspace | None = None) -> CrossBatch:
+        names = batch.schema.names
+        if names != self._names:  # as a stream selects them
+            self._require(names)
+        columns, weights = Run(self._program, batch, row_base, workspace or Workspace()).outputs()
         return CrossBatch(self._schema, columns, len(batch), weights)
 
 

@@ -44,3 +44,6 @@ IDS_PER_BATCH_MAX: Final = 1 << 27
 
 BATCH_ROWS_DEFAULT: Final = 65_536
 """Rows that the engine works on at once: a column of hashes is 512 KiB and stays in a core's L2."""
+
+KEPT_BYTES_MAX: Final = 64 * 1024 * 1024
+"""Memory that a stream keeps to write in again: two batches of a config of thirty features."""

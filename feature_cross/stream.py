@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from feature_cross.batch import CrossBatch
 from feature_cross.error import DataError
+from feature_cross.workspace import Workspace
 
 if TYPE_CHECKING:
     from feature_cross.engine import Engine
@@ -25,7 +26,7 @@ _Done = tuple[pa.RecordBatch, CrossBatch]
 
 
 def transform_batches(
-    engine: "Engine", batches: Iterable[pa.RecordBatch], threads: int = 1
+    engine: "Engine", batches: Iterable[pa.RecordBatch], threads: int = 1, steady: bool = False
 ) -> Generator[_Done, None, None]:
     """Pairs of rows and their ids.
 
@@ -37,6 +38,9 @@ def transform_batches(
         Record batches that have the engine's columns, and may have more.
     threads
         At least 1.
+    steady
+        Whether the batches' memory stays as it is while the stream lasts, as that of files and tables does: a
+        dictionary that comes again is then hashed once.
 
     Raises
     ------
@@ -44,9 +48,11 @@ def transform_batches(
         Of the first batch that fails; rows are counted from the first batch's first.
     """
 
+    workspace = Workspace(steady)
+
     def work(batch: pa.RecordBatch, row_base: int) -> list[_Done]:
         first, pairs = 0, []
-        for done in engine.transform_batch(batch, row_base):
+        for done in engine.transform_batch(batch, row_base, workspace):
             pairs.append((batch.slice(first, len(done)), done))
             first += len(done)
         return pairs
@@ -57,7 +63,7 @@ def transform_batches(
         row_base = 0
         for batch in batches:
             first = 0
-            for done in engine.transform_batch(batch, row_base):
+            for done in engine.transform_batch(batch, row_base, workspace):
                 yield batch.slice(first, len(done)), done
                 first += len(done)
             row_base += len(batch)

@@ -2,7 +2,8 @@
 """Folds operands' hashes into a feature's hash: dense columns, and products of lists.
 
 state = start; for each operand: state = mix(state ^ hash), in order (feature_cross/id_format.py, section
-"Mixer" of docs/id_format.md). Invariant: a kernel writes every element of `out`. Thread safety: free
+"Mixer" of docs/id_format.md). The last step may lay the id out as well: & keep | top.
+Invariant: a kernel writes every element of `out`. Thread safety: free
 functions, GIL released; `out` is the caller's.
 """
 
@@ -12,7 +13,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from feature_cross.id_format import GAMMA, MULTIPLIER_1, MULTIPLIER_2
+from feature_cross.id_format import GAMMA, MASK64, MULTIPLIER_1, MULTIPLIER_2
 
 __all__ = [
     "fold_first", "fold_next", "fold_pair", "fold_product", "lay_out", "mix", "multiply_product",
@@ -23,6 +24,8 @@ _GAMMA: Final = np.uint64(GAMMA)
 _M1: Final = np.uint64(MULTIPLIER_1)
 _M2: Final = np.uint64(MULTIPLIER_2)
 _S27, _S30, _S31 = np.uint64(27), np.uint64(30), np.uint64(31)
+_ALL: Final = np.uint64(MASK64)
+_NONE: Final = np.uint64(0)
 
 
 @njit(inline="always")
@@ -35,35 +38,51 @@ def mix(x: Any) -> Any:
 
 
 @njit(nogil=True, cache=True)
-def fold_first(start: np.uint64, hashes: NDArray[np.uint64], out: NDArray[np.uint64]) -> None:
-    """out[i] = mix(start ^ hashes[i]); all (n,) uint64."""
+def fold_first(
+    start: np.uint64,
+    hashes: NDArray[np.uint64],
+    out: NDArray[np.uint64],
+    keep: np.uint64 = _ALL,
+    top: np.uint64 = _NONE,
+) -> None:
+    """out[i] = mix(start ^ hashes[i]) & keep | top; all (n,) uint64."""
     state = start
     for i in range(hashes.shape[0]):
-        out[i] = mix(state ^ hashes[i])
+        out[i] = (mix(state ^ hashes[i]) & keep) | top
 
 
 @njit(nogil=True, cache=True)
 def fold_pair(
-    start: np.uint64, a: NDArray[np.uint64], b: NDArray[np.uint64], out: NDArray[np.uint64]
+    start: np.uint64,
+    a: NDArray[np.uint64],
+    b: NDArray[np.uint64],
+    out: NDArray[np.uint64],
+    keep: np.uint64 = _ALL,
+    top: np.uint64 = _NONE,
 ) -> None:
-    """out[i] = mix(mix(start ^ a[i]) ^ b[i]): two operands in one pass over memory; all (n,) uint64."""
+    """out[i] = mix(mix(start ^ a[i]) ^ b[i]) & keep | top: two operands in one pass; all (n,) uint64."""
     state = start
     for i in range(a.shape[0]):
-        out[i] = mix(mix(state ^ a[i]) ^ b[i])
+        out[i] = (mix(mix(state ^ a[i]) ^ b[i]) & keep) | top
 
 
 @njit(nogil=True, cache=True)
-def fold_next(states: NDArray[np.uint64], hashes: NDArray[np.uint64]) -> None:
-    """states[i] = mix(states[i] ^ hashes[i]), in place; both (n,) uint64."""
+def fold_next(
+    states: NDArray[np.uint64],
+    hashes: NDArray[np.uint64],
+    keep: np.uint64 = _ALL,
+    top: np.uint64 = _NONE,
+) -> None:
+    """states[i] = mix(states[i] ^ hashes[i]) & keep | top, in place; both (n,) uint64."""
     for i in range(states.shape[0]):
-        states[i] = mix(states[i] ^ hashes[i])
+        states[i] = (mix(states[i] ^ hashes[i]) & keep) | top
 
 
 @njit(nogil=True, cache=True)
-def lay_out(hashes: NDArray[np.uint64], keep: np.uint64, top: np.uint64, out: NDArray[np.uint64]) -> None:
-    """out[i] = hashes[i] & keep | top; (n,) uint64."""
+def lay_out(hashes: NDArray[np.uint64], keep: np.uint64, top: np.uint64) -> None:
+    """hashes[i] = hashes[i] & keep | top, in place; (n,) uint64."""
     for i in range(hashes.shape[0]):
-        out[i] = (hashes[i] & keep) | top
+        hashes[i] = (hashes[i] & keep) | top
 
 
 @njit(nogil=True, cache=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Columns in and out: gathers, buckets, missing values, and the bound of a list's length.
+"""Columns in and out: buckets, missing values, and the bound of a list's length.
 
 Invariant: rows stay in order, and elements within a row. Thread safety: free functions, GIL released.
 """
@@ -10,7 +10,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-__all__ = ["all_ascii", "compact", "compress", "gather", "hash_buckets"]
+__all__ = ["all_ascii", "compact", "compress", "hash_buckets"]
 
 
 @njit(nogil=True, cache=True)
@@ -32,13 +32,6 @@ def all_ascii(data: NDArray[np.uint8], offsets: NDArray[Any]) -> bool:
     for i in range(begin, end):
         seen |= data[i]
     return bool(seen < 128)
-
-
-@njit(nogil=True, cache=True)
-def gather(table: NDArray[np.uint64], indices: NDArray[Any], out: NDArray[np.uint64]) -> None:
-    """out[i] = table[indices[i]]; `indices` is (n,) of any integer type, within `table`."""
-    for i in range(indices.shape[0]):
-        out[i] = table[np.int64(indices[i])]
 
 
 @njit(nogil=True, cache=True)

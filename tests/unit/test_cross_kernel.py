@@ -13,8 +13,10 @@ import xxhash
 from numpy.typing import NDArray
 
 from feature_cross import id_format as f
+from feature_cross.bag import PLAIN
 from feature_cross.kernel.fold import fold_first, fold_next, fold_pair, fold_product, lay_out, product_offsets
 from feature_cross.kernel.jagged import all_ascii, compact
+from feature_cross.kernel.look_up import largest, look_up, look_up_first, look_up_next, look_up_pair
 from feature_cross.kernel.subset import count_subsets, fold_rows, fold_subsets, sort_rows
 from feature_cross.kernel.xxh64 import hash_integers, hash_strings, hash_strings_alone
 
@@ -129,11 +131,45 @@ def test_folds_equal_the_definition() -> None:
         ]
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.uint32, np.uint64])
+@pytest.mark.parametrize("rows", [0, 1, 7, 8, 9, 1000])
+def test_look_ups_equal_the_folds_over_looked_up_hashes(dtype: Any, rows: int) -> None:
+    random = np.random.default_rng(7)
+    table, other = random.integers(0, 2**64, (2, 200), np.uint64)
+    first, second = random.integers(0, 200, (2, rows)).astype(dtype)
+    begin, keep, top = np.uint64(f.start(9, 1, 2)), np.uint64((1 << 56) - 1), np.uint64(9 << 56)
+    out, wanted = np.empty((2, rows), np.uint64)
+    look_up(table, first, out)
+    assert out.tolist() == [int(table[i]) for i in first]
+    look_up_first(begin, table, first, keep, top, out)
+    fold_first(begin, table[first], wanted, keep, top)
+    assert out.tolist() == wanted.tolist()
+    fold_pair(begin, table[first], other[second], wanted, keep, top)
+    look_up_first(begin, table, first, *PLAIN, out)
+    look_up_next(out, other, second, keep, top)
+    assert out.tolist() == wanted.tolist()
+    states = np.empty(200, np.uint64)
+    fold_first(begin, table, states)
+    look_up_pair(states, first, other, second, keep, top, out)
+    assert out.tolist() == wanted.tolist()
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.uint32, np.uint64])
+def test_largest_is_the_largest(dtype: Any) -> None:
+    values = np.random.default_rng(8).integers(0, 200, 999).astype(dtype)
+    for place in (0, 500, 998):
+        marked = values.copy()
+        marked[place] = np.iinfo(dtype).max
+        assert largest(marked) == np.iinfo(dtype).max
+    assert largest(values) == max(values.tolist())
+    assert largest(values[:0]) == 0
+
+
 def test_lay_out_equals_the_definition() -> None:
     hashes = np.random.default_rng(6).integers(0, 2**64, 50, np.uint64)
     for bits, slot in ((1, 1), (12, 4095), (32, 7)):
-        out = np.empty(50, np.uint64)
-        lay_out(hashes, np.uint64((1 << (64 - bits)) - 1), np.uint64(slot << (64 - bits)), out)
+        out = hashes.copy()
+        lay_out(out, np.uint64((1 << (64 - bits)) - 1), np.uint64(slot << (64 - bits)))
         assert out.tolist() == [f.to_id(int(h), slot, bits) for h in hashes]
 
 
