@@ -18,6 +18,7 @@ under that and the checkpoint's, `drop_before` under the checkpoint's; `sync` fr
 
 import os
 import threading
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Final
@@ -64,10 +65,20 @@ class PushLog:
     durable
         Whether what is acknowledged must outlive the machine: the caller syncs each record, and what else is
         relied on then is synced here.
+    failpoint
+        Called with "mid spare" at each step of a dropped segment on its way to be the next one.
     """
 
-    def __init__(self, directory: Path, last_lsn: int, next_lsn: int, *, durable: bool) -> None:
-        self.directory, self._durable = directory, durable
+    def __init__(
+        self,
+        directory: Path,
+        last_lsn: int,
+        next_lsn: int,
+        *,
+        durable: bool,
+        failpoint: Callable[[str], None] = lambda _name: None,
+    ) -> None:
+        self.directory, self._durable, self._failpoint = directory, durable, failpoint
         directory.mkdir(parents=True, exist_ok=True)
         sync_directory(directory.parent)  # a power cut must not take the folder with all its segments
         self._sync_lock = threading.Lock()
@@ -99,7 +110,9 @@ class PushLog:
             if self._durable:
                 os.fsync(handle)
             if source != path:
+                self._failpoint("mid spare")
                 os.rename(source, path)
+                self._failpoint("mid spare")
             if self._durable:
                 sync_directory(self.directory)
         except OSError as error:
@@ -189,6 +202,7 @@ class PushLog:
         spare = self.directory / SPARE_NAME
         try:
             os.rename(path, spare)
+            self._failpoint("mid spare")
             handle = os.open(spare, os.O_WRONLY)
             try:
                 os.ftruncate(handle, size)
@@ -199,6 +213,7 @@ class PushLog:
         except OSError as error:
             raise StoreError(f"push log {spare}: {error.strerror or error}") from error
         self._spare_bytes = size
+        self._failpoint("mid spare")
 
     def close(self) -> None:
         """Sync and close."""

@@ -208,7 +208,7 @@ def open_directory(
             lsn=lsn, replayed=replayed,
         )  # fmt: skip
         if not read_only:
-            _begin_life(opened, config, directory)
+            _begin_life(opened, config, directory, failpoint)
             gate.log = opened.log
         return opened
     except BaseException:
@@ -245,7 +245,9 @@ def _replay(
     return lsn, replayed
 
 
-def _begin_life(opened: Opened, config: ClusterConfig, directory: Path) -> None:
+def _begin_life(
+    opened: Opened, config: ClusterConfig, directory: Path, failpoint: Callable[[str], None]
+) -> None:
     """Mark the directory as in use, and open the log's end."""
     boot = checkpoint.boot_id()
     next_lsn = opened.lsn + 1
@@ -256,5 +258,5 @@ def _begin_life(opened: Opened, config: ClusterConfig, directory: Path) -> None:
     checkpoint.write_life(opened.store, opened.life)
     if config.durability != "none":
         durable = config.durability == "fsync"
-        opened.log = PushLog(directory / "log", opened.lsn, next_lsn, durable=durable)
+        opened.log = PushLog(directory / "log", opened.lsn, next_lsn, durable=durable, failpoint=failpoint)
     opened.lsn = next_lsn - 1

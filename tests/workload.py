@@ -42,6 +42,8 @@ TABLES: Final[list[dict[str, Any]]] = [
 DIMS: Final[dict[str, int]] = {t["name"]: t["dim"] for t in TABLES}
 EVICTING: Final = ["admitted", "policy"]
 POINTS: Final = ["before log", "after log", "mid write-back", "mid checkpoint"]
+SPARE: Final = "mid spare"
+"""Four times for each log segment that is written again, which `fsync` never does."""
 
 _EXTREME = np.array([0, 1, 2**63, 2**64 - 1], np.uint64)
 POOL: Final = np.concatenate([_EXTREME, np.random.default_rng(8).integers(0, 2**64, 996, np.uint64)])

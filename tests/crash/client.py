@@ -24,7 +24,7 @@ from rowhouse.codec import encode_push_request
 from tests.conftest import ROOT
 from tests.crash.host import Failure, Life, load
 from tests.driver import Driver, assert_equal_dumps, dump, shard_config
-from tests.workload import BUDGET, DIMS, EVICTING, POINTS, POOL, TABLES, make_gradients
+from tests.workload import BUDGET, DIMS, EVICTING, POINTS, POOL, SPARE, TABLES, make_gradients
 
 TIMER, INGEST = "timer", "mid SST ingest"
 CLIENTS = (11, 12)
@@ -93,6 +93,7 @@ class KilledShard:
             directory=str(folder / "killed"), budget=BUDGET, durability=durability, now_s=1_000.0,
             synced=str(self._notes) if power_cuts else "",
         )  # fmt: skip
+        self.points = [*POINTS, INGEST, *[SPARE] * (durability != "fsync")]
         self._now_s = 1_000.0
         self._numbers = dict.fromkeys(CLIENTS, 0)
         self._pending: tuple[str, Any] | None = None
@@ -169,8 +170,8 @@ class KilledShard:
     def live_and_die(self) -> None:
         """One life, to its end by SIGKILL."""
         rng = self._rng
-        point = str(rng.choice([TIMER, TIMER, *POINTS, INGEST]))
-        hits = {"mid checkpoint": 8, INGEST: 2}.get(point, 12)
+        point = str(rng.choice([TIMER, TIMER, *self.points]))
+        hits = {"mid checkpoint": 8, INGEST: 2, SPARE: 8}.get(point, 12)
         life = replace(self._life, point=point, hit=int(rng.integers(1, hits + 1)), now_s=self._now_s)
         connection, process = self._host.start(life)
         timer = threading.Timer(rng.exponential(0.08), signal.pidfd_send_signal, (process, signal.SIGKILL))
@@ -179,7 +180,7 @@ class KilledShard:
         try:
             self._greet(connection)
             for step in range(STEPS_MAX):
-                if point == "mid checkpoint" and step % 3 == 2:
+                if point in ("mid checkpoint", SPARE) and step % 3 == 2:
                     _ask(connection, "checkpoint", None, self._now_s)
                 if point == INGEST and step % 3 == 2 and self._pending is None:
                     self._pending = self._next_load()

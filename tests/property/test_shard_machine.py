@@ -37,6 +37,7 @@ from tests.workload import (
     POINTS,
     POOL,
     RATE,
+    SPARE,
     TABLES,
     TTL_S,
     make_gradients,
@@ -240,7 +241,7 @@ class ShardMachine(RuleBasedStateMachine):
         assert answer.duplicate == (not crashed or point != "before log")
         self._apply_to_models(gradients, None, answer.lsn)
 
-    @rule(point=st.sampled_from(POINTS[2:]), hit=st.integers(1, 8))
+    @rule(point=st.sampled_from([*POINTS[2:], SPARE]), hit=st.integers(1, 8))
     def crash_in_checkpoint(self, point: str, hit: int) -> None:
         self._run_into(point, hit, self.real.shard.checkpoint)
 

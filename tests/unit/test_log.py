@@ -2,6 +2,7 @@
 """The push log: torn ends are cut, everything else that is wrong is named."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -193,6 +194,36 @@ def test_a_spare_that_a_kill_left_is_removed(tmp_path: Path) -> None:
     log = PushLog(tmp_path, 0, 1, durable=False)
     assert not (tmp_path / SPARE_NAME).exists()
     log.close()
+
+
+@pytest.mark.parametrize("hit", range(1, 5))
+def test_a_kill_at_any_step_of_a_spare_loses_no_record_and_shows_no_old_one(tmp_path: Path, hit: int) -> None:
+    """Renamed, filled, with its header, renamed again: the next start reads what was there, and goes on."""
+    live, killed, steps = tmp_path / "live", tmp_path / "killed", 0
+
+    def failpoint(name: str) -> None:
+        nonlocal steps
+        steps += 1
+        assert name == "mid spare"
+        if steps == hit:
+            shutil.copytree(live, killed)
+
+    log = PushLog(live, 0, 1, durable=False, failpoint=failpoint)
+    log.append(Record(1, KIND_PUSH, 0, b"old" * 2000))
+    log.rotate()
+    log.append(Record(2, KIND_PUSH, 0, b"kept"))
+    log.drop_before(1)
+    log.rotate()
+    log.close()
+    assert steps == 4
+    assert (killed / SPARE_NAME).exists() is (hit < 4)
+    assert cut_torn_end(killed) == 0
+    assert [r.payload for r in read_records(killed, 1)] == [b"kept"]
+    after = PushLog(killed, 2, 3, durable=False)
+    after.append(Record(3, KIND_PUSH, 0, b"next"))
+    after.close()
+    assert [r.payload for r in read_records(killed, 1)] == [b"kept", b"next"]
+    assert not (killed / SPARE_NAME).exists()
 
 
 @pytest.mark.parametrize("damage", ["zeros", "header", "missing", "stale", "first"])
