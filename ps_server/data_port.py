@@ -8,11 +8,13 @@ means is rowhouse/frame.py's business, what a call does service.py's.
 
 Invariants: 1. a connection is in the hands of one thread at a time (EPOLLONESHOT); 2. the bytes of a
 request count as in flight from its head to the end of its answer; 3. whatever a peer sends, at worst its
-own connection is closed; 4. a peer that stops in the middle of a frame loses its connection after STALL_S.
+own connection is closed; 4. a peer that stops in the middle of a frame, or trickles, loses its connection:
+a frame takes STALL_S, plus a second for each RATE_BYTES_MIN, at most.
 Thread safety: `start` and `stop` belong to one thread.
 """
 
 import contextlib
+import errno
 import logging
 import secrets
 import select
@@ -36,6 +38,14 @@ once and their clients go on over gRPC."""
 STALL_S: Final = 30.0
 """A frame that makes no progress for so long is given up: its bytes are counted against everybody."""
 
+RATE_BYTES_MIN: Final = 1 << 20
+"""Bytes of a frame that win it another second: else one byte now and then would hold the rest for ever."""
+
+KEEPALIVE_S: Final = 30
+"""A trainer whose machine vanished is noticed after this and KEEPALIVE_LOST_S, as with gRPC."""
+
+KEEPALIVE_LOST_S: Final = 20
+
 _SWEEP_S: Final = 5.0
 _BACKLOG: Final = 1024
 _PARTS_MAX: Final = 512
@@ -43,6 +53,10 @@ _PARTS_MAX: Final = 512
 
 _ACCEPTS_MAX: Final = 64
 """Connections taken at a time, so that a flood of them leaves threads to those that are there."""
+
+_NEVER_S: Final = float("inf")
+
+_EXHAUSTED: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.ENOSPC)
 
 _READ, _WRITE = select.EPOLLIN | select.EPOLLONESHOT, select.EPOLLOUT | select.EPOLLONESHOT
 
@@ -77,18 +91,18 @@ class _Connection:
         Why the body is skipped, and what the answer will be.
     unsent
         What is left of the answer.
-    moved_s
-        When a byte last went in or out; infinite while the call is at work.
+    due_s
+        When the frame must have got further; infinite between two calls and while the call is at work.
     """
 
     __slots__ = (
         "body",
+        "due_s",
         "got",
         "head",
         "held_bytes",
         "kind",
         "left",
-        "moved_s",
         "refusal",
         "socket",
         "unsent",
@@ -101,12 +115,12 @@ class _Connection:
         self.body: memoryview | None = None
         self.refusal: RowhouseError | None = None
         self.unsent: list[memoryview] = []
-        self.moved_s = time.monotonic()
+        self.due_s = _NEVER_S
 
-    @property
-    def idle(self) -> bool:
-        """Whether it is between two calls."""
-        return not self.got and not self.unsent and not self.held_bytes and self.refusal is None
+    def moved(self, count: int) -> None:
+        """Note that `count` bytes went in or out."""
+        latest_s = time.monotonic() + STALL_S
+        self.due_s = min(latest_s, self.due_s + count / RATE_BYTES_MIN)
 
     def receive(self, into: memoryview) -> bool:
         """Read until `into` is full; False when the rest is not here yet. EOFError when the peer is gone."""
@@ -118,7 +132,7 @@ class _Connection:
             if not count:
                 raise EOFError
             self.got += count
-            self.moved_s = time.monotonic()
+            self.moved(count)
         return True
 
     def send(self) -> bool:
@@ -128,7 +142,7 @@ class _Connection:
                 count = self.socket.sendmsg(self.unsent[:_PARTS_MAX])
             except BlockingIOError:
                 return False
-            self.moved_s = time.monotonic()
+            self.moved(count)
             done = 0
             while done < len(self.unsent) and count >= len(self.unsent[done]):
                 count -= len(self.unsent[done])
@@ -162,7 +176,7 @@ class DataPort:
         self.token = secrets.randbits(64)
         self._service = service
         self._connections: dict[int, _Connection] = {}
-        self._stopping = False
+        self._stopping = self._paused = False
         self._swept_s = time.monotonic()
         self._sweeping = threading.Lock()
         self._threads = [
@@ -191,22 +205,23 @@ class DataPort:
 
     def stop(self, timeout_s: float) -> None:
         """Take no more frames, let running calls end, close every connection; nothing if never started."""
-        if not self.endpoint:
+        if not self.endpoint or self._stopping:
             return
         self._stopping = True
         self._wake.send(b"\0")
         deadline_s = time.monotonic() + timeout_s
         for thread in self._threads:
             thread.join(max(deadline_s - time.monotonic(), 0))
-        for connection in list(self._connections.values()):
-            self._drop(connection)
-        self._listener.close()
         if self.endpoint.startswith(SOCKET_PREFIX):
             Path(self.endpoint.removeprefix(SOCKET_PREFIX)).unlink(missing_ok=True)
+        for connection in list(self._connections.values()):
+            self._end(connection)  # whatever still runs finds its peer gone, and drops it itself
+        self._end_socket(self._listener)
         if not any(thread.is_alive() for thread in self._threads):
-            self._epoll.close()
-            self._waker.close()
-            self._wake.close()
+            for connection in list(self._connections.values()):
+                self._drop(connection)
+            for one in (self._listener, self._epoll, self._waker, self._wake):
+                one.close()
 
     # ------------------------------------------------------------ threads
     def _work(self) -> None:
@@ -225,22 +240,33 @@ class DataPort:
     def _accept(self) -> None:
         try:
             for _ in range(_ACCEPTS_MAX):
-                peer, _address = self._listener.accept()
-                if len(self._connections) >= CONNECTIONS_MAX:
-                    peer.close()
-                    continue
-                peer.setblocking(False)
-                if peer.family != socket.AF_UNIX:
-                    peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                    peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-                self._connections[peer.fileno()] = _Connection(peer)
-                self._epoll.register(peer, _READ)
+                self._add(self._listener.accept()[0])
         except BlockingIOError:
             pass
-        except OSError as error:  # out of file descriptors, or a peer that left again
+        except OSError as error:
+            if self._stopping:
+                return
             _log.warning("data port %s: a connection was not taken: %s", self.endpoint, error)
-            time.sleep(0.1)
+            if error.errno in _EXHAUSTED:  # taking it at once again would fail at once again
+                self._paused = True
+                return
         self._epoll.modify(self._listener, _READ)
+
+    def _add(self, peer: socket.socket) -> None:
+        if len(self._connections) >= CONNECTIONS_MAX:
+            peer.close()
+            return
+        try:
+            peer.setblocking(False)
+            if peer.family != socket.AF_UNIX:
+                peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                frame.keep_alive(peer, KEEPALIVE_S, KEEPALIVE_LOST_S)
+            self._connections[peer.fileno()] = _Connection(peer)
+            self._epoll.register(peer, _READ)
+        except OSError:
+            self._connections.pop(peer.fileno(), None)
+            peer.close()
+            raise
 
     def _serve(self, connection: _Connection) -> None:
         """Go on with a connection as far as it goes, then wait for it again, or close it."""
@@ -290,7 +316,8 @@ class DataPort:
     def _begin(self, c: _Connection) -> None:
         """The head is here: count the body and make room for it."""
         c.kind, size, token = frame.decode_head(c.head)
-        if token != self.token or c.kind not in frame.REQUESTS:
+        known = c.kind in frame.REQUESTS or (c.kind == frame.HELLO and not size)
+        if token != self.token or not known:
             raise InvalidRequestError(f"a frame of kind {c.kind} with token {token:#x} is not for this shard")
         c.got = 0
         try:
@@ -301,24 +328,27 @@ class DataPort:
             c.refusal, c.left = error, size
 
     def _answer(self, c: _Connection) -> list[Part]:
-        c.moved_s = float("inf")
+        c.due_s = _NEVER_S
         try:
             if c.refusal is not None:
                 raise c.refusal
             assert c.body is not None
+            if c.kind == frame.HELLO:
+                return [frame.encode_head(frame.ANSWER, 0, 0)]
             parts = self._service.answer(c.kind, c.body)
             return [frame.encode_head(frame.ANSWER, sum(len(part) for part in parts), 0), *parts]
         except RowhouseError as error:
             body = frame.encode_error(error)
             return [frame.encode_head(frame.ERROR, len(body), 0), body]
         finally:
-            c.moved_s = time.monotonic()
+            c.due_s = time.monotonic() + STALL_S
 
     def _release(self, c: _Connection) -> None:
         """Back to the state between two calls."""
         self._service.give(c.held_bytes)
         c.got = c.left = c.held_bytes = 0
         c.body = c.refusal = None
+        c.due_s = _NEVER_S
 
     def _drop(self, c: _Connection) -> None:
         if self._connections.pop(c.socket.fileno(), None) is None:
@@ -334,13 +364,19 @@ class DataPort:
             return
         try:
             self._swept_s = now_s
+            if self._paused:
+                self._paused = False
+                self._epoll.modify(self._listener, _READ)
             for c in list(self._connections.values()):
-                if not c.idle and c.moved_s + STALL_S < now_s:
+                if c.due_s < now_s:
                     self._end(c)
         finally:
             self._sweeping.release()
 
+    def _end(self, c: _Connection) -> None:
+        self._end_socket(c.socket)
+
     @staticmethod
-    def _end(c: _Connection) -> None:
+    def _end_socket(one: socket.socket) -> None:
         with contextlib.suppress(OSError):  # closed meanwhile
-            c.socket.shutdown(socket.SHUT_RDWR)
+            one.shutdown(socket.SHUT_RDWR)

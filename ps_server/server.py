@@ -139,7 +139,7 @@ class Server:
                 raise StoreError(f"data directory {str(self._directory)!r}: {error.strerror}") from None
             self._shard = self._open_shard(self._config, self._index, self._directory)
         except BaseException:
-            self._data_port.stop(0)
+            self._data_port.stop(STOP_GRACE_S)  # no call lasts: there is no shard yet
             self._server.stop(None).wait()
             raise
         self._service.attach(self._shard)

@@ -7,15 +7,17 @@ the same message that gRPC would carry, so codec.py serves both; what is saved i
 costs more than the bytes themselves (docs/ARCHITECTURE.md, "Wire").
 
     head   magic (4 bytes) · kind (1) · zero (3) · body bytes (uint32) · token (uint64), little-endian
-    body   kind PULL, PUSH, CONTRIBUTE: the request; ANSWER: the response;
+    body   kind HELLO: none, and none in its ANSWER: the shard takes frames of this token here;
+           PULL, PUSH, CONTRIBUTE: the request; ANSWER: the response;
            ERROR: gRPC status code (1 byte) · class name · 0 · details, UTF-8
 
 GetCluster tells where the data port is, and the token: a random number of this start of this shard. A
 frame with another token is refused by closing, for a port may meanwhile belong to another shard.
 
-Thread safety: pure functions.
+Thread safety: pure functions, beside the socket that keep_alive is given.
 """
 
+import socket
 import struct
 from typing import Final
 
@@ -29,6 +31,7 @@ MAGIC: Final = b"rhd1"
 
 HEAD: Final = struct.Struct("<4sB3xIQ")
 
+HELLO: Final = 0
 PULL: Final = 1
 PUSH: Final = 2
 CONTRIBUTE: Final = 3
@@ -64,6 +67,27 @@ def encode_error(error: RowhouseError) -> bytes:
     """The body of an ERROR frame."""
     head = bytes([error.code.value[0]]) + type(error).__name__.encode() + b"\0"
     return head + (str(error) or type(error).__name__).encode()
+
+
+def keep_alive(peer: socket.socket, idle_s: int, lost_s: int) -> None:
+    """Have the system notice a peer that vanished without a word, as gRPC's pings do.
+
+    Parameters
+    ----------
+    peer
+        A connected TCP socket.
+    idle_s
+        Silence after which it is probed, in seconds.
+    lost_s
+        Time without an answer, to a probe or to data, after which the connection is lost.
+    """
+    peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (
+        ("TCP_KEEPIDLE", idle_s), ("TCP_KEEPINTVL", max(lost_s // 2, 1)), ("TCP_KEEPCNT", 2),
+        ("TCP_USER_TIMEOUT", (idle_s + lost_s) * 1000),
+    ):  # fmt: skip
+        if hasattr(socket, name):  # else the system's own bounds, some hours
+            peer.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 def decode_error(body: memoryview, where: str) -> RowhouseError:
