@@ -6,6 +6,7 @@ the goal. Thread safety: immutable values.
 """
 
 import math
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -96,6 +97,12 @@ class Series:
         return Series(tuple(a / b for a, b in zip(self.values, other.values, strict=True)))
 
 
+def without_places(text: str) -> str:
+    """`text` with each path cut to its last name and each URL to its scheme: a result is for others."""
+    text = re.sub(r"\b(https?|file)://[^\s'\"]+", r"\1://…", text)
+    return re.sub(r"(?<![\w.:/…])/(?:[^\s/:'\",;()]+/)+", "…/", text)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Bar:
     """One measured line.
@@ -146,8 +153,8 @@ class Bar:
         return self.goal.startswith("≤") if self.goal else self.unit in COST_UNITS
 
     def to_json(self) -> dict[str, Any]:
-        """As a JSON object."""
-        return asdict(self)
+        """As a JSON object, without places of this machine."""
+        return {**asdict(self), "skipped": without_places(self.skipped)}
 
     @staticmethod
     def from_json(value: Mapping[str, Any]) -> "Bar":

@@ -132,3 +132,17 @@ def test_the_report_marks_what_was_missed_and_what_is_missing(tmp_path: Path) ->
     assert sorted(p.name for p in written) == ["bytes.png", "index.html", "ratio.png", "results.md"]
     assert (tmp_path / "page" / "ratio.png").read_bytes().startswith(b"\x89PNG")
     assert "≥ 2×" in (tmp_path / "page" / "index.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("told", "kept"),
+    [
+        ("its environment is not in /home/me/.cache/rowhouse/peer; --peers", "not in …/peer; --peers"),
+        ("failed: '/opt/bin/python', File \"/a/b/bar.py\", line 3", "'…/python', File \"…/bar.py\", line 3"),
+        ("no route to https://index.example:8080/simple/ray/", "no route to https://…"),
+        ("2 M rows/s; and/or 1/2", "2 M rows/s; and/or 1/2"),
+    ],
+)
+def test_a_result_holds_no_place_of_the_machine(told: str, kept: str) -> None:
+    bar = Bar(id="w", what="", unit="", skipped=told)
+    assert bar.to_json()["skipped"].endswith(kept)
