@@ -1,8 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """table.pull.*: 26,624 requested ids into the caller's (26624, 16) float32 array, every row in memory.
 
-Both sides do the whole job: dedup, look up each distinct id once, write every requested row in order.
+All sides do the whole job: dedup, look up each distinct id once, write every requested row in order. With
+--peers rocksdb_c, RocksDB's C API stands beside it too, in a process of its own (peer/rocksdb_c.py).
 """
+
+from dataclasses import replace
+from typing import Final
 
 import numpy as np
 
@@ -11,7 +15,11 @@ from benchmarks.batch import BATCH_IDS, DIM, Batch, ids_of, load_batches
 from benchmarks.contest import Step, contest
 from benchmarks.embedded import SGD, TABLE, all_rows, create_rows, embedded, require_equal, table_config
 from benchmarks.peer_rocksdict import RocksTable
+from benchmarks.wire_server import Contender, against_servers
 from ps_client.kernel import gather
+
+C_API: Final = "rocksdb_c"
+"""The peer that is no server: the limit of a store of rows on RocksDB, without Python between."""
 
 
 def rocks_pull(table: RocksTable, out: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> Step:
@@ -42,6 +50,13 @@ def measure(settings: Settings, name: str, distribution: str, goal: Goal) -> lis
             require_equal(name, ours_out, peer_out, 0.0)
         mine, theirs = contest([ours, pull], batches, settings)
         peer.close()
+        what = f"pull, {distribution}, all in memory"
+        further: list[Bar] = []
+        if C_API in settings.peers:
+            contender = Contender(
+                name, what, "pull", ours, all_rows(client, settings.ids), goal, mine.millions
+            )
+            further = against_servers(contender, batches, replace(settings, peers=(C_API,)))[1:]
     detail = {**mine.detail("ours"), **theirs.detail("peer"), "ids": settings.ids}
-    what = f"pull, {distribution}, all in memory"
-    return [make_bar(name, what, "M rows/s", goal, mine.millions, peer.name, theirs.millions, detail)]
+    bar = make_bar(name, what, "M rows/s", goal, mine.millions, peer.name, theirs.millions, detail)
+    return [bar, *further]

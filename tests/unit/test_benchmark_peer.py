@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import numpy as np
 import psutil
 import pytest
 
+from benchmarks import table_pull
 from benchmarks.bar import Goal, Settings
 from benchmarks.batch import DIM, ids_of, load_batches
 from benchmarks.contest import BATCHES_MIN, contest
@@ -106,6 +108,21 @@ def test_the_best_server_judges_the_bar(kind: str, tmp_path: Path) -> None:
     assert best.ratio == min(bar.ratio or 0.0 for bar in each)
     assert "durability none" in best.peer
     assert all(bar.met is None for bar in each)
+
+
+def test_a_table_in_process_stands_beside_one_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(table_pull, "C_API", "one")
+    settings = replace(settings_in(tmp_path), ids=40_000)
+    bar, further = table_pull.measure(settings, "table.pull.zipf", "zipf", Goal("ratio", "at least", 15.0))
+    assert "rocksdict" in bar.peer and bar.goal == "≥ 15×" and bar.ratio
+    assert further.id == "table.pull.zipf.one" and "a dict" in further.peer and further.ratio
+    assert further.detail["largest_difference"] == 0 and further.met is None
+    without = table_pull.measure(
+        replace(settings, peers=("two",)), "p", "zipf", Goal("ratio", "at least", 15.0)
+    )
+    assert [bar.id for bar in without] == ["p"]
 
 
 def test_a_wrong_answer_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
