@@ -40,6 +40,7 @@ _REDIS: Final = Environment(name="redis", debian=REDIS_PACKAGES)
 _TFRA: Final = Environment(
     name="tfra",
     packages=("tensorflow==2.16.2", "tensorflow-recommenders-addons==0.8.1", "tf_keras==2.16.0"),
+    debian=REDIS_PACKAGES,
 )
 
 PEERS: Final[dict[str, Peer]] = {
@@ -67,6 +68,7 @@ PEERS: Final[dict[str, Peer]] = {
     "tfra_process": Peer(
         module="benchmarks.peer.tfra", environment=_TFRA, variables=(("PEER_MODE", "process"),), server=False
     ),
+    "tfra_redis": Peer(module="benchmarks.peer.tfra", environment=_TFRA, variables=(("PEER_MODE", "redis"),)),
     "ray": Peer(
         module="benchmarks.peer.ray_actor",
         environment=Environment(name="ray", packages=("ray==2.60.0", "numpy==2.4.6")),

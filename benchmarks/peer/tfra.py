@@ -1,16 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Peer: TensorFlow Recommenders Addons, a cuckoo-hash variable, in graph mode.
+"""Peer: TensorFlow Recommenders Addons, its variable of rows by id, in graph mode.
 
-PEER_MODE=server puts the variable into a TensorFlow parameter server, a process of its own over
-TensorFlow's gRPC; PEER_MODE=process keeps it in the trainer's. The optimizer is TensorFlow's Adagrad (or
-gradient descent) behind TFRA's wrapper.
+PEER_MODE=server puts a cuckoo-hash variable into a TensorFlow parameter server, a process of its own over
+TensorFlow's gRPC; PEER_MODE=process keeps it in the trainer's; PEER_MODE=redis keeps the rows, and the
+optimizer's slots, in a redis-server by TFRA's Redis table. The optimizer is TensorFlow's Adagrad (or gradient
+descent) behind TFRA's wrapper.
 """
 
 import json
 import logging
 import os
+import shutil
 import sys
 from importlib import import_module
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -34,6 +37,13 @@ CAPACITY: Final = 1 << 22
 THREADS: Final = 2
 MODULE: Final = "benchmarks.peer.tfra"
 
+KEYS_AT_ONCE: Final = 4096
+"""Keys in one of the Redis table's commands."""
+
+STANDALONE: Final = 2
+KEEP_NOTHING: Final = 2
+"""The Redis table's codes for one server without a cluster, and for no dump into a file."""
+
 
 def load_tensorflow() -> Any:
     """TensorFlow in graph mode, quiet, without a GPU."""
@@ -52,6 +62,8 @@ class Tfra:
 
     Parameters
     ----------
+    work
+        Folder for the Redis table's config.
     optimizer
         "sgd" or "adagrad".
     """
@@ -59,16 +71,20 @@ class Tfra:
     durability = "none: RAM only"
     formula = "adagrad"
 
-    def __init__(self, optimizer: str) -> None:
+    def __init__(self, work: Path, optimizer: str) -> None:
         self._tensorflow = tensorflow = load_tensorflow()
         addons: Any = import_module("tensorflow_recommenders_addons")
-        remote = os.environ["PEER_MODE"] == "server"
+        mode = os.environ["PEER_MODE"]
         self._server: Any = None
         self.server_pids, target, trainer, place = [os.getpid()], "", "/CPU:0", "/CPU:0"
-        if remote:
-            target = self._start_server()
+        creator, table = None, "cuckoo table in the trainer's process"
+        if mode == "server":
+            target, table = self._start_server(), "cuckoo table in a TensorFlow parameter server (gRPC)"
             trainer, place = "/job:worker/replica:0/task:0", "/job:ps/replica:0/task:0/device:CPU:0"
-        self._build(addons.dynamic_embedding, optimizer, trainer, place)
+        elif mode == "redis":
+            creator = self._start_redis(addons.dynamic_embedding, work)
+            table = "Redis table in a redis-server (TCP)"
+        self._build(addons.dynamic_embedding, optimizer, trainer, place, creator)
         v1 = tensorflow.compat.v1
         config = v1.ConfigProto(inter_op_parallelism_threads=THREADS, intra_op_parallelism_threads=THREADS)
         session = v1.Session(target, config=config)
@@ -76,10 +92,8 @@ class Tfra:
         self._do_upsert = session.make_callable(self._upsert, [self._ids, self._values])
         self._do_pull = session.make_callable(self._looked_up, [self._ids])
         self._do_step = session.make_callable([self._trained, self._train], [self._ids, self._values])
-        where = "in a TensorFlow parameter server (gRPC)" if remote else "in the trainer's process"
         self.name = (
-            f"TFRA {addons.__version__}, TensorFlow {tensorflow.__version__}, cuckoo table {where}, "
-            f"{THREADS} threads"
+            f"TFRA {addons.__version__}, TensorFlow {tensorflow.__version__}, {table}, {THREADS} threads"
         )
 
     def _start_server(self) -> str:
@@ -91,14 +105,33 @@ class Tfra:
         server = self._tensorflow.distribute.Server(specification, job_name="worker", task_index=0)
         return str(server.target)
 
-    def _build(self, dynamic: Any, optimizer: str, trainer: str, place: str) -> None:
+    def _start_redis(self, dynamic: Any, work: Path) -> Any:
+        """A redis-server, and what makes tables in it."""
+        binary = shutil.which("redis-server")
+        if binary is None:
+            raise FileNotFoundError("redis-server is not on PATH")
+        port = free_port()
+        flags = ["--port", str(port), "--bind", "127.0.0.1", "--appendonly", "no", "--dir", str(work)]
+        self._server = start_server([binary, *flags, "--save", ""])
+        self.server_pids = [self._server.pid]
+        wait_for("redis-server", lambda: listening(port))
+        config = work / f"tfra-redis-{port}.json"
+        settings = {
+            "redis_connection_mode": STANDALONE, "redis_host_ip": ["127.0.0.1"], "redis_host_port": [port],
+            "redis_socket_timeout": 60_000, "keys_sending_size": KEYS_AT_ONCE,
+            "table_store_mode": KEEP_NOTHING,
+        }  # fmt: skip
+        config.write_text(json.dumps(settings), encoding="utf-8")
+        return dynamic.RedisTableCreator(config=dynamic.RedisTableConfig(redis_config_abs_dir=str(config)))
+
+    def _build(self, dynamic: Any, optimizer: str, trainer: str, place: str, creator: Any) -> None:
         """The graph: upsert, lookup, and one optimizer step over ids and the gradients of their rows."""
         tensorflow, v1 = self._tensorflow, self._tensorflow.compat.v1
         with tensorflow.device(trainer):
             self._ids = v1.placeholder(tensorflow.int64, [None])
             self._values = v1.placeholder(tensorflow.float32, [None, DIM])
         variable = dynamic.get_variable(
-            "embedding", dim=DIM, devices=[place], initializer=0.0, init_size=CAPACITY
+            "embedding", dim=DIM, devices=[place], initializer=0.0, init_size=CAPACITY, kv_creator=creator
         )
         self._upsert = variable.upsert(self._ids, self._values)
         with tensorflow.device(trainer):
@@ -152,4 +185,4 @@ if __name__ == "__main__":
     if sys.argv[1] == "--serve":
         serve(json.loads(sys.argv[2]))
     else:
-        main(lambda _work, optimizer: Tfra(optimizer))
+        main(Tfra)
