@@ -20,7 +20,7 @@ from feature_cross.engine import Engine
 from feature_cross.error import ConfigError, DataError, FlagError, Problem
 from feature_cross.explain import Explanation, explain
 from feature_cross.lint import check_config
-from feature_cross.loader import load
+from feature_cross.loader import load, nearest
 from feature_cross.lock import check_against, lock_path, read_previous
 from feature_cross.lookup import run_lookup
 from feature_cross.output import check_out
@@ -50,7 +50,7 @@ def run_data(flags: argparse.Namespace) -> int:
         task = progress.add_task("rows", total=total)
         with Sink(flags.out, schema) as sink:
             batches = read_batches(source, engine.plan, flags.batch_rows, keep)
-            for batch, done in transform_batches(engine, batches, flags.threads):
+            for batch, done in transform_batches(engine, batches, flags.threads, steady=True):
                 made = done.to_arrow()
                 kept = [batch.column(name) for name in keep]
                 sink.write(pa.RecordBatch.from_arrays([*kept, *made.columns], schema=schema))
@@ -73,9 +73,12 @@ def run_data(flags: argparse.Namespace) -> int:
 def _output_schema(engine: Engine, data: pa.Schema, keep: tuple[str, ...]) -> pa.Schema:
     for name in keep:
         if name not in data.names:
-            raise DataError(f"column {name!r} (--keep) is not in the data, which has {data.names[:50]}")
+            raise FlagError(
+                f"--keep is {name!r}, which is no column of the data: it has {data.names[:50]}"
+                f"{nearest(name, data.names)}"
+            )
         if name in engine.plan.outputs:
-            raise DataError(f"column {name!r} (--keep) has the name of a feature; rename one")
+            raise FlagError(f"--keep is {name!r}, which is the name of a feature too; rename one")
     kept = [data.field(name) for name in keep]
     return pa.schema([*kept, *engine.schema], metadata=engine.schema.metadata)
 
@@ -94,6 +97,8 @@ def run_check(flags: argparse.Namespace) -> int:
         if against is not None:
             problems = [*check_against(config, build_plan(config), read_previous(against)), *problems]
     except ConfigError as error:
+        if any(one.code == "config-file" for one in error.problems):
+            raise  # a file that cannot be read is no finding
         problems, source = list(error.problems), error.source
     errors = sum(problem.severity == "error" for problem in problems)
     if flags.json:
@@ -168,7 +173,11 @@ def run_explain(flags: argparse.Namespace) -> int:
     engine = Engine(load(flags.config))
     for name in flags.feature:
         if name not in engine.plan.outputs:
-            raise DataError(f"{name!r} is not a feature of the config, which has {list(engine.plan.outputs)}")
+            known = list(engine.plan.outputs)
+            raise FlagError(
+                f"--feature is {name!r}, which is no feature of the config: it has {known[:50]}"
+                f"{nearest(name, known)}"
+            )
     steps = explain(engine, _one_row(flags, engine))
     if flags.feature:
         steps = [step for step in steps if step.feature in flags.feature]
@@ -204,7 +213,7 @@ def _one_row(flags: argparse.Namespace, engine: Engine) -> pa.RecordBatch:
         if flags.row < first + len(batch):
             return batch.slice(flags.row - first, 1)
         first += len(batch)
-    raise DataError(f"--row is {flags.row}; the data has {first} rows")
+    raise FlagError(f"--row is {flags.row}, and the data has {first} rows, counted from 0")
 
 
 def _print_step(step: Explanation) -> None:

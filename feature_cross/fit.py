@@ -30,7 +30,7 @@ from feature_cross.config import (
     Ids,
 )
 from feature_cross.document import parse
-from feature_cross.error import ConfigError, DataError, FlagError, InternalError, Problem
+from feature_cross.error import ConfigError, DataError, InternalError, Problem
 from feature_cross.flag import MakeCommand
 from feature_cross.limit import BATCH_ROWS_DEFAULT
 from feature_cross.loader import read_text, validate
@@ -253,7 +253,7 @@ def run_fit(flags: argparse.Namespace) -> int:
     done = fit(flags.config, flags.data, flags.refit)
     target = Path(flags.out or flags.config)
     if done.edges or flags.out:
-        write_text(target, done.text, FlagError)
+        write_text(target, done.text)
     if flags.json:
         print(json.dumps({"out": str(target), "edges": done.edges, "values": done.values}))
         return 0

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from feature_cross.config import CrossConfig
-from feature_cross.error import ConfigError, FlagError, Problem
+from feature_cross.error import ConfigError, Problem
 from feature_cross.flag import MakeCommand
 from feature_cross.id_format import FORMAT_VERSION
 from feature_cross.limit import CONFIG_BYTES_MAX
@@ -175,7 +175,7 @@ def run_lock(flags: argparse.Namespace) -> int:
     made = make_lock(plan, previous)
     written = flags.accept or not problems
     if written:
-        write_text(target, json.dumps(made.to_json(), indent=1) + "\n", FlagError)
+        write_text(target, json.dumps(made.to_json(), indent=1) + "\n")
     if flags.json:
         texts = [{"code": p.code, "line": p.line, "message": p.message} for p in problems]
         print(json.dumps({"out": str(target), "written": written, "problems": texts}))

@@ -110,7 +110,7 @@ def measure(
     before = {label: _Distinct() for label, _, _ in pairs}
     after = {label: _Distinct() for label, _, _ in pairs}
     changed = dict.fromkeys(before, 0)
-    opened = open_dataset(str(source), old.plan) if not hasattr(source, "schema") else source
+    opened = open_dataset(str(source), old.plan, new.plan) if not hasattr(source, "schema") else source
     rows = 0
     for made in _transformed((old, new), opened, rows_max):
         for label, old_name, new_name in pairs:

@@ -34,10 +34,8 @@ def check_out(out: str | os.PathLike[str], config: Source, data: Source = None) 
         check_apart(data, out)
 
 
-def write_text(
-    path: str | os.PathLike[str], text: str, failure: type[DataError] | type[FlagError] = DataError
-) -> None:
-    """Write UTF-8, line ends as they are, under a temporary name and rename it; `failure` when the file
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write UTF-8, line ends as they are, under a temporary name and rename it; DataError when the file
     system refuses."""
     target = Path(path)
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
@@ -45,6 +43,6 @@ def write_text(
         partial.write_text(text, encoding="utf-8", newline="")
         os.replace(partial, target)
     except OSError as error:
-        raise failure(f"{target}: cannot be written: {error.strerror or error}") from error
+        raise DataError(f"{target}: cannot be written: {error.strerror or error}") from error
     finally:
         partial.unlink(missing_ok=True)

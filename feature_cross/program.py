@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """`feature-cross`: run a config over data, check it, explain its ids, print its JSON Schema.
 
-Exit codes: 0 done; 1 the data does not fit, `check` found an error, or a golden vector does not hold;
-2 a wrong flag or config; 3 `diff`: trained rows are lost; 130 interrupted.
+Exit codes: 0 done; 1 the data do not fit, a file cannot be read or written, `check` found an error, or a
+golden vector does not hold; 2 a wrong flag or config; 3 past a bound (`estimate --budget`, rows lost in
+`diff`); 130 Ctrl-C.
 Thread safety: a process's main thread.
 """
 
@@ -17,6 +18,7 @@ from feature_cross.command import run_check, run_data, run_explain, run_schema
 from feature_cross.error import CrossError
 from feature_cross.estimate.flag import add_estimate_command
 from feature_cross.fit import add_fit_command
+from feature_cross.flag import number
 from feature_cross.guard import add_guard_commands
 from feature_cross.limit import BATCH_ROWS_DEFAULT
 from feature_cross.lock import add_lock_command
@@ -25,20 +27,6 @@ from feature_cross.plot.flag import add_plot_command
 from feature_cross.rank.flag import add_rank_commands
 
 __all__ = ["run_program"]
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"is {value}; it must be at least 1")
-    return value
-
-
-def _natural(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"is {value}; it must be at least 0")
-    return value
 
 
 def _command(
@@ -60,8 +48,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="feature-cross",
         description="Turn columns into 64-bit ids, with the crosses that a config declares.",
-        epilog="exit codes: 0 done; 1 data does not fit, check found an error, or golden a changed id;"
-        " 2 a wrong flag or config; 3 diff: trained rows are lost; 130 interrupted",
+        epilog="exit codes: 0 done; 1 data do not fit, a file cannot be read or written, check found an"
+        " error, or golden a changed id; 2 a wrong flag or config; 3 past --budget, or diff: rows are lost;"
+        " 130 interrupted",
     )
     commands = parser.add_subparsers(dest="command", required=True)
     run = _command(
@@ -72,8 +61,8 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--config", required=True, help="YAML config")
     run.add_argument("--out", required=True, help=".parquet or .arrow file; it appears when it is whole")
     run.add_argument("--keep", action="append", default=[], help="column to copy beside the ids (repeatable)")
-    run.add_argument("--batch-rows", type=_positive, default=BATCH_ROWS_DEFAULT, help="rows at once")
-    run.add_argument("--threads", type=_positive, default=os.cpu_count() or 1, help="threads (all cores)")
+    run.add_argument("--batch-rows", type=number(1), default=BATCH_ROWS_DEFAULT, help="rows at once")
+    run.add_argument("--threads", type=number(1), default=os.cpu_count() or 1, help="threads (all cores)")
     check = _command(
         commands, "check", run_check, "report every problem of a config, with its line",
         "feature-cross check crosses.yaml --data clicks.parquet",
@@ -95,9 +84,9 @@ def _parser() -> argparse.ArgumentParser:
     row.add_argument("--values", help='the row itself, as JSON: \'{"city": "Oslo"}\'')
     show.add_argument("--config", help="YAML config (with --dictionary it is not needed)")
     add_dictionary_flag(show)
-    show.add_argument("--row", type=_natural, default=0, help="number of the row, from 0")
+    show.add_argument("--row", type=number(0), default=0, help="number of the row, from 0")
     show.add_argument("--feature", action="append", default=[], help="only this feature (repeatable)")
-    show.add_argument("--ids", type=_positive, default=3, help="most ids to show per feature")
+    show.add_argument("--ids", type=number(1), default=3, help="most ids to show per feature")
     show.set_defaults(batch_rows=BATCH_ROWS_DEFAULT)
     _command(
         commands, "schema", run_schema, "print the JSON Schema of the config, for editors",

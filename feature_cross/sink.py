@@ -65,8 +65,10 @@ class Sink:
 
     Raises
     ------
+    FlagError
+        Another suffix.
     DataError
-        Another suffix, or the file system refuses; then nothing is left under `path`'s name.
+        The file system refuses; then nothing is left under `path`'s name.
     """
 
     def __init__(self, path: str | os.PathLike[str], schema: pa.Schema) -> None:
@@ -74,7 +76,7 @@ class Sink:
         self.partial = self.path.with_name(f".{self.path.name}.{os.getpid()}.partial")
         kind = FORMATS.get(self.path.suffix.lower())
         if kind not in ("parquet", "ipc"):
-            raise DataError(f"{self.path}: ids can be written as .parquet or .arrow")
+            raise FlagError(f"--out is {self.path}; ids can be written as .parquet or .arrow")
         self.kind = kind
         self.schema = schema
         self.writer: Any = None
@@ -89,7 +91,7 @@ class Sink:
             else:
                 self.writer = pa.ipc.new_file(str(self.partial), self.schema)
         except OSError as error:
-            raise DataError(f"{self.path}: cannot be written: {error.strerror or error}") from error
+            raise DataError(f"{self.path}: cannot be written: {_reason(error)}") from error
         return self
 
     def write(self, batch: pa.RecordBatch) -> None:
@@ -97,7 +99,7 @@ class Sink:
         try:
             self.writer.write_batch(batch)
         except OSError as error:
-            raise DataError(f"{self.path}: cannot be written: {error.strerror or error}") from error
+            raise DataError(f"{self.path}: cannot be written: {_reason(error)}") from error
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -107,6 +109,11 @@ class Sink:
             if kind is None:
                 os.replace(self.partial, self.path)
         except OSError as failure:
-            raise DataError(f"{self.path}: cannot be written: {failure.strerror or failure}") from failure
+            raise DataError(f"{self.path}: cannot be written: {_reason(failure)}") from failure
         finally:
             self.partial.unlink(missing_ok=True)
+
+
+def _reason(error: OSError) -> str:
+    """Arrow's errors have a number and a long text around it."""
+    return os.strerror(error.errno) if error.errno else error.strerror or str(error)

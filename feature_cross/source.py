@@ -6,6 +6,7 @@ iterator belongs to one thread.
 """
 
 import os
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,11 @@ import pyarrow.ipc
 import pyarrow.parquet
 
 from feature_cross.error import DataError
+from feature_cross.fault import READ_ERRORS, read_error
+from feature_cross.loader import nearest
 from feature_cross.plan import Plan
 
-__all__ = ["FORMATS", "count_rows", "open_dataset", "read_batches"]
+__all__ = ["FORMATS", "count_rows", "open_dataset", "read_batches", "scan_rows"]
 
 FORMATS = {
     ".parquet": "parquet",
@@ -81,11 +84,16 @@ def read_batches(
 
 
 def _scan(dataset: pa.dataset.Dataset, names: list[str], batch_rows: int) -> Iterator[pa.RecordBatch]:
-    try:
-        for fragment in dataset.get_fragments():
-            yield from _read_fragment(fragment, dataset.schema, names, batch_rows)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, OSError) as error:
-        raise DataError(f"cannot read the data: {str(error).splitlines()[0]}") from error
+    for fragment in dataset.get_fragments():
+        batches = _read_fragment(fragment, dataset.schema, names, batch_rows)
+        while True:
+            try:
+                batch = next(batches, None)
+            except READ_ERRORS as error:
+                raise read_error(getattr(fragment, "path", None), error) from error
+            if batch is None:
+                break
+            yield batch
 
 
 def _read_fragment(
@@ -107,8 +115,11 @@ def _read_fragment(
     yield from scanner.to_batches()
 
 
-def open_dataset(path: str, plan: Plan) -> pa.dataset.Dataset:
-    """A dataset over a file or a folder of files of one format, told by suffix; DataError if it cannot be."""
+def open_dataset(path: str, *plans: Plan) -> pa.dataset.Dataset:
+    """A dataset over a file or a folder of files of one format, told by suffix; DataError if it cannot be.
+
+    The columns of a CSV file have the types that `plans` declare, the first plan's first.
+    """
     root = Path(path)
     try:
         files = [root] if not root.is_dir() else sorted(p for p in root.rglob("*") if p.suffix in FORMATS)
@@ -121,7 +132,7 @@ def open_dataset(path: str, plan: Plan) -> pa.dataset.Dataset:
         file_format: Any = kind
         if kind == "csv":
             # A column's type is declared, never guessed from a file's first rows.
-            plain = [use for use in plan.attributes if not use.attribute.list]
+            plain = [u for plan in reversed(plans) for u in plan.attributes if not u.attribute.list]
             types = {use.attribute.weights: pa.float64() for use in plain if use.attribute.weights}
             types |= {
                 use.column: _CSV_TYPES[use.attribute.type]
@@ -131,16 +142,31 @@ def open_dataset(path: str, plan: Plan) -> pa.dataset.Dataset:
             convert = pa.csv.ConvertOptions(column_types=types, strings_can_be_null=True)
             file_format = pa.dataset.CsvFileFormat(convert_options=convert)
         return pa.dataset.dataset([str(file) for file in files], format=file_format)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{path}: cannot be read: {str(error).splitlines()[0]}") from error
+    except READ_ERRORS as error:
+        raise read_error(path if root.is_file() else _named(str(error)) or path, error) from error
+
+
+def _named(said: str) -> str | None:
+    """The file of a folder that Arrow's message is about."""
+    found = re.search(r"input source '([^']*)'", said)
+    return None if found is None else found[1]
 
 
 def count_rows(path: str, plan: Plan) -> int | None:
     """Rows of a file or folder where its metadata knows them (Parquet, IPC); None for CSV."""
     dataset = open_dataset(path, plan)
-    if isinstance(dataset.format, pa.dataset.CsvFileFormat):
-        return None
-    return int(dataset.count_rows())
+    return None if isinstance(dataset.format, pa.dataset.CsvFileFormat) else scan_rows(dataset)
+
+
+def scan_rows(dataset: pa.dataset.Dataset) -> int:
+    """Rows of a dataset, read where no metadata knows them; DataError where a file cannot be read."""
+    total = 0
+    for fragment in dataset.get_fragments():
+        try:
+            total += int(fragment.count_rows())
+        except READ_ERRORS as error:
+            raise read_error(getattr(fragment, "path", None), error) from error
+    return total
 
 
 def _require(wanted: list[str], names: list[str], plan: Plan) -> None:
@@ -151,4 +177,5 @@ def _require(wanted: list[str], names: list[str], plan: Plan) -> None:
             found = (
                 f"is {count} times in the data" if count else f"is not in the data, which has {names[:50]}"
             )
-            raise DataError(f"column {name!r}{label} {found}")
+            hint = "" if count else nearest(name, names)
+            raise DataError(f"column {name!r}{label} {found}{hint}")

@@ -205,8 +205,10 @@ def read_estimate(path: str | os.PathLike[str]) -> Estimate:
     try:
         with open(path, encoding="utf-8") as file:
             return Estimate.model_validate_json(file.read())
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{os.fspath(path)}: cannot be read: {error}") from error
+    except OSError as error:
+        raise DataError(f"{os.fspath(path)}: cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{os.fspath(path)}: cannot be read: not UTF-8: {error.reason}") from error
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"])) or "document"

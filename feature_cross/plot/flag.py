@@ -46,6 +46,9 @@ def add_plot_command(make: MakeCommand) -> None:
 
 def run_plot(flags: argparse.Namespace) -> int:
     """`plot`: five figures into a folder."""
+    folder = Path(flags.out)
+    if folder.exists() and not folder.is_dir():
+        raise FlagError(f"--out is {folder}, which is a file; name a folder")
     draw = _figures()
     plan = build_plan(load(flags.config))
     if Path(flags.data).suffix.lower() == ".json":
@@ -54,7 +57,6 @@ def run_plot(flags: argparse.Namespace) -> int:
         estimate = estimate_data(flags)
     _require_features(estimate, plan, flags)
     written = []
-    folder = Path(flags.out)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, figure in draw(plan, estimate).items():

@@ -24,7 +24,7 @@ from feature_cross.kernel.fold import fold_first
 from feature_cross.limit import BATCH_ROWS_DEFAULT
 from feature_cross.loader import nearest
 from feature_cross.rank.coding import Coded, code_ids
-from feature_cross.source import open_dataset, read_batches
+from feature_cross.source import open_dataset, read_batches, scan_rows
 
 __all__ = ["Design", "Sample", "read_sample"]
 
@@ -103,9 +103,9 @@ def read_sample(config: CrossConfig, source: Any, design: Design) -> Sample:
     Raises
     ------
     DataError
-        A column is not there or not what it must be, a label is not 0 or 1, or a part is too small.
+        A column is not what it must be, a label is not 0 or 1, or a part is too small.
     FlagError
-        A feature reads the label.
+        The design names a column that is not there, or a feature reads the label.
     LimitError
         More ids than fit.
     """
@@ -113,7 +113,7 @@ def read_sample(config: CrossConfig, source: Any, design: Design) -> Sample:
     if not isinstance(source, pa.dataset.Dataset | pa.Table):
         source = open_dataset(str(source), engine.plan)
     _check_columns(source.schema.names, engine, design)
-    total = source.num_rows if isinstance(source, pa.Table) else int(source.count_rows())
+    total = source.num_rows if isinstance(source, pa.Table) else scan_rows(source)
     reader = _Reader(engine, design, min(1.0, design.rows_max / max(total, 1)))
     if design.time_column is not None:
         reader.cuts = _time_cuts(reader, source, design)
@@ -129,8 +129,9 @@ def _check_columns(names: list[str], engine: Engine, design: Design) -> None:
     }
     for flag, name in wanted.items():
         if name is not None and name not in names:
-            raise DataError(
-                f"column {name!r} ({flag}) is not in the data, which has {names[:50]}{nearest(name, names)}"
+            raise FlagError(
+                f"{flag} is {name!r}, which is no column of the data: it has {names[:50]}"
+                f"{nearest(name, names)}"
             )
     for use in engine.plan.attributes:
         if design.label in use.columns:

@@ -164,9 +164,11 @@ def suggest(
     """
     judgement = judgement or Judgement()
     plan = build_plan(config)
-    if not isinstance(source, pa.dataset.Dataset | pa.Table):
-        source = open_dataset(str(source), plan)
-    probe = make_probe(config, plan, source.schema.names)
+    path = None if isinstance(source, pa.dataset.Dataset | pa.Table) else str(source)
+    opened = source if path is None else open_dataset(path, plan)
+    probe = make_probe(config, plan, opened.schema.names)
+    # again, for a CSV file: columns that no feature uses have a declared type too
+    source = source if path is None else open_dataset(path, build_plan(probe.config))
     labels = _labels(config, probe, search)
     _check_slots(config, plan, search)
     progress("read rows", 0, 1)

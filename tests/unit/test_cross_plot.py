@@ -148,8 +148,8 @@ def test_a_folder_that_cannot_be_is_named(
     files: Path, estimate: Estimate, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (files / "file").write_text("")
-    assert run("plot", files / "c.yaml", files / "e.json", "--out", files / "file") == 1
-    assert f"{files / 'file'}: cannot be written" in capsys.readouterr().err
+    assert run("plot", files / "c.yaml", files / "e.json", "--out", files / "file") == 2
+    assert f"--out is {files / 'file'}, which is a file" in capsys.readouterr().err
 
 
 def test_without_matplotlib_the_error_says_what_to_install(

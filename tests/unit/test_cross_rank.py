@@ -174,7 +174,7 @@ def test_a_time_column_may_be_a_date_or_a_number(config: CrossConfig, unit: str)
 
 
 BAD = [
-    ({"label": "none"}, DataError, r"'none' \(--label\) is not in the data"),
+    ({"label": "none"}, FlagError, "--label is 'none', which is no column of the data"),
     ({"label": "b"}, FlagError, r"--label is 'b', which item\.b \(line 10 of c\.yaml\) reads"),
     ({"label": "visit"}, DataError, r"'visit' \(--label\) is 2 in row 8; it must be 0 or 1"),
     ({"label": "time"}, DataError, r"'time' \(--label\) has Arrow type timestamp\[s\]"),
@@ -183,7 +183,7 @@ BAD = [
     ({"time_column": "c"}, DataError, r"'c' \(--time-column\) has Arrow type string"),
     ({"time_column": "empty"}, DataError, r"'empty' \(--time-column\) is null in row 0"),
     ({"time_column": "ones"}, DataError, "the training part by ones has 0 rows"),
-    ({"group_column": "vist"}, DataError, r"--group-column\) is not in the data.*did you mean 'visit'"),
+    ({"group_column": "vist"}, FlagError, "--group-column is 'vist'.*did you mean 'visit'"),
     ({"rows_max": 50}, DataError, r"the training part has \d+ rows of \d+; at least 100 are needed"),
 ]  # fmt: skip
 
@@ -254,7 +254,7 @@ def test_rank_writes_a_table_and_json(files: Path, capsys: pytest.CaptureFixture
         (["--level", "95"], 2, "is 95.0; it must be from 0.5 to below 1"),
         (["--max-rows", "0"], 2, "is 0; it must be at least 1"),
         (["--max-rows", "many"], 2, "is 'many'; it must be a number"),
-        (["--time-column", "tme"], 1, "did you mean 'time'"),
+        (["--time-column", "tme"], 2, "did you mean 'time'"),
     ],
 )
 def test_rank_says_what_is_wrong(

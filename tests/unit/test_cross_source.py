@@ -108,7 +108,11 @@ def test_a_csv_column_has_its_declared_type(tmp_path: Path) -> None:
         ("t.parquet", b"not parquet", "cannot be read"),
         ("t.txt", b"a", "cannot tell one format"),
         ("t.csv", b"a\nx\n", "cannot be read"),
-        ("t.csv", b"a\n" + b"1\n" * 2_000_000 + b"x\n", "cannot read the data"),
+        (
+            "t.csv",
+            b"a\n" + b"1\n" * 2_000_000 + b"x\n",
+            "t.csv: cannot be read: row 2000002, counting the header, column 'a'",
+        ),
         ("t.csv", b"b\n1\n", "is not in the data"),
     ],
 )
