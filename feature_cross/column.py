@@ -181,17 +181,24 @@ def _hash_dictionary(array: pa.DictionaryArray, spec: ColumnSpec, workspace: Wor
         return Hashed(np.zeros(len(array), np.uint64), np.ones(len(array), np.bool_))
     nulls = _null_mask(indices)
     indices = pc.fill_null(indices, 0) if nulls is not None else indices
-    signed = indices.to_numpy(zero_copy_only=False)
-    positions = signed.view(f"u{signed.itemsize}")  # a negative one is then past the end
+    positions = _unsigned(indices)
     if largest(positions) >= len(values):
         row = int(np.flatnonzero(positions >= len(values))[0])
         raise DataError(
-            f"{spec.label} has dictionary index {signed[row]} at its value {row}; its dictionary has"
+            f"{spec.label} has dictionary index {indices[row]} at its value {row}; its dictionary has"
             f" {len(values)} values"
         )
     if unique.nulls is not None:
         nulls = _either(nulls, unique.nulls[positions])
     return Hashed(unique.hashes, nulls, positions)
+
+
+def _unsigned(indices: pa.Array) -> NDArray[Any]:
+    """Integers without nulls, seen as unsigned: a negative one is past every end."""
+    if len(indices) == 0:
+        return np.empty(0, np.uint8)
+    size = indices.type.bit_width // 8
+    return np.frombuffer(indices.buffers()[1], f"u{size}", len(indices), indices.offset * size)
 
 
 _CASTS: Final[dict[str, pa.DataType]] = {

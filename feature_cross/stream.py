@@ -64,7 +64,7 @@ def transform_batches(
         for batch in batches:
             first = 0
             for done in engine.transform_batch(batch, row_base, workspace):
-                yield batch.slice(first, len(done)), done
+                yield batch if len(done) == len(batch) else batch.slice(first, len(done)), done
                 first += len(done)
             row_base += len(batch)
         return
