@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows written to the store while others push, pull and evict: writes that fail, and rows too wide to copy."""
+"""Rows written to the store while others push, pull and evict: writes that fail, rows too wide to copy."""
 
 import threading
 from collections.abc import Callable
