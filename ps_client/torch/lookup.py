@@ -25,6 +25,7 @@ from torch import Tensor
 
 from ps_client.pipeline import Pipeline
 from ps_client.step import StepClient, UniqueRows
+from ps_client.trainer import Trainer
 
 _SIGNED = {torch.int64, torch.int32, torch.int16, torch.int8}
 _UNSIGNED = {torch.uint8, torch.uint16, torch.uint32, torch.uint64}
@@ -103,8 +104,10 @@ def prefetch(client: StepClient, ids: Mapping[str, Tensor], *, recorded: bool) -
     Raises
     ------
     PreconditionError
-        The client is not a Pipeline.
+        The client is not a Pipeline, or a Trainer, which has none.
     """
+    if isinstance(client, Trainer):
+        client.pipeline()  # raises, and says why there is none
     if not isinstance(client, Pipeline):
         raise PreconditionError("prefetch needs a pipeline: make the module with client.pipeline()")
     bits = {table: id_bits(tensor) for table, tensor in ids.items()}

@@ -195,6 +195,8 @@ def test_a_trainer_says_why_it_has_no_pipeline(clients: list[Client]) -> None:
     (alone,) = trainers_of(clients[:1])
     with pytest.raises(PreconditionError, match=r"lack the others' gradients.*Client\.pipeline\(\)"):
         alone.pipeline(staleness=1)
+    with pytest.raises(PreconditionError, match="a trainer of a group has no pipeline"):
+        EmbeddingBag(alone, "user").prefetch(torch.arange(6).reshape(2, 3))
 
 
 def test_learning_rates_of_a_step_must_agree(clients: list[Client]) -> None:
