@@ -8,17 +8,19 @@ that each attempt is one that retry.py knows of.
 
 Where GetCluster tells a data port, the hot calls take it (data_link.py). After a lost connection the next
 attempt goes over gRPC, which knows how to wait for a shard that restarts; once that is answered, the data
-port is asked for anew. A port that cannot be reached at all is left alone.
+port is asked for anew. A port that cannot be reached, or never answers, is tried again ever more rarely.
 
 Thread safety: a channel may be called by any number of threads.
 """
 
 import logging
 import threading
+import time
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import grpc
+from google.protobuf.message import DecodeError
 from rowhouse import codec, error, frame
 from rowhouse.limit import MESSAGE_BYTES_MAX
 from rowhouse.message import Contribution, PullRequest, PullResponse, PushRequest, PushResponse
@@ -46,7 +48,14 @@ OPTIONS: Final = (
 _RELINK_S: Final = 5.0
 """Time for asking a shard, which has just answered, for its data port."""
 
+_LINK_RETRY_S: Final = 5.0
+"""A data port that did not serve one call is tried again after so long, then twice as long, and so on."""
+
+_LINK_RETRY_MAX_S: Final = 600.0
+
 _log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 def to_error(failure: grpc.RpcError, endpoint: str) -> error.RowhouseError:
@@ -59,6 +68,16 @@ def to_error(failure: grpc.RpcError, endpoint: str) -> error.RowhouseError:
     return error.from_status(failure.code(), f"shard at {endpoint}: {details}", name)
 
 
+def _open(endpoint: str, offer: tuple[str, int]) -> DataLink | None:
+    """A link to the data port that `endpoint` told; None when it cannot be used."""
+    try:
+        link = DataLink(endpoint, *offer)
+    except ValueError as failure:  # the words of a newer shard
+        _log.info("shard at %s: %s", endpoint, failure)
+        return None
+    return link if link.open() else None
+
+
 class GrpcTransport:
     """One shard at `endpoint` ("host:port", or "unix:/path")."""
 
@@ -66,9 +85,11 @@ class GrpcTransport:
         self.endpoint = endpoint
         self._closed = False
         self._link: DataLink | None = None
-        self._link_offer: tuple[str, int] | None = None
-        self._link_unreachable: tuple[str, int] | None = None
+        self._links_retired: list[DataLink] = []
+        self._link_told: tuple[str, int] | None = None
+        self._link_offer: tuple[str, int] | None = None  # what was told, while it may be tried
         self._link_lost = False
+        self._link_failures, self._link_retry_s = 0, 0.0
         self._link_lock = threading.Lock()
         self._channel = grpc.insecure_channel(endpoint, OPTIONS)
         self._pull = self._channel.unary_unary(
@@ -119,7 +140,7 @@ class GrpcTransport:
         """Rows of one step."""
         data = self._call_link(frame.PULL, codec.pull_request_parts, request, timeout_s)
         if data is not None:
-            return codec.decode_pull_response(data)
+            return self._decoded(codec.decode_pull_response, data)
         response: PullResponse = self._call_hot(self._pull, request, timeout_s)
         return response
 
@@ -127,7 +148,7 @@ class GrpcTransport:
         """Gradients of one step."""
         data = self._call_link(frame.PUSH, codec.push_request_parts, request, timeout_s)
         if data is not None:
-            return codec.decode_push_response(data)
+            return self._decoded(codec.decode_push_response, data)
         response: PushResponse = self._call_hot(self._push, request, timeout_s)
         return response
 
@@ -135,21 +156,29 @@ class GrpcTransport:
         """One trainer's gradients of one step."""
         data = self._call_link(frame.CONTRIBUTE, codec.contribution_parts, request, timeout_s)
         if data is not None:
-            return pb.ContributeResponse.FromString(bytes(data))
+            return self._decoded(lambda d: pb.ContributeResponse.FromString(bytes(d)), data)
         response: pb.ContributeResponse = self._call_hot(self._contribute, request, timeout_s)
         return response
 
     def get_cluster(self, request: pb.GetClusterRequest, timeout_s: float) -> pb.GetClusterResponse:
         """Tables, shards and the partition map; and where the data port is, for the next hot call."""
         response: pb.GetClusterResponse = self._call(self._get_cluster, request, timeout_s)
+        offer = (response.data_endpoint, response.data_token)
         with self._link_lock:
-            self._link_lost = False
-            offer = (response.data_endpoint, response.data_token)
-            if response.data_endpoint and offer not in (self._link_offer, self._link_unreachable):
-                retired, self._link, self._link_offer = self._link, None, offer
-                if retired is not None:
-                    retired.retire()
+            if offer != self._link_told:
+                self._link_told, self._link_failures, self._link_retry_s = offer, 0, 0.0
+            elif self._link is not None or time.monotonic() < self._link_retry_s:
+                return response
+            self._retire()
+            self._link_offer, self._link_lost = (offer if offer[0] else None), False
         return response
+
+    def _decoded(self, decode: Callable[[memoryview], T], data: memoryview) -> T:
+        try:
+            return decode(data)
+        except (error.InvalidRequestError, DecodeError) as failure:  # as gRPC takes such an answer
+            text = f"shard at {self.endpoint}: an answer that cannot be read: {failure}"
+            raise error.InternalError(text) from failure
 
     def _call_link(
         self, kind: int, encode: Callable[[Any], list[codec.Part]], request: Any, timeout_s: float
@@ -173,29 +202,42 @@ class GrpcTransport:
             return None
         with self._link_lock:
             if self._link is None and self._link_offer is not None and not self._closed:
-                link = DataLink(self.endpoint, *self._link_offer)
-                if link.open():
-                    self._link = link
-                else:
+                link = _open(self.endpoint, self._link_offer)
+                if link is None and not self._link_failures:
                     _log.warning(
                         "shard at %s: its data port %s cannot be reached; going on over gRPC, which is "
                         "slower (data_port in the cluster's config sets the port)",
                         self.endpoint, self._link_offer[0],
                     )  # fmt: skip
-                    self._link_unreachable, self._link_offer = self._link_offer, None
+                self._link = link
+                if link is None:
+                    self._set_aside(served=False)
             return self._link
 
     def _lose(self, link: DataLink) -> None:
         """Go on over gRPC until the shard tells its data port anew."""
         with self._link_lock:
             if self._link is link:
-                self._link, self._link_offer, self._link_lost = None, None, True
-        link.retire()
+                self._retire()
+                self._set_aside(link.served)
+
+    def _set_aside(self, served: bool) -> None:
+        self._link_offer, self._link_lost = None, True
+        wait_s = 0.0 if served else _LINK_RETRY_S * 2 ** min(self._link_failures, 32)
+        self._link_failures = 0 if served else self._link_failures + 1
+        self._link_retry_s = time.monotonic() + min(wait_s, _LINK_RETRY_MAX_S)
+
+    def _retire(self) -> None:
+        """Use the link no more; `close` still ends the calls that are under way on it."""
+        if self._link is not None:
+            self._link.retire()
+            self._links_retired = [one for one in (*self._links_retired, self._link) if one.busy]
+            self._link = None
 
     def _call_hot(self, method: Callable[..., Any], request: Any, timeout_s: float) -> Any:
         """A hot call over gRPC; its answer says that the shard is there, so a lost link is looked for."""
         answer = self._call(method, request, timeout_s)
-        if self._link_lost:
+        if self._link_lost and time.monotonic() >= self._link_retry_s:
             try:
                 self.get_cluster(pb.GetClusterRequest(), _RELINK_S)
             except error.RowhouseError as failure:
@@ -258,5 +300,5 @@ class GrpcTransport:
         self._closed = True
         self._channel.close()
         with self._link_lock:
-            if self._link is not None:
-                self._link.close()
+            for link in (*self._links_retired, *([self._link] if self._link else [])):
+                link.close()
