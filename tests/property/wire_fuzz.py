@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Messages for the fuzzer: right ones of every call, and what random, forged and cut bytes make of them.
 
-A message is a pure function of (seed, number), so a failure is found again by its number.
+The same for frames of the data port. A message is a pure function of (seed, number), so a failure is found
+again by its number.
 """
 
 from collections.abc import Callable
@@ -9,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
-from rowhouse.limit import DIM_MAX, IDS_PER_REQUEST_MAX
+from rowhouse import frame
+from rowhouse.limit import DIM_MAX, IDS_PER_REQUEST_MAX, MESSAGE_BYTES_MAX
 from rowhouse.v1 import rowhouse_pb2 as pb
 
 POOL: Final = np.arange(64, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
@@ -184,3 +186,53 @@ def fuzzed(seed: int, number: int, map_version: int, sequence: int) -> Fuzzed:
     for _ in range(int(rng.integers(1, 4))):
         CHANGES[int(rng.integers(0, len(CHANGES)))](rng, wild)
     return Fuzzed(method, bytes(wild), False)
+
+
+KINDS: Final = {"Pull": frame.PULL, "Push": frame.PUSH, "Contribute": frame.CONTRIBUTE}
+"""The calls that a data port takes."""
+
+SIZES: Final = (0, 19, 2**16, MESSAGE_BYTES_MAX, MESSAGE_BYTES_MAX + 1, 2**31, 2**32 - 1)
+
+
+def wild_stream(seed: int, number: int, method: str, body: bytes, token: int) -> bytes:
+    """What a connection sends whose frames are not right: flipped, cut, forged, glued, random, foreign."""
+    rng = np.random.default_rng([seed, number, 1])
+    kind = KINDS[method]
+    right = frame.encode_head(kind, len(body), token) + body
+    wild = bytearray(right)
+    change = int(rng.integers(0, 9))
+    if change == 0:  # a bit of the head
+        wild[int(rng.integers(0, frame.HEAD.size))] ^= 1 << int(rng.integers(0, 8))
+    elif change == 1:
+        _cut(rng, wild)
+    elif change == 2:
+        size = SIZES[int(rng.integers(0, len(SIZES)))] if rng.integers(2) else int(rng.integers(0, 300))
+        wild[8:12] = size.to_bytes(4, "little")
+    elif change == 3:
+        wild[12:20] = rng.bytes(8)
+    elif change == 4:
+        _random(rng, wild)
+    elif change == 5:  # a message that goes on where its length says that it ends
+        wild += rng.bytes(int(rng.integers(1, 60)))
+    elif change == 6:
+        wild += right
+        _flip(rng, wild)
+    elif change == 7:
+        wild[4] = int(rng.integers(0, 20))
+    else:
+        hello = frame.encode_head(frame.HELLO, 0, token)
+        wild[:] = hello + right + hello + right[: int(rng.integers(0, len(right)))]
+    return bytes(wild)
+
+
+def whole_frames(stream: bytes, token: int) -> list[tuple[int, bytes]]:
+    """(kind, body) of each frame that a data port must answer before it hangs up; slow and obvious."""
+    found = []
+    while len(stream) >= 20:
+        kind, size = stream[4], int.from_bytes(stream[8:12], "little")
+        right = stream[:4] == b"rhd1" and stream[12:20] == token.to_bytes(8, "little")
+        if not right or kind not in (0, 1, 2, 3) or (kind == 0 and size) or len(stream) < 20 + size:
+            break
+        found.append((kind, stream[20 : 20 + size]))
+        stream = stream[20 + size :]
+    return found
