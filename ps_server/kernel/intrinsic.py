@@ -21,8 +21,8 @@ from numba import extending, njit, types
 from numba.core.errors import TypingError
 from numpy.typing import NDArray
 
-PREFETCH_ROWS: Final = 8
-"""How many rows ahead a kernel prefetches: about 100 ns of memory latency over 10 to 20 ns per row."""
+PREFETCH_ROWS: Final = 24
+"""How many rows ahead a kernel prefetches: more than latency asks for: a push writes lines back too."""
 
 # numba passes the typing context by itself, which its own annotations do not know.
 intrinsic: Final[Callable[[Callable[..., Any]], Any]] = extending.intrinsic
@@ -30,7 +30,7 @@ intrinsic: Final[Callable[[Callable[..., Any]], Any]] = extending.intrinsic
 _LINE_BYTES: Final = 64
 _PREFETCH_BYTES_MAX: Final = 512
 """Head of a row that is prefetched. Past it the processor has seen the stream and follows it by
-itself, and eight whole rows of dim 1024 ahead would drive each other out of a 32 KiB cache."""
+itself, and whole rows of dim 1024 ahead would drive each other out of a 32 KiB cache."""
 
 
 def pointer_to(context: Any, builder: Any, array: Any, value: Any, index: Any, place: Any) -> Any:
