@@ -145,12 +145,17 @@ WORKLOADS: Final[tuple[Workload, ...]] = (
     ),
     *(
         Workload(
-            name=f"cross.{name}_way", summary=f"{ways}-way cross of dictionary-encoded columns, one core",
+            name=f"cross.{name}",
+            summary=f"{ways}-way cross of dictionary-encoded columns, {counts[0]:,} values, one core",
             peer="polars, pandas, scikit-learn, Keras",
             function="benchmarks.cross_throughput:measure_encoded",
-            goal=_at_least(rate, "figure"), arguments={"ways": ways, "peer_goal": _at_least(20.0)},
+            goal=_at_least(rate, "figure"), arguments={"counts": counts, "peer_goal": _at_least(20.0)},
         )
-        for name, ways, rate in (("two", 2, 60.0), ("three", 3, 40.0))
+        for name, ways, rate, counts in (
+            ("two_way", 2, 60.0, (1000, 50)), ("three_way", 3, 40.0, (1000, 50, 50)),
+            ("two_way_million", 2, 60.0, (1_000_000, 1000)),
+            ("three_way_million", 3, 40.0, (1_000_000, 1000, 50)),
+        )
     ),
     Workload(
         name="cross.strings", summary="2-way cross of raw strings, 1 M distinct, one core",

@@ -17,8 +17,8 @@ import numpy as np
 import pyarrow as pa
 
 from benchmarks.bar import Bar, Goal, Settings, make_bar
-from benchmarks.cross_peer import find_peers, peer_name
-from benchmarks.cross_throughput import Run, take_turns
+from benchmarks.cross_peer import Run, find_peers, peer_name
+from benchmarks.cross_throughput import take_turns
 from examples.click.generate import generate
 from feature_cross import Engine, load
 
@@ -128,7 +128,7 @@ def measure_config(settings: Settings, name: str, goal: Goal, rows: int = ROWS) 
             for _ in engine.transform_stream(table):
                 pass
 
-    peers, why = find_peers(bool(settings.peers))
+    peers, why = find_peers(settings.peers)
     what = "the click demo's whole config"
     done = max(1, rows // distinct) * distinct
     few = engine.transform(table.slice(0, CHECKED_ROWS))
@@ -141,7 +141,7 @@ def measure_config(settings: Settings, name: str, goal: Goal, rows: int = ROWS) 
     for form in FORMS:
         theirs = _polars_run(table, engine, form)
         mine, other, detail = take_turns(settings, ours, theirs, (done, distinct), passes=1)
-        peer = peer_name("polars").replace("columns joined and hashed", f"the same features, {form}")
+        peer = peer_name("polars").partition(",")[0] + f", the same features, {form}"
         bars.append(make_bar(f"{name}.{form}", what, "M rows/s", goal, mine, peer, other, detail | facts))
     return bars
 

@@ -7,7 +7,6 @@ processes on the machine do not count. Every input is made anew from a fixed see
 """
 
 import time
-from collections.abc import Callable
 from itertools import pairwise
 from typing import Any, Final
 
@@ -17,21 +16,17 @@ import xxhash
 
 from benchmarks.bar import Bar, Goal, Settings, make_bar
 from benchmarks.contest import CpuMeter
-from benchmarks.cross_peer import PEERS, find_peers, peer_name
+from benchmarks.cross_peer import FEW, PEERS, RemoteRun, Run, find_peers, peer_name
 from feature_cross import Engine, load
 from feature_cross.id_format import TAG_STRING
 from feature_cross.kernel.wide import AVAILABLE
 from feature_cross.kernel.xxh64 import hash_strings
 
 ROWS: Final = 1_000_000
-PEER_ROWS: Final = 100_000
-"""Peers that work row by row in Python get fewer rows; rates are compared, not times."""
-
-Run = Callable[[], Any]
 
 
 def take_turns(
-    settings: Settings, ours: Run, theirs: Run | None, counts: tuple[int, int], passes: int = 2
+    settings: Settings, ours: Run, theirs: Run | RemoteRun | None, counts: tuple[int, int], passes: int = 2
 ) -> tuple[list[float], list[float], dict[str, Any]]:
     """Rates of both sides in M per CPU second, run by run, and the cores that others took meanwhile.
 
@@ -39,22 +34,31 @@ def take_turns(
     """
     sides = [side for side in (ours, theirs) if side is not None]
     for side in sides:
-        side()
+        _turn(side, 0.0, 1)
     rates: list[list[float]] = [[] for _ in sides]
     foreign = []
     for _ in range(settings.runs):
         for number, side in enumerate(sides):
-            meter, spent_s, done = CpuMeter(), 0.0, 0
-            while spent_s < settings.seconds or done < passes:
-                before_s = time.process_time()
-                side()
-                spent_s += time.process_time() - before_s
-                done += 1
+            meter = CpuMeter()
+            done, spent_s = _turn(side, settings.seconds, passes)
             rates[number].append(done * counts[number] / spent_s / 1e6)
             if number == 0:
                 foreign.append(meter.foreign_cores())
     detail = {"rows": counts[0], "foreign_cores": round(float(np.median(foreign)), 2)}
     return rates[0], rates[1] if len(rates) > 1 else [], detail
+
+
+def _turn(side: Run | RemoteRun, seconds: float, passes: int) -> tuple[int, float]:
+    """Passes done and the CPU seconds that they took."""
+    if isinstance(side, RemoteRun):
+        return side.turn(seconds, passes)
+    spent_s, done = 0.0, 0
+    while spent_s < seconds or done < passes:
+        before_s = time.process_time()
+        side()
+        spent_s += time.process_time() - before_s
+        done += 1
+    return done, spent_s
 
 
 def _engine(names: list[str], kind: str) -> Engine:
@@ -75,27 +79,33 @@ def _cross(
     settings: Settings, name: str, what: str, goal: Goal, peer_goal: Goal | None, table: pa.Table
 ) -> list[Bar]:
     ours = _stream(_engine(table.schema.names, "string"), table)
-    peers, why = find_peers(bool(settings.peers))
+    peers, why = find_peers(settings.peers)
     mine, _, detail = take_turns(settings, ours, None, (ROWS, 0))
     bars = [make_bar(name, what, "M ids/s", goal, mine, detail=detail, skipped=why)]
     for peer in peers:
-        rows = ROWS if peer.startswith("polars") else PEER_ROWS
-        run = PEERS[peer][1](table.slice(0, rows))
-        mine, theirs, detail = take_turns(settings, ours, run, (ROWS, rows))
-        bar = f"{name}.{peer}"
-        bars.append(make_bar(bar, what, "M ids/s", peer_goal, mine, peer_name(peer), theirs, detail))
+        form, bar = PEERS[peer], f"{name}.{peer}"
+        run = form.make(table.slice(0, form.rows))
+        try:
+            mine, theirs, detail = take_turns(settings, ours, run, (ROWS, form.rows))
+        finally:
+            if isinstance(run, RemoteRun):
+                run.close()
+        asked = peer_goal if form.asked else None
+        bars.append(make_bar(bar, what, "M ids/s", asked, mine, peer_name(peer), theirs, detail))
     return bars
 
 
-def measure_encoded(settings: Settings, name: str, goal: Goal, peer_goal: Goal, ways: int) -> list[Bar]:
-    """A cross of dictionary-encoded columns of 1,000 and 50 (and 50) distinct values."""
+def measure_encoded(
+    settings: Settings, name: str, goal: Goal, peer_goal: Goal, counts: tuple[int, ...]
+) -> list[Bar]:
+    """A cross of dictionary-encoded columns with so many distinct values each."""
     random = np.random.default_rng(1)
     columns = {}
-    for number, distinct in enumerate((1000, 50, 50)[:ways]):
+    for number, distinct in enumerate(counts):
         values = pa.array([f"value_{number}_{i}" for i in range(distinct)])
         indices = pa.array(random.integers(0, distinct, ROWS, np.int32))
         columns[f"c{number}"] = pa.DictionaryArray.from_arrays(indices, values)
-    what = f"{ways}-way cross of dictionary-encoded columns"
+    what = f"{len(counts)}-way cross of dictionary-encoded columns, {' × '.join(f'{n:,}' for n in counts)}"
     return _cross(settings, name, what, goal, peer_goal, pa.table(columns))
 
 
@@ -117,7 +127,7 @@ def measure_hash(
     data = random.integers(0, 256, ROWS * length, np.uint8)
     offsets = np.arange(ROWS + 1, dtype=np.int32) * length
     out = np.empty(ROWS, np.uint64)
-    strings = [data[a:b].tobytes() for a, b in pairwise(offsets[: PEER_ROWS + 1].tolist())]
+    strings = [data[a:b].tobytes() for a, b in pairwise(offsets[: FEW + 1].tolist())]
     tagged = [bytes([TAG_STRING]) + string for string in strings[:1000]]
     digest = xxhash.xxh64_intdigest
     hash_strings(data, offsets, TAG_STRING, out)
@@ -127,7 +137,7 @@ def measure_hash(
         settings,
         lambda: hash_strings(data, offsets, TAG_STRING, out),
         lambda: [digest(string) for string in strings],
-        (ROWS, PEER_ROWS),
+        (ROWS, FEW),
     )
     detail["vectors"] = AVAILABLE
     peer = f"xxhash {xxhash.VERSION} called per string"
