@@ -33,7 +33,7 @@ from rowhouse.limit import DIM_MAX, SHARDS_MAX, TABLE_NAME_BYTES_MAX, TABLES_PER
 from ps_server.admission import AdmissionConfig
 from ps_server.config_error import describe
 from ps_server.document import Document, parse_document
-from ps_server.endpoint import SOCKET_PREFIX, check_endpoint, has_open_port
+from ps_server.endpoint import SOCKET_PREFIX, check_endpoint, data_port_conflict, has_open_port
 from ps_server.initializer import InitializerConfig
 from ps_server.optimizer import OptimizerConfig
 from ps_server.score import ShowClick
@@ -305,6 +305,10 @@ class ClusterConfig(_Model):
             raise ValueError(
                 f"data_port {self.data_port} + {self.shard_count} shards ends at {last}, past 65535"
             )
+        if isinstance(self.data_port, int) and (
+            conflict := data_port_conflict(self.endpoints, self.data_port)
+        ):
+            raise ValueError(conflict)
         return self
 
     @property

@@ -12,6 +12,7 @@ import os
 import re
 import socket
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -103,9 +104,25 @@ def _somebody_listens(path: Path) -> bool:
     return True
 
 
-def bind_data_port(endpoint: str, port: int) -> socket.socket:
+def data_port_conflict(endpoints: Sequence[str], first: int) -> str | None:
+    """Which shard's data port, `first` + its index, is another's endpoint; None when there is none."""
+    places = [split_endpoint(e) for e in endpoints if socket_path(e) is None]
+    ports = {(host, first + i): i for i, (host, _) in enumerate(places)}
+    for index, place in enumerate(places):
+        if place in ports:
+            return (
+                f"data_port {first} gives shard {ports[place]} port {place[1]}, the endpoint of shard "
+                f"{index}; leave {len(endpoints)} ports free from data_port on"
+            )
+    return None
+
+
+def bind_data_port(endpoint: str, port: int, others: Sequence[str] = ()) -> socket.socket:
     """A bound socket for the data port of a shard that listens on `endpoint`: `port` (0: any) of the same
     address, or the socket file with DATA_SUFFIX.
+
+    `others` are the cluster's endpoints, of which none is picked for 0: one may be that of a shard which
+    only restarts.
 
     Raises
     ------
@@ -123,11 +140,31 @@ def bind_data_port(endpoint: str, port: int) -> socket.socket:
         host, _ = split_endpoint(endpoint)
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         family, address = found[0][0], found[0][4]
+    if port == 0 and family != socket.AF_UNIX:
+        return _bind_any(family, address, {split_endpoint(e)[1] for e in others if socket_path(e) is None})
+    return _bind(family, address)
+
+
+def _bind_any(family: int, address: tuple[Any, ...] | str, reserved: set[int]) -> socket.socket:
+    passed_over: list[socket.socket] = []  # held until another is found, or the system may pick it again
+    try:
+        while True:
+            made = _bind(family, address)
+            if made.getsockname()[1] not in reserved:
+                return made
+            passed_over.append(made)
+    finally:
+        for one in passed_over:
+            one.close()
+
+
+def _bind(family: int, address: tuple[Any, ...] | str) -> socket.socket:
     made = socket.socket(family, socket.SOCK_STREAM)
     try:
         if family != socket.AF_UNIX:
             made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         made.bind(address)
+        made.listen()  # of two that bind one port with SO_REUSEADDR, the second one fails here
     except OSError as error:
         made.close()
         raise ConfigError(f"data_port: {address} cannot be bound: {error.strerror or error}") from None

@@ -190,8 +190,10 @@ class Server:
         if wanted == "off":
             return
         try:
-            bound = bind_data_port(self.endpoint, 0 if wanted == "auto" else wanted + self._index)
+            port = 0 if wanted == "auto" else wanted + self._index
+            bound = bind_data_port(self.endpoint, port, self._config.endpoints)
         except BaseException:
+            self._server.start()  # gRPC lets go of the port of a server that has run, and of no other
             self._server.stop(None).wait()
             raise
         self._data_port.start(bound)
