@@ -17,9 +17,9 @@ from rich.table import Table
 
 from feature_cross.config import CrossConfig
 from feature_cross.engine import Engine
-from feature_cross.error import ConfigError, DataError, FlagError, Problem
+from feature_cross.error import ConfigError, FlagError, Problem
 from feature_cross.explain import Explanation, explain
-from feature_cross.lint import check_config
+from feature_cross.finding import find
 from feature_cross.loader import load, nearest
 from feature_cross.lock import check_against, lock_path, read_previous
 from feature_cross.lookup import run_lookup
@@ -30,7 +30,7 @@ from feature_cross.row import row_to_batch
 from feature_cross.sink import Sink
 from feature_cross.source import count_rows, open_dataset, read_batches
 from feature_cross.stream import transform_batches
-from feature_cross.survey import Survey, check_columns, survey
+from feature_cross.survey import Survey
 
 __all__ = ["run_check", "run_data", "run_explain", "run_schema"]
 
@@ -89,13 +89,14 @@ def run_check(flags: argparse.Namespace) -> int:
     problems: list[Problem] = []
     source = flags.config
     try:
-        config = load(flags.config)
-        problems, measured = _checked(config, flags.data)
+        found = find(flags.config, flags.data)
+        problems, measured = found.problems, found.measured
         against = flags.against
         if against is None and lock_path(flags.config).exists():
             against = str(lock_path(flags.config))
-        if against is not None:
-            problems = [*check_against(config, build_plan(config), read_previous(against)), *problems]
+        if against is not None and found.whole is not None:
+            previous = read_previous(against)
+            problems = [*check_against(found.whole, build_plan(found.whole), previous), *problems]
     except ConfigError as error:
         if any(one.code == "config-file" for one in error.problems):
             raise  # a file that cannot be read is no finding
@@ -121,26 +122,6 @@ def run_check(flags: argparse.Namespace) -> int:
 
 def _counted(number: int, thing: str) -> str:
     return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
-
-
-def _checked(config: CrossConfig, data: str | None) -> tuple[list[Problem], Survey | None]:
-    engine = Engine(config)
-    if data is None:
-        return check_config(config, engine.plan), None
-    try:
-        misfits = check_columns(engine, open_dataset(data, engine.plan).schema)
-        if misfits:
-            return [*check_config(config, engine.plan), *misfits], None
-        measured = survey(engine, data)
-    except DataError as error:
-        return [*check_config(config, engine.plan), Problem("data", str(error))], None
-    problems = check_config(config, engine.plan, measured.ratios, measured.pairs)
-    for name, feature in measured.features.items():
-        if measured.rows and not feature.covered_rows:
-            path = engine.plan.node(name).path
-            message = f"{name} gives no id in {measured.rows} rows"
-            problems.append(Problem("empty-feature", message, path, config.line(path), "warning"))
-    return problems, measured
 
 
 def _problem_json(problem: Problem) -> dict[str, Any]:

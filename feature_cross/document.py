@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from feature_cross.error import ConfigError, Path, Problem
-from feature_cross.limit import CONFIG_BYTES_MAX, CONFIG_DEPTH_MAX, CONFIG_NODES_MAX
+from feature_cross.limit import CONFIG_BYTES_MAX, CONFIG_DEPTH_MAX, CONFIG_NODES_MAX, PROBLEMS_MAX
 
 __all__ = ["parse"]
 
@@ -20,6 +20,8 @@ _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 """libyaml where PyYAML was built with it: ten times as fast."""
 
 _PLAIN_TAGS = frozenset(f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float", "str"))
+
+_COLLECTION_TAGS = frozenset(f"tag:yaml.org,2002:{name}" for name in ("map", "seq"))
 
 
 def parse(text: str, source: str) -> tuple[Any, dict[Path, int]]:
@@ -57,7 +59,10 @@ def parse(text: str, source: str) -> tuple[Any, dict[Path, int]]:
         return {}, {(): 1}
     lines: dict[Path, int] = {}
     builder = _Builder(lines, source)
-    return builder.value(node, ()), lines
+    value = builder.value(node, ())
+    if builder.problems:
+        raise ConfigError(builder.problems, source)
+    return value, lines
 
 
 def _fail(code: str, message: str, line: int | None, source: str) -> None:
@@ -86,6 +91,7 @@ class _Builder:
         self.lines = lines
         self.source = source
         self.count = 0
+        self.problems: list[Problem] = []
         self.scalar = yaml.constructor.SafeConstructor()
 
     def value(self, node: Any, path: Path) -> Any:
@@ -96,6 +102,8 @@ class _Builder:
             _fail("config-size", f"more than {CONFIG_NODES_MAX} values (aliases followed)", line, self.source)
         if len(path) > CONFIG_DEPTH_MAX:
             _fail("config-depth", f"nested deeper than {CONFIG_DEPTH_MAX} levels", line, self.source)
+        if not isinstance(node, yaml.ScalarNode) and node.tag not in _COLLECTION_TAGS:
+            self._tag(node, path)
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, path)
         if isinstance(node, yaml.SequenceNode):
@@ -110,11 +118,13 @@ class _Builder:
             if not isinstance(key, str):
                 shown = getattr(key_node, "value", "a collection")
                 reason = f"key {shown!r} is not text; quote it (YAML reads on, off, yes, no as bools)"
-                raise ConfigError([Problem("key-type", reason, path, line)], self.source)
+                self._add("key-type", reason, path, line)
+                continue
             if key in out:
                 first = self.lines[(*path, key)]
                 reason = f"key {key!r} is given twice (first on line {first})"
-                raise ConfigError([Problem("duplicate-key", reason, path, line)], self.source)
+                self._add("duplicate-key", reason, path, line)
+                continue
             self.lines[(*path, key)] = line
             out[key] = self.value(value_node, (*path, key))
         return out
@@ -123,11 +133,19 @@ class _Builder:
         if node.tag == "tag:yaml.org,2002:timestamp":  # an unquoted date is its own text here
             return node.value
         if node.tag not in _PLAIN_TAGS:
-            reason = f"tag {node.tag} is not allowed; a config holds plain values"
-            raise ConfigError([Problem("yaml-tag", reason, path, node.start_mark.line + 1)], self.source)
+            self._tag(node, path)
+            return None
         try:
             return self.scalar.construct_object(node)
         except (ValueError, yaml.YAMLError):
             reason = f"value {node.value!r} cannot be read as {node.tag.rsplit(':', 1)[1]}"
-            line = node.start_mark.line + 1
-            raise ConfigError([Problem("yaml", reason, path, line)], self.source) from None
+            self._add("yaml", reason, path, node.start_mark.line + 1)
+            return None
+
+    def _tag(self, node: Any, path: Path) -> None:
+        reason = f"tag {node.tag} is not allowed; a config holds plain values"
+        self._add("yaml-tag", reason, path, node.start_mark.line + 1)
+
+    def _add(self, code: str, message: str, path: Path, line: int) -> None:
+        if len(self.problems) < PROBLEMS_MAX:
+            self.problems.append(Problem(code, message, path, line))

@@ -4,6 +4,7 @@
 Counts are exact over the rows read. Thread safety: pure functions.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +19,7 @@ from feature_cross.error import DataError, Problem
 from feature_cross.limit import BATCH_ROWS_DEFAULT
 from feature_cross.lint import PairCount, cross_pairs, futile_pairs
 from feature_cross.loader import nearest
+from feature_cross.node import AttributeUse
 from feature_cross.reading import read_attribute
 from feature_cross.source import read_batches
 
@@ -74,11 +76,22 @@ class _Count:
         self.pending, self.pending_ids = [], 0
 
 
-def check_columns(engine: Engine, schema: pa.Schema) -> list[Problem]:
-    """Attributes whose column is not in the data, or has a type that they do not take; errors with lines."""
+def check_columns(engine: Engine, schema: pa.Schema, labels: Collection[str] = ()) -> list[Problem]:
+    """Attributes whose column is not in the data, or has a type that they do not take; errors with lines.
+
+    Those that the features use, and those of `labels` (entity.attribute) besides.
+    """
     found = []
     empty = pa.RecordBatch.from_arrays([pa.nulls(0, kind) for kind in schema.types], names=schema.names)
-    for label, use in {use.label: use for use in engine.plan.attributes}.items():
+    uses = {
+        f"{entity}.{name}": AttributeUse(
+            entity, name, f"{entity}.{name}", attribute.column or name, attribute, attribute.missing
+        )
+        for entity, declared in engine.config.entities.items()
+        for name, attribute in declared.attributes.items()
+        if f"{entity}.{name}" in labels
+    }
+    for label, use in {**uses, **{use.label: use for use in engine.plan.attributes}}.items():
         path = ("entities", use.entity, "attributes", use.name)
         line = engine.config.line(path)
         lost = [column for column in use.columns if column not in schema.names]
