@@ -17,7 +17,7 @@ from rowhouse.placement import PartitionMap
 from rowhouse.v1 import rowhouse_pb2 as pb
 
 from ps_server.config_error import nearest
-from ps_server.kernel.gradient import first_non_finite, sum_duplicates
+from ps_server.kernel.gradient import first_not_below, sum_duplicates
 from ps_server.table import Table, TablePush
 
 FREEZE_MODES: Final = {
@@ -103,18 +103,15 @@ def _check_rate(table: Table, rate: float | None) -> None:
 
 def _check_gradients(table: Table, ids: NDArray[np.uint64], gradients: NDArray[np.float32]) -> None:
     """Every element is finite and below the bound that keeps the optimizer's state finite."""
-    if not gradients.size:
-        return
     optimizer = table.config.optimizer
     bound = gradient_bound(optimizer.kind, optimizer.clip_value, optimizer.clip_norm)
-    if -bound < gradients.min() and gradients.max() < bound:  # false for a NaN
-        return
-    bad = int(first_non_finite(gradients))
-    reason = "it must be finite"
+    bad = int(first_not_below(gradients, bound))
     if bad < 0:
-        bad = int(np.argmax(np.abs(gradients) >= bound))
-        reason = f"{optimizer.kind} sums squares: it must be below {bound:g}, or clip_value be set"
+        return
     row, column = divmod(bad, table.layout.dim)
+    reason = "it must be finite"
+    if np.isfinite(gradients[row, column]):
+        reason = f"{optimizer.kind} sums squares: it must be below {bound:g}, or clip_value be set"
     raise InvalidRequestError(
         f"table {table.name!r}: the gradient of id {int(ids[row])} (row {row}, column {column}) is "
         f"{gradients[row, column]:g}; {reason}"

@@ -180,10 +180,14 @@ class Table:
             pinned = False
             if missing:
                 pinned = self._bring_in(ids, slots, admitted)
-            keep = slots >= 0
-            if self.tier.arena.row_lsn is not None:
-                keep &= self.tier.arena.row_lsn[slots] < lsn  # -1 wraps to the last one and is masked anyway
-            self._apply(part if keep.all() else part.only(keep), slots[keep], lsn, time_s)
+            row_lsn = self.tier.arena.row_lsn
+            if missing or row_lsn is not None:
+                keep = slots >= 0
+                if row_lsn is not None:
+                    keep &= row_lsn[slots] < lsn  # -1 wraps to the last one and is masked anyway
+                if not keep.all():
+                    part, slots = part.only(keep), slots[keep]
+            self._apply(part, slots, lsn, time_s)
             if pinned:
                 self.tier.arena.clear_flags(ids, index.PINNED)
             self.tier.applied_lsn = lsn

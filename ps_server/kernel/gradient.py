@@ -11,25 +11,41 @@ from numba import njit
 from numpy.typing import NDArray
 from rowhouse.mix import mix64_scalar
 
+from ps_server.kernel.intrinsic import float_bits
+
 _U32, _U64 = np.uint32, np.uint64
-_CHECK_BLOCK = 4096
+_CHECK_BLOCK, _ASCEND_BLOCK = 4096, 256
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def first_non_finite(gradients: NDArray[np.float32]) -> int:
-    """Flat index of the first NaN or infinity in `gradients` (n, dim) float32; -1 if there is none."""
+def first_not_below(gradients: NDArray[np.float32], bound: float) -> int:
+    """Flat index of the first element of `gradients` (n, dim) float32 that is NaN or not below `bound`
+    (greater than 0, infinity for any finite one) in magnitude; -1 if there is none."""
     bits = gradients.reshape(-1).view(_U32)
+    limit = float_bits(np.float32(bound))
     count = bits.shape[0]
     for begin in range(0, count, _CHECK_BLOCK):
         block = bits[begin : min(begin + _CHECK_BLOCK, count)]
         largest = _U32(0)  # an integer maximum is one vector instruction; a search with an exit is not
         for i in range(block.shape[0]):
             largest = max(largest, _U32(block[i] & _U32(0x7FFFFFFF)))
-        if largest >= _U32(0x7F800000):
+        if largest >= limit:
             for i in range(block.shape[0]):
-                if block[i] & _U32(0x7FFFFFFF) >= _U32(0x7F800000):
+                if block[i] & _U32(0x7FFFFFFF) >= limit:
                     return begin + i
     return -1
+
+
+@njit(nogil=True, cache=True)
+def ascend(ids: NDArray[np.uint64]) -> bool:
+    """Whether each id is greater than the one before it; a batch in another order is told within a block."""
+    for begin in range(1, ids.shape[0], _ASCEND_BLOCK):
+        falls = 0  # counted without an exit, in vectors
+        for i in range(begin, min(begin + _ASCEND_BLOCK, ids.shape[0])):
+            falls += ids[i] <= ids[i - 1]
+        if falls:
+            return False
+    return True
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -119,6 +135,8 @@ def sum_duplicates(
         Ids in order of first appearance, (m,) uint64, and summed gradients, (m, dim) float32. The
         arguments themselves, not copies, if no id appears twice.
     """
+    if ascend(ids):  # as np.unique and torch.unique leave them
+        return ids, gradients
     unique, group = group_ids(ids)
     if unique.shape[0] == ids.shape[0]:
         return ids, gradients

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from rowhouse.error import InvalidRequestError
 
 from ps_server import optimizer
-from ps_server.kernel.gradient import clip, first_non_finite, sum_duplicates
+from ps_server.kernel.gradient import ascend, clip, first_not_below, sum_duplicates
 from ps_server.optimizer import Adagrad, Adam, Ftrl, Optimizer, OptimizerConfig, Sgd
 from tests import naive
 
@@ -114,13 +114,34 @@ def test_zero_limits_of_the_kernel_change_nothing() -> None:
 @pytest.mark.parametrize("place", [0, 1, 4095, 4096, 9998])
 def test_the_first_bad_gradient_is_found(bad: float, place: int) -> None:
     gradients = np.full((3333, 3), 3.4e38, np.float32)
-    assert first_non_finite(gradients) == -1
+    assert first_not_below(gradients, np.inf) == -1
     gradients.reshape(-1)[[place, 9998]] = bad
-    assert first_non_finite(gradients) == place
+    assert first_not_below(gradients, np.inf) == place
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_the_first_gradient_that_is_not_below_a_bound_is_found(sign: float) -> None:
+    gradients = np.full((2000, 3), np.nextafter(np.float32(2.0), np.float32(0)) * np.float32(sign))
+    assert first_not_below(gradients, 2.0) == -1
+    gradients[1500:, 1] = 2.0 * sign
+    assert first_not_below(gradients, 2.0) == 4501
+    gradients[100, 0] = np.nan
+    assert first_not_below(gradients, 2.0) == 300
 
 
 def test_no_gradients_are_finite() -> None:
-    assert first_non_finite(np.empty((0, 16), np.float32)) == -1
+    assert first_not_below(np.empty((0, 16), np.float32), 1.0) == -1
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 256, 257, 258, 1000])
+def test_ascending_ids_are_told_from_others(count: int) -> None:
+    ids = np.arange(count, dtype=np.uint64) + np.uint64(2**64 - 1 - count)
+    assert ascend(ids)
+    for place in {1, 255, 256, 257, count - 1} & set(range(1, count)):
+        for wrong in (ids[place - 1], np.uint64(0)):
+            other = ids.copy()
+            other[place] = wrong
+            assert not ascend(other)
 
 
 IDS = st.lists(st.sampled_from([0, 1, 2, 3, 2**32, 2**63, 2**64 - 1, 2**64 - 2]), max_size=40)
@@ -136,8 +157,10 @@ def test_duplicates_are_summed_in_order(ids: list[int], dim: int, seed: int) -> 
         np.testing.assert_array_equal(sums, np.stack(list(expected.values())))
 
 
-def test_a_batch_without_duplicates_is_not_copied() -> None:
+@pytest.mark.parametrize("ordered", [False, True])
+def test_a_batch_without_duplicates_is_not_copied(ordered: bool) -> None:
     ids = np.random.default_rng(0).permutation(5000).astype(np.uint64) * np.uint64(2**40)
+    ids = np.sort(ids) if ordered else ids
     gradients = np.ones((5000, 2), np.float32)
     unique, sums = sum_duplicates(ids, gradients)
     assert unique is ids and sums is gradients
@@ -149,7 +172,7 @@ def test_arguments_may_be_read_only() -> None:
     ids.flags.writeable = gradients.flags.writeable = False  # views of a received message are
     unique, sums = sum_duplicates(ids, gradients)
     assert unique.tolist() == [7] and (sums == 2).all()
-    assert first_non_finite(gradients) == -1
+    assert first_not_below(gradients, np.inf) == -1
     assert (Sgd(clip_value=0.5).clipped(gradients) == 0.5).all()
 
 
