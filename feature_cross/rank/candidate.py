@@ -5,6 +5,7 @@ Thread safety: pure functions.
 """
 
 import itertools
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 from feature_cross.config import CrossConfig
 from feature_cross.id_format import OPERATION_ARRANGEMENT, OPERATION_SUBSET, OPERATION_TUPLE
-from feature_cross.limit import NAME_CHARACTERS_MAX
+from feature_cross.limit import IDS_PER_ROW_MAX, NAME_CHARACTERS_MAX
 from feature_cross.lock import lock_path, read_previous
 from feature_cross.plan import AttributeUse, Plan
 from feature_cross.rank.coding import Coded, cross_arrangement, cross_product, cross_subsets
@@ -99,12 +100,18 @@ def code(candidate: Candidate, columns: Mapping[str, Coded]) -> Coded:
     return cross_product(candidate.label, [columns[label] for label in candidate.operands])
 
 
-def declare(config: CrossConfig, plan: Plan, chosen: Iterable[Candidate]) -> dict[str, dict[str, Any]]:
-    """What to write under `features:` for each candidate, by its new name; slots follow the highest one."""
+def declare(
+    config: CrossConfig, plan: Plan, chosen: Iterable[Candidate], lengths: Mapping[str, int]
+) -> dict[str, dict[str, Any]]:
+    """What to write under `features:` for each candidate, by its new name; slots follow the highest one.
+
+    `lengths` has the longest list of each label in the data: where nothing else bounds a product of lists, or
+    a list's subsets, a limit is written that all rows read are within.
+    """
     slot = highest_slot(config, plan)
     declared: dict[str, dict[str, Any]] = {}
     for candidate in chosen:
-        parts = [label.split(".") for label in candidate.operands]
+        parts = _split(candidate)
         body: dict[str, Any] = {"kind": "combination", "form": "permutation"}
         if candidate.is_subset:
             body |= {"form": "sorted", "size": len(parts)}
@@ -115,8 +122,26 @@ def declare(config: CrossConfig, plan: Plan, chosen: Iterable[Candidate]) -> dic
             body["slot"] = slot
         one_list = candidate.is_subset or candidate.is_arrangement
         body["of"] = candidate.operands[0] if one_list else list(candidate.operands)
+        most = _limit(config, candidate, lengths)
+        if most is not None:
+            body |= {"limit": most, "past_limit": "cut"}
         declared[_name(candidate, {*config.features, *declared})] = body
     return declared
+
+
+def _limit(config: CrossConfig, candidate: Candidate, lengths: Mapping[str, int]) -> int | None:
+    """A power of two that no row of the data is past; None where the config bounds the ids of a row."""
+    attributes = [config.entities[entity].attributes[name] for entity, name in _split(candidate)]
+    lists = [attribute for attribute in attributes if attribute.list]
+    if candidate.is_arrangement or len(lists) < 2 or all(one.max_length is not None for one in lists):
+        return None
+    longest = [lengths.get(label, 1) for label in candidate.operands]
+    ids = math.comb(longest[0], len(longest)) if candidate.is_subset else math.prod(longest)
+    return min(1 << max(ids - 1, 0).bit_length(), IDS_PER_ROW_MAX)
+
+
+def _split(candidate: Candidate) -> list[list[str]]:
+    return [label.split(".") for label in candidate.operands]
 
 
 def highest_slot(config: CrossConfig, plan: Plan) -> int:

@@ -6,6 +6,7 @@ K' - 1 and any code past them is one that training never saw. Crosses are coded 
 with the engine's own kernels. Shapes: N rows, T ids, K codes. Thread safety: pure functions.
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -45,6 +46,12 @@ class Coded:
     offsets: NDArray[np.int64]
     size: int
     ids: NDArray[np.uint64] | None = None
+
+    def fingerprint(self) -> bytes:
+        """Equal for two features that divide the rows alike: codes come in the order of first occurrence."""
+        found = hashlib.blake2b(self.offsets.tobytes(), digest_size=16)
+        found.update(self.codes.tobytes())
+        return found.digest()
 
     def trained(self, rows: int) -> int:
         """Distinct codes in the first `rows` rows."""

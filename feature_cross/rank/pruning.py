@@ -4,7 +4,8 @@
 "Does not hurt" is shown, not presumed: the upper bound of the interval of what the log loss rises by, against
 the model with all features, is within a tolerance (a non-inferiority test). Selection rows decide, one
 feature at a time, so of two features that say the same one stays; the final rows, read once, then say what
-the pruned model loses. Thread safety: pure functions.
+the pruned model loses. Features whose ids divide the rows exactly alike need no test: one of them stays.
+Thread safety: pure functions.
 """
 
 from collections.abc import Callable, Iterable
@@ -67,7 +68,9 @@ class Verdict:
     hurt
         Rise of the selection log loss without it, in nats.
     dropped
-        `harmless`, `budget`, or empty if it stays.
+        `duplicate`, `harmless`, `budget`, or empty if it stays.
+    same_as
+        The feature that stays, where this one divides the rows exactly as it does; else empty.
     """
 
     name: str
@@ -75,6 +78,7 @@ class Verdict:
     size_bytes: int
     hurt: Estimate
     dropped: str
+    same_as: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +173,7 @@ class _Pruner:
     def __init__(self, sample: Sample, plan: Plan, limits: Limits, threads: int, progress: Progress) -> None:
         self.sample, self.names, self.limits = sample, plan.outputs, limits
         self.groups = plan.groups.values()
+        self.parts = {name: len(plan.node(name).operands) for name in plan.outputs}
         self.threads, self.progress = threads, progress
         self.trainer = Trainer(sample)
         self.size = {name: sample.columns[name].size * limits.bytes_per_row for name in self.names}
@@ -177,7 +182,24 @@ class _Pruner:
         self.dropped: dict[str, str] = {}
         self.whole = self.current = self.trainer.start()
         self.margin = 0.0
+        self.same_as = self._duplicates()
+        for name in self.same_as:
+            self.dropped[name], self.hurt[name] = "duplicate", Estimate(0.0, 0.0)
         self._check_budget()
+
+    def _duplicates(self) -> dict[str, str]:
+        """Of features that divide the rows alike, those that can go, by name: the one that stays.
+
+        Those of --keep stay; else the one of the fewest parts, and of these the first of the config.
+        """
+        alike: dict[bytes, list[str]] = {}
+        for name in self.names:
+            alike.setdefault(self.sample.columns[name].fingerprint(), []).append(name)
+        found: dict[str, str] = {}
+        for names in alike.values():
+            first = min(names, key=lambda name: (name not in self.limits.keep, self.parts[name]))
+            found |= {name: first for name in names if name != first and name not in self.limits.keep}
+        return found
 
     def _check_budget(self) -> None:
         budget, kept = self.limits.budget, self._bytes(self.limits.keep)
@@ -195,7 +217,7 @@ class _Pruner:
         return self._drop_for_budget()
 
     def _fit(self) -> None:
-        self.whole = self.trainer.fit({name: self.sample.columns[name] for name in self.names})
+        self.whole = self.trainer.fit({name: self.sample.columns[name] for name in self._left()})
         self.current = self.whole
         self.margin = self.limits.tolerance * self.whole.selection_loss
 
@@ -285,7 +307,7 @@ class _Pruner:
         verdicts = tuple(
             Verdict(
                 name, self.sample.columns[name].size, self.size[name], self.hurt[name],
-                self.dropped.get(name, ""),
+                self.dropped.get(name, ""), self.same_as.get(name, ""),
             )
             for name in self.names
             if name in self.hurt

@@ -147,6 +147,7 @@ def pruned_json(pruned: Pruned, renamed: dict[str, str], out: str | None) -> dic
             {
                 "feature": one.name, "distinct_ids": one.distinct, "bytes": one.size_bytes,
                 "selection_hurt": one.hurt.value, "selection_error": one.hurt.error, "dropped": one.dropped,
+                "same_as": one.same_as or None,
             }
             for one in pruned.verdicts
         ],
@@ -166,6 +167,7 @@ def print_pruned(pruned: Pruned, renamed: dict[str, str], out: str | None, meani
     table = Table("feature", "ids", "bytes", "cost on selection rows", "", title=title)
     for one in sorted(pruned.verdicts, key=lambda one: (-one.hurt.value, one.name)):
         what = {"harmless": "dropped", "budget": "dropped for the budget"}.get(one.dropped, "stays")
+        what = f"dropped: the same as {one.same_as}" if one.same_as else what
         cost = f"{one.hurt.value:+.5f} (at most {one.hurt.interval(pruned.z)[1]:+.5f})"
         table.add_row(one.name, f"{one.distinct:,}", show_bytes(one.size_bytes), cost, what)
     screen.print(table)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.dataset
 
@@ -345,6 +346,11 @@ class _Searcher:
         good = [one for one in parts if _helps(one) and one.gain.value >= enough]
         return max(good, key=lambda one: (one.gain.value, one.candidate), default=step)
 
+    def _lengths(self) -> dict[str, int]:
+        """The longest list of each plain column."""
+        columns = self.columns.items()
+        return {label: int(np.diff(coded.offsets).max()) for label, coded in columns if self._is_list(label)}
+
     def found(self, steps: list[tuple[Step, Model, Model]], judgement: Judgement, interrupted: bool) -> Found:
         """The final rows' word on each step; they are read here and nowhere before."""
         trainer = self.trainer
@@ -356,7 +362,9 @@ class _Searcher:
         shown = [
             step.candidate for (step, _, _), p in zip(steps, adjusted, strict=True) if p < 1 - judgement.level
         ]
-        declared = dict(zip(shown, declare(self.config, self.plan, shown).items(), strict=True))
+        declared = dict(
+            zip(shown, declare(self.config, self.plan, shown, self._lengths()).items(), strict=True)
+        )
         suggestions = []
         for (step, _, _), gain, p in zip(steps, gains, adjusted, strict=True):
             name, body = declared.get(step.candidate, (step.candidate.label, None))

@@ -13,7 +13,11 @@ import pytest
 from feature_cross import Engine, load
 from feature_cross.cli import main
 from feature_cross.error import FlagError
+from feature_cross.lint import check_config
 from feature_cross.loader import load_text
+from feature_cross.plan import build_plan
+from feature_cross.rank.candidate import Candidate, declare
+from feature_cross.rank.edit import add_features
 from feature_cross.rank.pruning import Limits, _Pruner, prune
 from feature_cross.rank.sample import Design
 from feature_cross.rank.suggestion import Search, _Searcher, suggest
@@ -248,6 +252,63 @@ def test_prune_keeps_one_of_two_that_say_the_same_and_drops_noise() -> None:
     assert pruned.bytes_after == 36 * 150 < pruned.bytes_before
     assert abs(pruned.loss.log_loss.value) < pruned.margin
     assert "c_x_d_x_b" in pruned.dropped and "seen.permutation" in pruned.dropped
+
+
+def test_a_suggested_product_of_lists_is_bounded() -> None:
+    text = """\
+entities:
+  user:
+    attributes:
+      a: {type: int, list: true}
+      b: {type: int, list: true}
+      c: {type: int, list: true, max_length: 4}
+  item: {attributes: {d: {type: int}}}
+features:
+  d: {kind: attribute, of: item.d}
+"""
+    config = load_text(text)
+    plan = build_plan(config)
+    wanted = [
+        ("user.a", "user.b"),
+        ("user.a", "user.a"),
+        ("user.a", "item.d"),
+        ("user.c", "user.c"),
+        ("user.a",),
+    ]
+    lengths = {"user.a": 5, "user.b": 7, "user.c": 4}
+    bodies = declare(config, plan, [Candidate(one) for one in wanted], lengths)
+    assert [body.get("limit") for body in bodies.values()] == [64, 16, None, None, None]
+    new = load_text(add_features(text, "c.yaml", bodies))
+    assert not [one for one in check_config(new, build_plan(new)) if one.code == "unbounded-product"]
+
+
+TWINS = """\
+entities:
+  user: {attributes: {a: {type: int}, twin: {type: string, column: a, cast: true}, c: {type: string}}}
+  item: {attributes: {b: {type: int}, d: {type: int}}}
+features:
+  a_x_b: {kind: interaction, of: [user.a, item.b]}
+  b_x_a: {kind: interaction, of: [item.b, user.twin]}
+  text: {kind: attribute, of: user.twin}
+  number: {kind: attribute, of: user.a}
+  other: {kind: attribute, of: item.d}
+  single: {kind: attribute, of: user.a, when: {user.c: {present: true}}}
+"""
+
+
+@pytest.mark.parametrize("rows", [400, 8000])  # however little the rows can show
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_prune_keeps_one_of_two_that_divide_the_rows_alike(rows: int, seed: int) -> None:
+    design = Design(label="y", seed=seed, shares=(0.4, 0.3, 0.3))
+    pruned = prune(load_text(TWINS), planted(rows, seed), design, Limits(tolerance=0.0))
+    same = {one.name: one.same_as for one in pruned.verdicts if one.dropped == "duplicate"}
+    assert same == {"b_x_a": "a_x_b", "number": "text"}  # not `single`: it covers other rows
+    assert set(same) <= set(pruned.dropped)
+    assert {one.name for one in pruned.verdicts} == {"a_x_b", "b_x_a", "text", "number", "other", "single"}
+    kept = prune(
+        load_text(TWINS), planted(rows, seed), design, Limits(tolerance=0.0, keep=("number", "text"))
+    )
+    assert {one.name for one in kept.verdicts if one.dropped == "duplicate"} == {"b_x_a"}
 
 
 def test_prune_for_a_budget_drops_what_costs_least_per_byte() -> None:
