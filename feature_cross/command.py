@@ -18,7 +18,7 @@ from rich.table import Table
 from feature_cross.config import CrossConfig
 from feature_cross.engine import Engine
 from feature_cross.error import ConfigError, FlagError, Problem
-from feature_cross.explain import Explanation, explain
+from feature_cross.explain import Explanation, explain, why_absent
 from feature_cross.finding import find
 from feature_cross.loader import load, nearest
 from feature_cross.lock import check_against, lock_path, read_previous
@@ -63,6 +63,8 @@ def run_data(flags: argparse.Namespace) -> int:
     if flags.json:
         print(json.dumps(report))
         return 0
+    if not rows:
+        console.print(f"warning: {flags.data} has no rows, so {flags.out} has none")
     table = Table("feature", "ids", "ids per row", title=f"{rows:,} rows in {seconds:.1f} s -> {flags.out}")
     for name, count in ids.items():
         table.add_row(name, f"{count:,}", f"{count / rows:.2f}" if rows else "-")
@@ -159,7 +161,8 @@ def run_explain(flags: argparse.Namespace) -> int:
                 f"--feature is {name!r}, which is no feature of the config: it has {known[:50]}"
                 f"{nearest(name, known)}"
             )
-    steps = explain(engine, _one_row(flags, engine))
+    row = _one_row(flags, engine)
+    steps = explain(engine, row)
     if flags.feature:
         steps = [step for step in steps if step.feature in flags.feature]
     if flags.json:
@@ -176,7 +179,7 @@ def run_explain(flags: argparse.Namespace) -> int:
             print(f"{name}: {count - flags.ids} more ids (--ids {count} shows all)")
     for name in flags.feature or engine.plan.outputs:
         if name not in shown:
-            print(f"{name}: no id in this row")
+            print(f"{name}: no id in this row: {why_absent(engine, row, name)}")
     return 0
 
 
@@ -207,6 +210,8 @@ def _print_step(step: Explanation) -> None:
         print(f"        {source} -> 0x{operand.hash:016x} -> mix  0x{state:016x}")
     if step.slot is not None:
         print(f"    slot {step.slot}")
+    if step.weight is not None:
+        print(f"    weight {step.weight:g}")
 
 
 def run_schema(flags: argparse.Namespace) -> int:

@@ -6,8 +6,9 @@ a difference is an InternalError, so an explanation is never a story. Thread saf
 """
 
 import itertools
+import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -21,7 +22,7 @@ from feature_cross.id_format import OPERATION_SUBSET, TAG_NULL, mix, start, to_i
 from feature_cross.node import AttributeUse, ConditionUse, Node, Plan
 from feature_cross.reading import read_attribute
 
-__all__ = ["Explanation", "Operand", "explain"]
+__all__ = ["Explanation", "Operand", "explain", "why_absent"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,7 @@ class Explanation:
     states: tuple[int, ...]
     slot: int | None
     id: int
+    weight: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; 64-bit numbers as hexadecimal text, which every JSON reader keeps whole."""
@@ -65,6 +67,7 @@ class Explanation:
             "operation": self.operation,
             "operands": operands,
             "states": [f"0x{state:016x}" for state in self.states],
+            **({} if self.weight is None else {"weight": self.weight}),
         }
 
 
@@ -90,8 +93,20 @@ def explain(engine: Engine, batch: pa.RecordBatch, row: int = 0) -> list[Explana
             raise InternalError(
                 f"{name}: the recomputed ids differ from the engine's; please report this row"
             )
+        weights = ids.weights.get(name)
+        if weights is not None:
+            pairs = zip(made, weights.tolist(), strict=True)
+            made = [replace(step, weight=weight) for step, weight in pairs]
         found += made
     return found
+
+
+def why_absent(engine: Engine, batch: pa.RecordBatch, name: str, row: int = 0) -> str:
+    """Why a feature has no id in one row: a condition that is not met, or a part without a value."""
+    steps = _Steps(engine.plan, batch.slice(row, 1))
+    for node in engine.plan.nodes:
+        steps.made[node.name] = list(itertools.islice(steps.of_node(node), node.limit))
+    return steps.why_absent(engine.plan.node(name))
 
 
 class _Steps:
@@ -99,6 +114,20 @@ class _Steps:
         self.plan = plan
         self.batch = batch
         self.made: dict[str, list[Explanation]] = {}
+
+    def why_absent(self, node: Node) -> str:
+        for condition in node.conditions:
+            if not self._meets(condition):
+                asked = condition.condition.model_dump(exclude_none=True)
+                shown = ", ".join(f"{key}: {_shown(value)}" for key, value in asked.items())
+                values = self.batch.column(condition.use.column)[0].as_py()
+                return f"when {condition.use.label} {{{shown}}} is not met: it is {_shown(values)}"
+        for operand in node.operands:
+            if not self._operand(operand):
+                if not isinstance(operand, AttributeUse):
+                    return f"{operand.name} has none: {self.why_absent(self.plan.node(operand.name))}"
+                return f"{operand.label} has no value (missing: {operand.missing})"
+        return f"no {node.kind} of what is there"
 
     def of_node(self, node: Node) -> Iterator[Explanation]:
         if not all(self._meets(condition) for condition in node.conditions):
@@ -155,6 +184,11 @@ class _Steps:
             most = attribute.max_length
             kept = kept[:most] if attribute.keep == "first" else kept[-most:]
         return kept
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False, default=str)
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _subsets(operands: list[Operand], node: Node) -> Iterator[tuple[Operand, ...]]:

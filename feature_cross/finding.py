@@ -175,6 +175,9 @@ def _lints(state: _State, config: CrossConfig, measured: Survey | None) -> list[
     plan = build_plan(config)
     ratios, pairs = (measured.ratios, measured.pairs) if measured is not None else (None, None)
     problems = check_config(config, plan, ratios, pairs)
+    if measured is not None and not measured.rows:
+        message = "the data have no rows: types were looked at, values and counts were not"
+        problems.append(Problem("no-rows", message, severity="warning"))
     if measured is not None:
         for name, feature in measured.features.items():
             if measured.rows and not feature.covered_rows:

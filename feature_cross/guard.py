@@ -183,7 +183,8 @@ def _print_diff(
 
 
 def _short(value: Any) -> str:
-    text = repr(value)
+    """As YAML has it: no Python tuples, None or quotes of its own."""
+    text = "nothing" if value is None else json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
@@ -210,13 +211,16 @@ def run_golden(flags: argparse.Namespace) -> int:
     golden = freeze(engine, batch)
     write_text(flags.out, golden.text())
     ids = {name: sum(map(len, rows)) for name, rows in golden.features.items()}
+    uncovered = [name for name, count in ids.items() if not count]
     if flags.json:
-        print(json.dumps({"rows": len(batch), "ids": ids, "out": os.fspath(flags.out)}))
+        report = {"rows": len(batch), "ids": ids, "uncovered": uncovered, "out": os.fspath(flags.out)}
+        print(json.dumps(report))
     else:
         print(f"{flags.out}: {len(batch)} rows, {sum(ids.values())} ids of {len(ids)} features")
-        for name, count in ids.items():
-            if not count:
-                print(f"warning: {name} has no id in these rows, so nothing of it is frozen; give other rows")
+        for name in uncovered:
+            rare = "no row meets its `when`; " if engine.plan.node(name).conditions else ""
+            give = "give DATA that has such rows" if flags.data is None else "give other rows"
+            print(f"warning: {name} has no id in these rows, so nothing of it is frozen: {rare}{give}")
     return 0
 
 

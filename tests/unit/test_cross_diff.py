@@ -263,3 +263,11 @@ def test_diff_names_a_column_that_one_config_lacks(files: Path, capsys: pytest.C
     edit = ("id: {type: int}", "id: {type: int, column: gone}")
     assert run(files, edit, "--data", files / "t.parquet") == 1
     assert "column 'gone'" in capsys.readouterr().err
+
+
+def test_changes_are_shown_as_the_config_has_them(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(files, ("size: [2, 3]", "size: 2")) == 3
+    shown = capsys.readouterr().out
+    assert "features.pairs.size: [2, 3] -> [2]" in shown and "None" not in shown
+    assert run(files, ("city: {type: string}", "city: {type: string, normalise: [lower]}")) == 3
+    assert 'normalise: [] -> ["lower"]' in capsys.readouterr().out
