@@ -20,7 +20,7 @@ from logging import getLogger
 from pathlib import Path
 from typing import Final
 
-from rowhouse import dtype, message
+from rowhouse import message
 from rowhouse.codec import Part, encode_push_request
 from rowhouse.error import CorruptionError, PoisonedError, StoreError, TableFrozenError
 from rowhouse.placement import PartitionMap
@@ -187,14 +187,14 @@ class Shard(Saving):
         answers = []
         for table, part in zip(tables, request.tables, strict=True):
             try:
-                rows = table.pull(as_read_only(part.ids), promote=not (request.read_only or self._read_only))
+                promote = not (request.read_only or self._read_only)
+                rows = table.pull(as_read_only(part.ids), promote=promote, code=request.dtype)
             except CorruptionError:
                 raise  # a damaged row is not served; the others are
             except StoreError as error:
                 self._poison(str(error))
                 raise
-            packed = dtype.narrow(rows, request.dtype, f"table {part.table!r}: the rows")
-            answers.append(message.TableRows(part.table, request.dtype, packed))
+            answers.append(message.TableRows(part.table, request.dtype, rows))
         return message.PullResponse(lsn, tuple(answers))
 
     def prefetch(self, table: str, ids: Ids) -> int:

@@ -10,7 +10,7 @@ shard's push lock).
 """
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -89,8 +89,8 @@ class Table:
         self.initial_state = config.optimizer.initial_state(config.dim)
 
     # ------------------------------------------------------------ pull
-    def pull(self, ids: Ids, *, promote: bool) -> NDArray[np.float32]:
-        """Weights of each id, widened to float32.
+    def pull(self, ids: Ids, *, promote: bool, code: int = dtype.FLOAT32) -> NDArray[Any]:
+        """Weights of each id in the element type asked for.
 
         Parameters
         ----------
@@ -98,34 +98,40 @@ class Table:
             (n,) uint64, duplicates allowed.
         promote
             Whether rows found in the store become hot.
+        code
+            Wire code of the element type (rowhouse.dtype).
 
         Returns
         -------
         ndarray
-            New (n, dim) float32; an unknown id has its initial value (or, where admission is on, the
-            shared default row).
+            New (n, dim) of dtype.STORAGE[code]; an unknown id has its initial value (or, where admission is
+            on, the shared default row). InvalidRequestError for an element too large for that type.
         """
-        out = np.empty((ids.shape[0], self.layout.dim), np.float32)
+        as_stored = code == self.layout.dtype  # then rows need not be widened and narrowed again
+        out = np.empty((ids.shape[0], self.layout.dim), dtype.STORAGE[code if as_stored else dtype.FLOAT32])
         with self.tier.lock:
             places = self.tier.arena.gather(ids, index.REFERENCED if promote else 0, out)
             departures, look = self.tier.departures, self.tier.stored.cold_possible
         self.counters.pulled_ids += ids.shape[0]
         self.counters.hot_hits += ids.shape[0] - places.shape[0]
         if places.shape[0]:
-            if look:
-                places = self._pull_cold(ids[places], places, out, departures if promote else None)
-            if places.shape[0]:
-                out[places] = self.initial_rows(ids[places], admitted=self.admission is None)
-        return out
+            wide = np.empty((places.shape[0], self.layout.dim), np.float32)
+            self._pull_cold(ids[places], wide, look, departures if promote else None)
+            out[places] = dtype.narrow(wide, code) if as_stored else wide
+        return out if as_stored else dtype.narrow(out, code, f"table {self.name!r}: the rows")
 
-    def _pull_cold(self, ids: Ids, places: Slots, out: NDArray[np.float32], departures: int | None) -> Slots:
-        """Fill out[places] from the store, without the lock; returns the places of ids not there."""
-        present, values = self.tier.fetch(ids)
-        if values.shape[0]:
-            out[places[present]] = self.weights_of(values)
-            if departures is not None:
+    def _pull_cold(self, ids: Ids, out: NDArray[np.float32], look: bool, departures: int | None) -> None:
+        """Rows of ids that are not hot into `out`, without the lock: from the store where `look`, else at
+        their initial values. Found ones become hot unless `departures` is None."""
+        new = np.ones(ids.shape[0], np.bool_)
+        if look:
+            present, values = self.tier.fetch(ids)
+            out[present] = self.weights_of(values)
+            if departures is not None and values.shape[0]:
                 self.tier.promote(ids[present], values, departures)
-        return places[~present]
+            new = ~present
+        if new.any():
+            out[new] = self.initial_rows(ids[new], admitted=self.admission is None)
 
     def weights_of(self, values: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Weights of stored values, widened; `values` is (n, value_bytes) uint8, the answer (n, dim)."""
