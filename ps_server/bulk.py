@@ -15,6 +15,7 @@ time; the rest as shard.py says.
 
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -121,8 +122,10 @@ def bulk_load(
         spool: Spool | None = None
         writers: FileWriters | None = None
         try:
-            scratch.mkdir()
-            spool = _spool(place, scratch, memory, int(clock()))
+            scratch.mkdir(exist_ok=True)
+            # of its own: a worker of a load that was killed may be at its last file still
+            folder = Path(tempfile.mkdtemp(dir=scratch))
+            spool = _spool(place, folder, memory, int(clock()))
             count = min(os.cpu_count() or 1, WORKERS_MAX + 1) - 1 if workers is None else workers
             writers = FileWriters(count, spool.memory_fd)
             for batch in batches:
@@ -130,7 +133,7 @@ def bulk_load(
                 if spool.rows * spool.record_bytes > START_BYTES:
                     writers.start()
             spool.finish()
-            jobs = _jobs(spool, scratch, memory, writers.processes, _wants_keys(place))
+            jobs = _jobs(spool, folder, memory, writers.processes, _wants_keys(place))
             return _write_and_ingest(place, jobs, writers, failpoint, progress)
         except OSError as error:
             raise StoreError(f"{scratch}: {error.strerror or error}") from error
@@ -142,7 +145,7 @@ def bulk_load(
             shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _spool(place: Place, scratch: Path, memory_bytes: int, now_s: int) -> Spool:
+def _spool(place: Place, folder: Path, memory_bytes: int, now_s: int) -> Spool:
     """An empty spool for the table's rows, with what is equal in all of them in their template."""
     layout = place.layout
     template = np.zeros((1, ID_BYTES + layout.value_bytes), np.uint8)
@@ -155,7 +158,7 @@ def _spool(place: Place, scratch: Path, memory_bytes: int, now_s: int) -> Spool:
         _put(template, layout.show_click_at, 1.0, "<f4")
     put_lsn(template, place.lsn)
     return Spool(
-        scratch / "rows", template[0], weights_at=layout.weights_at, state_at=layout.state_at,
+        folder / "rows", template[0], weights_at=layout.weights_at, state_at=layout.state_at,
         owned=place.partition_map.shards == place.shard, memory_bytes=memory_bytes,
     )  # fmt: skip
 
@@ -201,7 +204,7 @@ def _wants_keys(place: Place) -> bool:
     return not (place.rows.is_empty() and place.tombstones.is_empty())
 
 
-def _jobs(spool: Spool, scratch: Path, memory_bytes: int, processes: int, wants_keys: bool) -> list[Job]:
+def _jobs(spool: Spool, folder: Path, memory_bytes: int, processes: int, wants_keys: bool) -> list[Job]:
     """The files to be written, as many jobs of about equal size as all processes need to end together."""
     record_bytes = spool.record_bytes
     rows_max = int(memory_bytes * READ_SHARE / processes / (record_bytes + BYTES_PER_KEY))
@@ -218,7 +221,7 @@ def _jobs(spool: Spool, scratch: Path, memory_bytes: int, processes: int, wants_
     file_rows = max(1, 2 * FILE_BYTES // record_bytes)
     return [
         Job(
-            stem=str(scratch / f"{number:06d}"), record_bytes=record_bytes, file_rows=file_rows,
+            stem=str(folder / f"{number:06d}"), record_bytes=record_bytes, file_rows=file_rows,
             disk=str(spool.path), wants_keys=wants_keys, parts=parts,
         )
         for number, parts in enumerate(jobs)

@@ -286,6 +286,21 @@ def test_a_kill_leaves_all_of_a_load_or_nothing(tmp_path: Path, mode: str, call:
     assert counted(config)["item"] == (6000 + new.shape[0], True)
 
 
+def test_a_load_writes_where_no_worker_of_a_killed_one_writes(tmp_path: Path) -> None:
+    """Such a worker ends with its file, after the next load may have begun."""
+    directory, ids = stopped(tmp_path, 0), some_ids(100)
+    folders: list[Path] = []
+
+    def look(_name: str) -> None:
+        (folder,) = (directory / "load").iterdir()
+        folders.append(folder)
+
+    for table in ("user", "item"):
+        (directory / "load" / "old").mkdir(parents=True)
+        bulk_load(directory, table, batches(ids, table), failpoint=look)
+    assert len(set(folders)) == 2 and not (directory / "load").exists()
+
+
 # ---------------------------------------------------------------- workers
 @pytest.mark.parametrize("workers", [0, 2])
 def test_files_of_other_processes_are_the_same(
