@@ -239,7 +239,7 @@ def test_a_worker_that_fails_or_dies_is_told(
         with pytest.raises(StoreError, match="nowhere"):
             worker.make(job)
         # by whoever is first to find out: this process, which takes the job, or the worker's thread
-        with pytest.raises(StoreError, match="nowhere|sst_worker: .* ended with code -9"):
+        with pytest.raises(StoreError, match=r"nowhere|sst_worker: .* ended with code -9"):
             list(writers.run([job]))
     finally:
         writers.close()
