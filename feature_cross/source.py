@@ -79,8 +79,9 @@ def read_batches(
         if not isinstance(batch, pa.RecordBatch):
             raise DataError(f"the source gave a {type(batch).__name__}; it must give RecordBatch")
         _require(names, batch.schema.names, plan)
+        chosen = batch.select(names)
         for first in range(0, len(batch), batch_rows):
-            yield batch.slice(first, batch_rows).select(names)
+            yield chosen.slice(first, batch_rows)
 
 
 def _scan(dataset: pa.dataset.Dataset, names: list[str], batch_rows: int) -> Iterator[pa.RecordBatch]:
