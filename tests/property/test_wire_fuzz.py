@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -94,8 +95,9 @@ class Rig:
     def _send_stream(self, stream: bytes) -> None:
         """Every whole frame is answered in its turn, then the connection ends and nothing of it is held."""
         with Peer(self.data_port) as peer:
-            peer.socket.sendall(stream)
-            peer.socket.shutdown(socket.SHUT_WR)
+            with suppress(ConnectionError):  # it may hang up before the rest is out
+                peer.socket.sendall(stream)
+                peer.socket.shutdown(socket.SHUT_WR)
             for kind, body in whole_frames(stream, self.data_port.token):
                 answer = peer.receive()
                 if kind == frame.HELLO:
