@@ -303,7 +303,7 @@ class Run:
             longest = int(np.diff(offsets).max()) if self._rows else 0
             if longest <= node.limit and len(hashes) <= IDS_PER_BATCH_MAX:  # else it is cut, or an error
                 out = self._workspace.numbers(len(hashes))
-                fold_first(code.starts[0], hashes, out)
+                fold_first(code.starts[0], hashes, out, *PLAIN)
                 return Bag(out, offsets, None, bags[0].weights)
         alive = np.ones(self._rows, np.bool_)
         columns = [self._jagged(bag) for bag in bags]

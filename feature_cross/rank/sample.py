@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset
 from numpy.typing import NDArray
 
+from feature_cross.bag import PLAIN
 from feature_cross.config import CrossConfig
 from feature_cross.engine import Engine
 from feature_cross.error import DataError, FlagError, LimitError
@@ -217,7 +218,7 @@ class _Reader:
         """A number in [0, 1) for each row, from the seed and the row's own number."""
         numbers = np.arange(row_base, row_base + rows, dtype=np.uint64)
         out = np.empty(rows, np.uint64)
-        fold_first(np.uint64(start(self.design.seed ^ name_seed(what), 0, 1)), numbers, out)
+        fold_first(np.uint64(start(self.design.seed ^ name_seed(what), 0, 1)), numbers, out, *PLAIN)
         return out / 2.0**64
 
     def times(self, batch: pa.RecordBatch, row_base: int) -> NDArray[np.float64]:

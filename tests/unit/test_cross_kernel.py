@@ -121,11 +121,11 @@ def test_folds_equal_the_definition() -> None:
         begin = np.uint64(f.start(9, 1, count))
         out = np.empty(50, np.uint64)
         if count == 1:
-            fold_first(begin, a, out)
+            fold_first(begin, a, out, *PLAIN)
         else:
-            fold_pair(begin, a, b, out)
+            fold_pair(begin, a, b, out, *PLAIN)
         for column in columns[2:]:
-            fold_next(out, column)
+            fold_next(out, column, *PLAIN)
         assert out.tolist() == [
             f.feature_hash(9, 1, list(map(int, row))) for row in zip(*columns, strict=True)
         ]
@@ -149,7 +149,7 @@ def test_look_ups_equal_the_folds_over_looked_up_hashes(dtype: Any, rows: int) -
     look_up_next(out, other, second, keep, top)
     assert out.tolist() == wanted.tolist()
     states = np.empty(200, np.uint64)
-    fold_first(begin, table, states)
+    fold_first(begin, table, states, *PLAIN)
     look_up_pair(states, first, other, second, keep, top, out)
     assert out.tolist() == wanted.tolist()
 
