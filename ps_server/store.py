@@ -33,9 +33,10 @@ BLOCK_BYTES: Final = 4 * 1024
 block (DataBlockIndexType) costs 1.2 bytes per row and made multi-gets slower: 57 k / 92 k at 4 KiB."""
 
 ZSTD_LEVEL: Final = 1
-"""As small as 3 here (0.1 bytes per row more) and written 1.15 times as fast. Files of a load have it too: -1
-would write them 1.3 times as fast, at 76.4 / 43.4 bytes per row, where rows share an LSN, and not 72.5 / 42.
-Not compressed a row has 89.2 / 56.9 and is written 2.3 times as fast."""
+LOAD_ZSTD_LEVEL: Final = -1
+"""Level 1 is as small as 3 here (0.1 bytes per row more) and written 1.15 times as fast; -1 1.3 times as fast
+again, at 76.4 / 43.4 bytes where rows share an LSN, as after a load, and not 72.5 / 42 (until a compaction
+writes them anew). Not compressed a row has 89.2 / 56.9."""
 
 WRITE_ROWS: Final = 256
 """Rows of one write: rocksdict holds Python's lock for its 0.25 ms, and the interpreter takes 5 ms to ask for
@@ -292,7 +293,8 @@ class SortedFile:
     def __init__(self, path: Path, value_bytes: int) -> None:
         self.path, self._width = path, value_bytes
         options = _row_options(rocksdict.Cache(1 << 20), 1 << 20)
-        # written as the last level is, where most of them go: RocksDB's SstFileWriter does so by itself
+        # the last level's, because RocksDB's SstFileWriter compresses for that one where it is set
+        options.set_bottommost_compression_options(-14, LOAD_ZSTD_LEVEL, 0, 0, True)
         self._writer = rocksdict.SstFileWriter(options=options)
         _guarded(f"opening {path}", lambda: self._writer.open(str(path)))
 
