@@ -25,7 +25,7 @@ from feature_cross.lock import check_against, lock_path, read_previous
 from feature_cross.lookup import run_lookup
 from feature_cross.output import check_out
 from feature_cross.plan import build_plan
-from feature_cross.progress import progress_bar
+from feature_cross.progress import counted, progress_bar
 from feature_cross.row import row_to_batch
 from feature_cross.sink import Sink
 from feature_cross.source import count_rows, open_dataset, read_batches
@@ -118,12 +118,8 @@ def run_check(flags: argparse.Namespace) -> int:
         for name, feature in measured.features.items():
             table.add_row(name, f"{feature.covered_rows:,}", f"{feature.ids:,}", f"{feature.distinct:,}")
         Console().print(table)
-    print(f"{source}: {_counted(errors, 'error')}, {_counted(len(problems) - errors, 'warning')}")
+    print(f"{source}: {counted(errors, 'error')}, {counted(len(problems) - errors, 'warning')}")
     return 1 if errors else 0
-
-
-def _counted(number: int, thing: str) -> str:
-    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
 
 
 def _problem_json(problem: Problem) -> dict[str, Any]:
@@ -176,7 +172,7 @@ def run_explain(flags: argparse.Namespace) -> int:
             _print_step(step)
     for name, count in shown.items():
         if count > flags.ids:
-            print(f"{name}: {count - flags.ids} more ids (--ids {count} shows all)")
+            print(f"{name}: {counted(count - flags.ids, 'more id')} (--ids {count} shows all)")
     for name in flags.feature or engine.plan.outputs:
         if name not in shown:
             print(f"{name}: no id in this row: {why_absent(engine, row, name)}")

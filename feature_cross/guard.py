@@ -24,6 +24,7 @@ from feature_cross.limit import BATCH_ROWS_DEFAULT
 from feature_cross.loader import load, nearest
 from feature_cross.measure import DiffMeasure, measure
 from feature_cross.output import check_out, write_text
+from feature_cross.progress import counted
 from feature_cross.size import RowShape, show_bytes
 from feature_cross.source import read_batches
 
@@ -101,7 +102,8 @@ def run_diff(flags: argparse.Namespace) -> int:
         _print_diff(flags, found, measured, shape)
         allowed = len(lost) - len(forbidden)
         print(
-            f"{len(lost)} of {len(found.features)} features lose trained rows"
+            f"{len(lost)} of {counted(len(found.features), 'feature')}"
+            f" {'loses' if len(lost) == 1 else 'lose'} trained rows"
             + (f", {allowed} of them allowed" if allowed else "")
         )
     return ROWS_LOST if forbidden else 0
@@ -216,7 +218,8 @@ def run_golden(flags: argparse.Namespace) -> int:
         report = {"rows": len(batch), "ids": ids, "uncovered": uncovered, "out": os.fspath(flags.out)}
         print(json.dumps(report))
     else:
-        print(f"{flags.out}: {len(batch)} rows, {sum(ids.values())} ids of {len(ids)} features")
+        made = f"{counted(sum(ids.values()), 'id')} of {counted(len(ids), 'feature')}"
+        print(f"{flags.out}: {counted(len(batch), 'row')}, {made}")
         for name in uncovered:
             rare = "no row meets its `when`; " if engine.plan.node(name).conditions else ""
             give = "give DATA that has such rows" if flags.data is None else "give other rows"

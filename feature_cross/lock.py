@@ -21,6 +21,7 @@ from feature_cross.limit import CONFIG_BYTES_MAX
 from feature_cross.loader import load
 from feature_cross.output import check_out, write_text
 from feature_cross.plan import Plan, build_plan
+from feature_cross.progress import counted
 
 __all__ = ["Lock", "add_lock_command", "check_against", "lock_path", "make_lock", "read_previous"]
 
@@ -183,7 +184,7 @@ def run_lock(flags: argparse.Namespace) -> int:
     for problem in problems:
         print(f"{problem.severity}: {problem.text(flags.config)} [{problem.code}]")
     if written:
-        print(f"{len(made.features)} features, {len(made.retired)} retired -> {target}")
+        print(f"{counted(len(made.features), 'feature')}, {len(made.retired)} retired -> {target}")
     else:
         print(f"{target} is left as it was; --accept writes it all the same")
     return 0 if written else 1

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The progress bar of every command: on stderr, where a person watches. Thread safety: as rich's own."""
+"""What every command says of its work: a progress bar on stderr where a person watches, and counts in words.
+
+Thread safety: as rich's own.
+"""
 
 from rich.console import Console
 from rich.progress import (
@@ -12,7 +15,12 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
-__all__ = ["progress_bar"]
+__all__ = ["counted", "progress_bar"]
+
+
+def counted(number: int, thing: str) -> str:
+    """`1 feature`, `2 features`."""
+    return f"{number:,} {thing}" if number == 1 else f"{number:,} {thing}s"
 
 
 def progress_bar(quiet: bool, *further: ProgressColumn) -> Progress:

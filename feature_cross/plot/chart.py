@@ -26,6 +26,9 @@ from feature_cross.size import show_bytes
 __all__ = ["cardinality_figure", "collision_figure", "frequency_figure", "growth_figure"]
 
 BARS_MAX: Final = 60
+_LOST_MIN: Final = 1e-6
+"""Least expected number of lost values that the collision chart tells apart."""
+
 LINES_MAX: Final = len(LINE_COLOURS)
 """Lines of one chart: more cannot be told apart."""
 
@@ -79,10 +82,15 @@ def cardinality_figure(estimate: Estimate) -> Figure:
     axes.set_xlim(0.8, top * 12)
     axes.grid(False, axis="y")
     axes.tick_params(axis="y", length=0)
+    _family_legend(figure, features)
+    return figure
+
+
+def _family_legend(figure: Figure, features: list[FeatureReport]) -> None:
+    """What the colours of bars and dots are, under the axes."""
     present = {family(feature.kind) for feature in features}
     handles = [Patch(color=colour, label=name) for name, colour in FAMILY_COLOURS.items() if name in present]
     figure.legend(handles=handles, loc="outside lower left", ncols=5, fontsize=8, frameon=False)
-    return figure
 
 
 def frequency_figure(estimate: Estimate) -> Figure:
@@ -106,8 +114,8 @@ def frequency_figure(estimate: Estimate) -> Figure:
         axes.plot(counts, ids, color=colour, linewidth=1.6, label=feature.name)
     axes.set_xlim(left=1)
     axes.set_ylim(bottom=0.8)
-    if features:
-        axes.legend(loc="upper right", fontsize=8, frameon=False)
+    if features:  # beside the axes: inside them it would lie on the lines
+        figure.legend(loc="outside right upper", fontsize=8, frameon=False)
     return figure
 
 
@@ -171,16 +179,18 @@ def collision_figure(estimate: Estimate) -> Figure:
         axes.plot(values, lost, color=colour, linewidth=1.8 if own else 1.0)
         ends.append((most, lost[-1], f"{bits} bits" + (", here" if own else ""), colour if own else MUTED))
     axes.axhline(1, color=MUTED, linewidth=0.8, linestyle=":")
-    axes.set_ylim(1e-6, most)
+    axes.set_ylim(_LOST_MIN, most)
     axes.set_xlim(1e3, most)
     for feature in features:
         bits = feature.collisions.bits
         colour = FAMILY_COLOURS[family(feature.kind)]
         for number, filled in ((feature.distinct, True), (_rows(feature), False)):
-            behind = values_behind(number, bits)
+            behind = max(values_behind(number, bits), 1e3)
+            lost_there = max(expected_collisions(behind, bits).lost, _LOST_MIN)  # small ones at the edge
             axes.plot(
-                [behind], [expected_collisions(behind, bits).lost], "o", color=colour, markersize=6,
+                [behind], [lost_there], "o", clip_on=False, color=colour, markersize=6,
                 fillstyle="full" if filled else "none", zorder=3,
             )  # fmt: skip
-    label_ends(axes, [end for end in ends if end[1] > 1e-6])
+    label_ends(axes, [end for end in ends if end[1] > _LOST_MIN])
+    _family_legend(figure, features)
     return figure

@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
+from feature_cross.progress import counted
 from feature_cross.rank.edit import declaration
 from feature_cross.rank.pruning import Pruned
 from feature_cross.rank.ranking import Judgement
@@ -108,7 +109,7 @@ def print_found(found: Found, judgement: Judgement, source: str, meaning: str) -
         )  # fmt: skip
     screen.print(table)
     for reason, count in _reasons(found).items():
-        screen.print(f"{count} candidates left aside: {reason}")
+        screen.print(f"{counted(count, 'candidate')} left aside: {reason}")
     screen.print(meaning)
     if not found.suggestions:
         screen.print("no candidate helps on selection rows")
@@ -173,7 +174,7 @@ def print_pruned(pruned: Pruned, renamed: dict[str, str], out: str | None, meani
     screen.print(table)
     screen.print(
         f"{show_bytes(pruned.bytes_before)} -> {show_bytes(pruned.bytes_after)};"
-        f" {len(pruned.dropped)} features dropped: {', '.join(pruned.dropped) or 'none'}"
+        f" {counted(len(pruned.dropped), 'feature')} dropped: {', '.join(pruned.dropped) or 'none'}"
     )
     screen.print(meaning)
     if pruned.loss is not None:
