@@ -52,7 +52,9 @@ class FakeShard:
         )
         return message.PullResponse(7, tuple(answers))
 
-    def push(self, request: message.PushRequest, encoded: bytes | memoryview | None = None) -> message.PushResponse:
+    def push(
+        self, request: message.PushRequest, encoded: bytes | memoryview | None = None
+    ) -> message.PushResponse:
         self._note("push", request)
         self.encoded.append(encoded)
         self.on_push()

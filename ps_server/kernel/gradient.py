@@ -41,7 +41,7 @@ def ascend(ids: NDArray[np.uint64]) -> bool:
     """Whether each id is greater than the one before it; a batch in another order is told within a block."""
     for begin in range(0, ids.shape[0], _ASCEND_BLOCK):
         block = ids[begin : min(begin + _ASCEND_BLOCK + 1, ids.shape[0])]
-        falls = 0
+        falls = np.int64(0)
         for i in range(1, block.shape[0]):  # counted without an exit, in vectors
             falls += np.int64(block[i] <= block[i - 1])
         if falls:

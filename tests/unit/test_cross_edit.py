@@ -177,12 +177,20 @@ def test_candidates_are_declared_with_family_slot_and_a_free_name() -> None:
         Candidate(("item.b", "user.a")), Candidate(("item.b", "item.c")), Candidate(("item.b", "user.seen")),
         Candidate(("item.a", "user.a")), Candidate(("user.seen", "user.seen")), Candidate(("user.seen",)),
     ]  # fmt: skip
-    assert declare(config, build_plan(config), chosen) == {
+    assert declare(config, build_plan(config), chosen, {"user.seen": 5}) == {
         "b_x_a": {"kind": "interaction", "slot": 23, "of": ["item.b", "user.a"]},
         "b_x_c": {"kind": "categorical", "slot": 24, "of": ["item.b", "item.c"]},
         "b_x_seen": {"kind": "weak", "slot": 25, "of": ["item.b", "user.seen"]},
         "item_a_x_user_a": {"kind": "interaction", "slot": 26, "of": ["item.a", "user.a"]},
-        "seen_pairs": {"kind": "combination", "form": "sorted", "size": 2, "slot": 27, "of": "user.seen"},
+        "seen_pairs": {  # a row of five has ten pairs
+            "kind": "combination",
+            "form": "sorted",
+            "size": 2,
+            "slot": 27,
+            "of": "user.seen",
+            "limit": 16,
+            "past_limit": "cut",
+        },
         "seen_order": {"kind": "combination", "form": "permutation", "slot": 28, "of": "user.seen"},
     }
     plain = load(
@@ -191,7 +199,7 @@ def test_candidates_are_declared_with_family_slot_and_a_free_name() -> None:
             "features": {"a_x_b": {"kind": "attribute", "of": "u.a"}},
         }
     )
-    made = declare(plain, build_plan(plain), [Candidate(("u.a", "u.b"))] * 3)
+    made = declare(plain, build_plan(plain), [Candidate(("u.a", "u.b"))] * 3, {})
     assert list(made) == ["u_a_x_u_b", "u_a_x_u_b_2", "u_a_x_u_b_3"] and "slot" not in made["u_a_x_u_b"]
 
 
@@ -202,5 +210,5 @@ def test_slots_of_removed_features_that_a_lock_knows_are_not_given_out(tmp_path:
     path.write_text(CONFIG)
     assert main(["lock", str(path)]) == 0
     config = load(path)
-    made = declare(config, build_plan(config), [Candidate(("item.b", "user.seen"))])
+    made = declare(config, build_plan(config), [Candidate(("item.b", "user.seen"))], {})
     assert made["b_x_seen"]["slot"] == 91
