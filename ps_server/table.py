@@ -274,11 +274,12 @@ class Table:
     def stats(self) -> pb.TableStats:
         """Live counters of the table."""
         tier, counters = self.tier, self.counters
+        exact = tier.stored.exact  # before the rows: a count that becomes exact between is not told as one
         rows = tier.live_rows()
         with tier.lock:
             arena = tier.arena
             return pb.TableStats(
-                name=self.name, rows=rows, rows_exact=tier.stored.exact, hot_rows=len(arena),
+                name=self.name, rows=rows, rows_exact=exact, hot_rows=len(arena),
                 dirty_rows=arena.count(index.DIRTY), record_bytes=arena.record_bytes,
                 index_bytes=arena.index_bytes, pulled_ids=counters.pulled_ids, hot_hits=counters.hot_hits,
                 pushed_ids=counters.pushed_ids, spilled_rows=tier.spilled_rows,

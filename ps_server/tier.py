@@ -169,13 +169,14 @@ class Tier:
         caller holds the lock."""
         free = self.arena.free_slots(wanted)
         while free.shape[0] < wanted:
-            slots, flags = self.arena.evict(wanted - free.shape[0])
-            if not slots.shape[0]:
-                break
-            dirty = flags & index.DIRTY != 0
-            self.departures += 1
-            self._note_stored(flags[dirty])
-            with self._writing:
+            with self._writing:  # what a checkpoint has copied is in the store from here on, or it failed
+                self._check_whole()
+                slots, flags = self.arena.evict(wanted - free.shape[0])
+                if not slots.shape[0]:
+                    break
+                dirty = flags & index.DIRTY != 0
+                self.departures += 1
+                self._note_stored(flags[dirty])
                 self._write_back(slots[dirty])
             self.stored.hot -= slots.shape[0]  # all of them are in the store now
             self.spilled_rows += slots.shape[0]
@@ -183,10 +184,17 @@ class Tier:
             free = np.concatenate([free, self.arena.free_slots(wanted - free.shape[0])])
         return free
 
+    def _check_whole(self) -> None:
+        """PoisonedError once a push or a write broke off: memory and store do not fit together any more."""
+        if self._broken:
+            raise PoisonedError(
+                f"table {self._name!r}: a push or a write broke off; its rows are not written any more"
+            )
+
     def _note_stored(self, flags: NDArray[np.uint8]) -> None:
         """Count rows that are about to be written back; `flags` as they were. The caller holds the lock."""
-        if flags.shape[0] and self._broken:
-            raise PoisonedError(f"table {self._name!r}: a push broke off; its rows are not written any more")
+        if flags.shape[0]:
+            self._check_whole()
         fresh = int((flags & index.STORED == 0).sum())
         self.stored.rows += fresh
         self.stored.hot += fresh
@@ -212,11 +220,15 @@ class Tier:
 
     def _write(self, keys: Ids, values: NDArray[np.uint8], lsn: int) -> None:
         """Write what was copied at `lsn`; the caller holds `_writing`."""
-        self._barrier(lsn)
-        if self.tombstones_possible:
-            self.tombstones.delete(keys)
-        self.rows.put(keys, values)
-        self._failpoint("mid write-back")
+        try:
+            self._barrier(lsn)
+            if self.tombstones_possible:
+                self.tombstones.delete(keys)
+            self.rows.put(keys, values)
+            self._failpoint("mid write-back")
+        except BaseException:
+            self._broken = True  # these rows count as clean: nobody may drop them for what the store has
+            raise
 
     def write_back_segment(self, segment: int) -> int:
         """Write the dirty rows of one index segment to the store; returns how many. Takes the lock for the
@@ -244,6 +256,7 @@ class Tier:
         removes what an earlier record made again.
         """
         with self.lock, self._writing:
+            self._check_whole()
             keys = mix64(ids)
             present, values = self.rows.get(keys)
             if self.arena.row_lsn is not None:
@@ -273,6 +286,7 @@ class Tier:
         this table. Takes the lock.
         """
         with self.lock, self._writing:
+            self._check_whole()
             if self.applied_lsn > since_lsn:
                 raise PreconditionError(
                     f"table {self._name!r} was pushed to or evicted from at LSN {self.applied_lsn} during a "

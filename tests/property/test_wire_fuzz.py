@@ -163,7 +163,9 @@ def rig() -> Iterator[Rig]:
     with tempfile.TemporaryDirectory(
         prefix="fuzz", dir="/dev/shm" if os.path.isdir("/dev/shm") else None
     ) as name:
-        yield Rig(Path(name), f"unix:{name}/socket")
+        one = Rig(Path(name), f"unix:{name}/socket")
+        yield one
+        one.peer.socket.close()
 
 
 def _fuzz(rig: Rig, seed: int, messages: int, caplog: pytest.LogCaptureFixture) -> None:

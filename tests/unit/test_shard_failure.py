@@ -55,7 +55,7 @@ def test_half_a_push_never_reaches_the_store(
     monkeypatch.setattr(user, "_apply", interrupted)
     with pytest.raises(KeyboardInterrupt):
         driver.push({"user": (IDS, ones(3))})
-    with pytest.raises(PoisonedError, match="a push broke off"):
+    with pytest.raises(PoisonedError, match="a push or a write broke off"):
         write_back(driver)
     with pytest.raises(PoisonedError, match="KeyboardInterrupt"):
         driver.pull("user", IDS)

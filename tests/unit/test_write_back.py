@@ -120,6 +120,34 @@ def test_a_write_outside_the_lock_that_fails_while_another_thread_evicts(
         np.testing.assert_array_equal(driver.pull("t", ids), expected.pull("t", ids))
 
 
+@pytest.mark.parametrize("wide", [False, True])
+def test_after_a_failed_write_no_row_leaves_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wide: bool
+) -> None:
+    """Even before the shard knows of it: the rows count as clean, and the store has older ones."""
+    driver = make_driver(tmp_path, 1024 if wide else 64, "32MiB" if wide else "1MiB")
+    ids = np.arange(COPY_BYTES // 4096 + 100, dtype=np.uint64) if wide else IDS
+    push(driver, ids)
+    tier = tier_of(driver)
+
+    def fail(keys: NDArray[np.uint64], values: NDArray[np.uint8]) -> None:
+        raise StoreError("writing row.t: the disk is full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(tier.rows, "put", fail)
+        segment = int(np.argmax(tier.arena._counts))
+        with pytest.raises(StoreError):
+            tier.write_back_segment(segment)
+    with pytest.raises(PoisonedError, match="a push or a write broke off"), tier.lock:
+        tier.make_room(tier.arena.rows_max)
+    with pytest.raises(PoisonedError, match="a push or a write broke off"):
+        tier.remove(ids, 9)
+    with pytest.raises(PoisonedError, match="a push or a write broke off"):
+        tier.replace_stored(lambda: None, 0, 9)
+    assert len(tier.arena) == ids.shape[0]
+    np.testing.assert_array_equal(driver.pull("t", ids[:3]), driver.pull("t", ids[:3]))
+
+
 @pytest.mark.parametrize("fails", [False, True])
 def test_rows_too_wide_to_copy_are_written_whole_beside_pushes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: bool
