@@ -34,8 +34,8 @@ block (DataBlockIndexType) costs 1.2 bytes per row and made multi-gets slower: 5
 
 ZSTD_LEVEL: Final = 1
 LOAD_ZSTD_LEVEL: Final = -1
-"""Level 1 is as small as 3 (0.1 bytes per row more), 1.15 times as fast; -1 1.3 times as fast again, at 76.4 /
-43.4 bytes, not 72.5 / 42, where rows share an LSN (until a compaction). Not compressed: 89.2 / 56.9."""
+"""Level 1 is as small as 3 (0.1 bytes per row more), 1.15 times as fast; -1 1.3 times as fast again, at 76.4
+/ 43.4 bytes, not 72.5 / 42, where rows share an LSN (until a compaction). Not compressed: 89.2 / 56.9."""
 
 WRITE_ROWS: Final = 256
 """Rows of one write: rocksdict holds Python's lock for its 0.25 ms, and the interpreter takes 5 ms to ask for
