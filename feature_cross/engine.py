@@ -8,6 +8,7 @@ kernels release the GIL.
 
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -59,6 +60,31 @@ class Engine:
         self._schema = _schema(self._plan)
         self._labels = self._plan.columns
         self._names = list(self._labels)
+        self._spare: list[Workspace] = []
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_spare": []}  # memory stays where it is
+
+    @contextmanager
+    def workspace(self, steady: bool) -> Iterator[Workspace]:
+        """Arrays and hashes for one stream or call; the engine keeps 64 MiB of arrays at most for the next.
+
+        Parameters
+        ----------
+        steady
+            As for Workspace.
+        """
+        try:
+            mine = self._spare.pop()  # one step, so no other thread gets the same
+        except IndexError:
+            mine = Workspace()
+        mine.renew(steady)
+        try:
+            yield mine
+        finally:
+            mine.renew(False)
+            if not self._spare:
+                self._spare.append(mine)
 
     @property
     def config(self) -> CrossConfig:
@@ -106,10 +132,11 @@ class Engine:
             return self._run(data, 0)
         table = _to_table(data)
         self._require(table.schema.names)
-        parts, row_base, workspace = [], 0, Workspace(steady=True)
-        for batch in table.select(self.columns).to_batches(max_chunksize=BATCH_ROWS_DEFAULT):
-            parts.append(self._run(batch, row_base, workspace))
-            row_base += len(batch)
+        parts, row_base = [], 0
+        with self.workspace(steady=True) as workspace:
+            for batch in table.select(self.columns).to_batches(max_chunksize=BATCH_ROWS_DEFAULT):
+                parts.append(self._run(batch, row_base, workspace))
+                row_base += len(batch)
         if not parts:
             empty = pa.RecordBatch.from_pylist([], schema=table.select(self.columns).schema)
             return self._run(empty, 0)

@@ -47,9 +47,15 @@ def transform_batches(
     DataError, LimitError
         Of the first batch that fails; rows are counted from the first batch's first.
     """
+    if threads < 1:
+        raise DataError(f"threads is {threads}; it must be at least 1")
+    with engine.workspace(steady) as workspace:
+        yield from _transform(engine, batches, threads, workspace)
 
-    workspace = Workspace(steady)
 
+def _transform(
+    engine: "Engine", batches: Iterable[pa.RecordBatch], threads: int, workspace: Workspace
+) -> Generator[_Done, None, None]:
     def work(batch: pa.RecordBatch, row_base: int) -> list[_Done]:
         first, pairs = 0, []
         for done in engine.transform_batch(batch, row_base, workspace):
@@ -57,8 +63,6 @@ def transform_batches(
             first += len(done)
         return pairs
 
-    if threads < 1:
-        raise DataError(f"threads is {threads}; it must be at least 1")
     if threads == 1:
         row_base = 0
         for batch in batches:

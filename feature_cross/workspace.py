@@ -3,7 +3,8 @@
 
 Fresh memory costs a page fault for every 4 KiB, half a microsecond to two: as long as the ids that go into it
 take. Whether the allocator gives pages back between two batches depends on what else the process allocates,
-so a stream keeps its own arrays and writes in them again once nobody looks at them any more. Whoever holds
+so a stream keeps its own arrays and writes in them again once nobody looks at them any more; the engine keeps
+them for the next stream. Whoever holds
 ids (a NumPy view, an Arrow array or a tensor over one) refers to the array under them, and an array to which
 only the workspace refers is free.
 Invariants: 1. an array that anybody can still see is never written again; 2. a dictionary is taken for one
@@ -55,6 +56,11 @@ class Workspace:
         self._kept_bytes = 0
         self._each: NDArray[np.int64] | None = None
         self._dictionaries: dict[Any, tuple[Any, pa.Array, Any]] = {}
+
+    def renew(self, steady: bool) -> None:
+        """Serve another stream: its arrays stay, hashes of the last one's dictionaries do not."""
+        self._steady = steady
+        self._dictionaries.clear()
 
     def numbers(self, count: int) -> NDArray[np.uint64]:
         """(count,) uint64 of any content, for the caller to write: new, or let go of by all before."""

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the batches of a stream share, and that nobody sees it: invariants of feature_cross/workspace.py."""
 
+import pickle
 from collections.abc import Iterator
 from typing import Any
 
@@ -102,6 +103,21 @@ def test_a_stream_writes_again_in_what_nobody_holds() -> None:
         places.add(done["two"][0].ctypes.data)
         del done
     assert len(places) <= 3  # five batches, of which the last is small
+
+
+def test_a_stream_writes_where_the_one_before_did_and_keeps_nothing_of_its_dictionaries() -> None:
+    crossing, places, wanted = engine(**CROSSES), [], []
+    for number in range(3):
+        data = table(ROWS, 20 + number, nulls=False)
+        found = [done["two"][0] for done in crossing.transform_stream(data)]
+        places.append({array.ctypes.data for array in found})
+        wanted.append(crossing.transform(plain(data))["two"][0].tolist() == np.concatenate(found).tolist())
+        del found
+    assert all(wanted) and places[0] & places[1] & places[2]
+    with crossing.workspace(True) as one, crossing.workspace(True) as other:
+        assert one is not other and not one._dictionaries and not other._dictionaries
+    assert len(crossing._spare) == 1
+    assert pickle.loads(pickle.dumps(crossing))._spare == []
 
 
 def test_numbers_are_never_somebody_elses() -> None:
