@@ -18,7 +18,7 @@ help:
 	@echo "make demo [EXAMPLE=click|retail|dota2] [DATA=file.parquet]   train, kill -9, recover, report"
 	@echo "make test    stubs, format, lint, types, every tier of tests, coverage"
 	@echo "make bench   ours beside its peers, 15 to 20 minutes: prints the README's table; page in build/bench/report"
-	@echo "make figures every workload beside every peer, an hour: benchmarks/result.json and the README's table"
+	@echo "make figures every workload beside every peer, two hours: benchmarks/result.json and the README's table"
 	@echo "make lint    stubs, format, lint, types"
 	@echo "make venv    the environment in .venv (the targets above make it themselves)"
 	@echo "make clean   remove .venv, build/ and caches"
