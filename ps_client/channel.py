@@ -133,8 +133,10 @@ class GrpcTransport:
         except ValueError:  # gRPC's word for a closed channel
             if not self._closed:
                 raise
-            text = f"shard at {self.endpoint}: the client was closed during the call"
-            raise error.PreconditionError(text) from None
+            raise self._closed_in_call() from None
+
+    def _closed_in_call(self) -> error.PreconditionError:
+        return error.PreconditionError(f"shard at {self.endpoint}: the client was closed during the call")
 
     def pull(self, request: PullRequest, timeout_s: float) -> PullResponse:
         """Rows of one step."""
@@ -191,8 +193,7 @@ class GrpcTransport:
             return link.call(kind, encode(request), timeout_s)
         except error.RowhouseError as failure:
             if self._closed:
-                text = f"shard at {self.endpoint}: the client was closed during the call"
-                raise error.PreconditionError(text) from failure
+                raise self._closed_in_call() from failure
             if link.lost:
                 self._lose(link)
             raise

@@ -30,9 +30,6 @@ KEEPALIVE_S: Final = 30
 
 KEEPALIVE_LOST_S: Final = 10
 
-_PARTS_MAX: Final = 512
-"""Pieces of one sendmsg; Linux takes 1,024."""
-
 
 class DataLink:
     """Calls to one data port.
@@ -242,14 +239,7 @@ def _send(peer: socket.socket, parts: Sequence[Part], deadline_s: float) -> None
     unsent = [memoryview(part) for part in parts if len(part)]
     while unsent:
         _wait_at_most(peer, deadline_s)
-        count = peer.sendmsg(unsent[:_PARTS_MAX])
-        done = 0
-        while done < len(unsent) and count >= len(unsent[done]):
-            count -= len(unsent[done])
-            done += 1
-        del unsent[:done]
-        if count:
-            unsent[0] = unsent[0][count:]
+        frame.send_some(peer, unsent)
 
 
 def _receive(peer: socket.socket, size: int, deadline_s: float) -> memoryview:

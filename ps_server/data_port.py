@@ -48,9 +48,6 @@ KEEPALIVE_LOST_S: Final = 20
 
 _SWEEP_S: Final = 5.0
 _BACKLOG: Final = 1024
-_PARTS_MAX: Final = 512
-"""Pieces of one sendmsg; Linux takes 1,024."""
-
 _ACCEPTS_MAX: Final = 64
 """Connections taken at a time, so that a flood of them leaves threads to those that are there."""
 
@@ -139,17 +136,9 @@ class _Connection:
         """Write what is unsent; False when the peer must read first."""
         while self.unsent:
             try:
-                count = self.socket.sendmsg(self.unsent[:_PARTS_MAX])
+                self.moved(frame.send_some(self.socket, self.unsent))
             except BlockingIOError:
                 return False
-            self.moved(count)
-            done = 0
-            while done < len(self.unsent) and count >= len(self.unsent[done]):
-                count -= len(self.unsent[done])
-                done += 1
-            del self.unsent[:done]
-            if count:
-                self.unsent[0] = self.unsent[0][count:]
         return True
 
 

@@ -14,6 +14,9 @@ from rowhouse.error import BusyError
 
 from ps_server.data_port import DataPort
 
+BIG = 40 << 20
+"""An answer that no socket's buffer takes whole."""
+
 
 class Counted:
     """An Answering that gives back what it got (`work` changes that) and counts what is in flight."""

@@ -14,7 +14,7 @@ costs more than the bytes themselves (docs/ARCHITECTURE.md, "Wire").
 GetCluster tells where the data port is, and the token: a random number of this start of this shard. A
 frame with another token is refused by closing, for a port may meanwhile belong to another shard.
 
-Thread safety: pure functions, beside the socket that keep_alive is given.
+Thread safety: pure functions, beside the socket that send_some and keep_alive are given.
 """
 
 import socket
@@ -38,6 +38,9 @@ CONTRIBUTE: Final = 3
 REQUESTS: Final = (PULL, PUSH, CONTRIBUTE)
 ANSWER: Final = 16
 ERROR: Final = 17
+
+_PARTS_MAX: Final = 512
+"""Pieces of one sendmsg; Linux takes 1,024."""
 
 _CODES: Final = {code.value[0]: code for code in grpc.StatusCode}
 
@@ -67,6 +70,37 @@ def encode_error(error: RowhouseError) -> bytes:
     """The body of an ERROR frame."""
     head = bytes([error.code.value[0]]) + type(error).__name__.encode() + b"\0"
     return head + (str(error) or type(error).__name__).encode()
+
+
+def send_some(peer: socket.socket, unsent: list[memoryview]) -> int:
+    """Hand the socket as much of `unsent` as it takes in one call, and drop that from the list.
+
+    Parameters
+    ----------
+    peer
+        A connected socket.
+    unsent
+        Pieces of frames, none of them empty; changed in place.
+
+    Returns
+    -------
+    int
+        Bytes taken.
+
+    Raises
+    ------
+    OSError
+        As `sendmsg`: BlockingIOError or TimeoutError when it takes nothing now.
+    """
+    taken = count = peer.sendmsg(unsent[:_PARTS_MAX])
+    done = 0
+    while done < len(unsent) and count >= len(unsent[done]):
+        count -= len(unsent[done])
+        done += 1
+    del unsent[:done]
+    if count:
+        unsent[0] = unsent[0][count:]
+    return taken
 
 
 def keep_alive(peer: socket.socket, idle_s: int, lost_s: int) -> None:

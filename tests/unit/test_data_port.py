@@ -6,7 +6,6 @@ import selectors
 import socket
 import threading
 import time
-from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
 
@@ -20,28 +19,8 @@ from rowhouse.limit import MESSAGE_BYTES_MAX
 from ps_server import data_port
 from ps_server.data_port import DataPort
 from ps_server.service import ParameterService
-from tests.data_peer import Counted, Peer, listener, serving, until
+from tests.data_peer import BIG, Counted, Peer, listener, serving, until
 from tests.fake_shard import FakeShard
-
-BIG = 40 << 20
-
-
-@pytest.fixture
-def service() -> Counted:
-    return Counted()
-
-
-@pytest.fixture
-def port(service: Counted) -> Iterator[DataPort]:
-    with serving(service) as running:
-        yield running
-
-
-@pytest.fixture
-def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stalls are found within tenths of a second."""
-    monkeypatch.setattr(data_port, "STALL_S", 0.4)
-    monkeypatch.setattr(data_port, "_SWEEP_S", 0.05)
 
 
 # ------------------------------------------------------------ frames

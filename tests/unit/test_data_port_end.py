@@ -6,7 +6,6 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -18,27 +17,7 @@ from rowhouse.codec import Part
 
 from ps_server import data_port
 from ps_server.data_port import DataPort
-from tests.data_peer import Counted, Peer, listener, serving, until
-
-BIG = 40 << 20
-
-
-@pytest.fixture
-def service() -> Counted:
-    return Counted()
-
-
-@pytest.fixture
-def port(service: Counted) -> Iterator[DataPort]:
-    with serving(service) as running:
-        yield running
-
-
-@pytest.fixture
-def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stalls are found within tenths of a second."""
-    monkeypatch.setattr(data_port, "STALL_S", 0.4)
-    monkeypatch.setattr(data_port, "_SWEEP_S", 0.05)
+from tests.data_peer import BIG, Counted, Peer, listener, serving, until
 
 
 # ------------------------------------------------------------ peers that vanish, stall, trickle
