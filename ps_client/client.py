@@ -17,8 +17,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
-from typing import Final, Literal, Self
+from typing import Final, Literal
 
 from rowhouse.error import InvalidRequestError, PreconditionError, RowhouseError
 from rowhouse.message import TableGradients
@@ -80,9 +79,8 @@ class Client(StepClient):
     def _send(self, parts: Sequence[TableGradients]) -> None:
         for part in parts:
             rows_max = self.tables[part.table].push_rows_max
-            if (
-                part.ids.shape[0] > rows_max
-            ):  # it may be too many for a shard, which others would not wait for
+            # else one shard might refuse its part when others have applied theirs
+            if part.ids.shape[0] > rows_max:
                 check_rows(part, self._cluster.partition_map, rows_max)
         self._exchange.push(parts)
 
@@ -277,19 +275,6 @@ class Client(StepClient):
         with ExitStack() as ends:  # every one of them, whatever one raises
             for trainer in self._trainers.values():
                 ends.callback(trainer.close)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            self.close()
-        except PreconditionError as failure:
-            if value is None:
-                raise
-            value.add_note(str(failure))
 
     def _check_usable(self) -> None:
         if self._process != os.getpid():

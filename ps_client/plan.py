@@ -126,33 +126,6 @@ def check_rows(gradients: TableGradients, partition_map: PartitionMap, rows_max:
         )
 
 
-def joined_by_table(parts: Sequence[TableGradients]) -> tuple[TableGradients, ...]:
-    """The parts of several pushes as one per table, one push after the other; rates of a table are equal."""
-    found: dict[str, list[TableGradients]] = {}
-    for part in parts:
-        found.setdefault(part.table, []).append(part)
-    return tuple(_joined(same) if len(same) > 1 else same[0] for same in found.values())
-
-
-def _joined(parts: Sequence[TableGradients]) -> TableGradients:
-    first = parts[0]
-    assert len({part.learning_rate for part in parts}) == 1
-    shows = clicks = None
-    if any(p.shows is not None or p.clicks is not None for p in parts):  # without them: one show, no click
-        ones = [np.ones(p.ids.shape[0], np.float32) if p.shows is None else p.shows for p in parts]
-        none = [np.zeros(p.ids.shape[0], np.float32) if p.clicks is None else p.clicks for p in parts]
-        shows, clicks = np.concatenate(ones), np.concatenate(none)
-    return TableGradients(
-        first.table,
-        first.dtype,
-        np.concatenate([p.ids for p in parts]),
-        np.concatenate([p.gradients for p in parts]),
-        first.learning_rate,
-        shows,
-        clicks,
-    )
-
-
 def _bytes_per_id(gradients: TableGradients) -> int:
     events = (gradients.shows is not None) + (gradients.clicks is not None)
     return int(8 + gradients.gradients.shape[1] * gradients.gradients.itemsize + 4 * events)

@@ -13,11 +13,13 @@ Invariant: nothing is fetched or sent before the whole step is checked. Thread s
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import TracebackType
 from typing import ClassVar, NoReturn, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from rowhouse import dtype
+from rowhouse.error import PreconditionError
 from rowhouse.message import TableGradients
 
 from ps_client.kernel import as_read_only, gather, sum_duplicates
@@ -87,6 +89,19 @@ class StepClient(ABC):
     @abstractmethod
     def close(self) -> None:
         """End; a second call does nothing."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self.close()
+        except PreconditionError as failure:
+            if value is None:
+                raise
+            value.add_note(str(failure))
 
     def _asked(self, ids: Mapping[str, ArrayLike]) -> Asked:
         declared = [(find_table(self.tables, table), values) for table, values in ids.items()]

@@ -20,8 +20,7 @@ import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from types import TracebackType
-from typing import ClassVar, Final, NoReturn, Self
+from typing import ClassVar, Final, NoReturn
 
 import xxhash
 from rowhouse.error import (
@@ -33,14 +32,14 @@ from rowhouse.error import (
     TrainerLostError,
 )
 from rowhouse.limit import TRAINERS_MAX
-from rowhouse.message import Contribution, PushRequest, TableGradients
+from rowhouse.message import Contribution, PushRequest, TableGradients, joined_by_table
 from rowhouse.v1 import rowhouse_pb2 as pb
 
 from ps_client.cluster import Cluster
 from ps_client.exchange import Exchange
 from ps_client.journal import read_journal, write_journal
 from ps_client.lane import REFUSALS
-from ps_client.plan import joined_by_table, split_push
+from ps_client.plan import split_push
 from ps_client.step import Asked, StepClient, UniqueRows
 from ps_client.table import Table
 from ps_client.transport import Transport
@@ -331,19 +330,6 @@ class Trainer(StepClient):
         if left:
             who = f"trainer {self._member.trainer} of {self._member.trainers}"
             raise PreconditionError(f"{who} was closed too early: {'; '.join(left)}")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            self.close()
-        except PreconditionError as failure:
-            if value is None:
-                raise
-            value.add_note(str(failure))
 
     def _check_usable(self) -> None:
         self._client._check_usable()

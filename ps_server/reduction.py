@@ -85,28 +85,5 @@ def check_rows(
 
 def joined(parts: list[message.PushRequest]) -> message.PushRequest:
     """One push of all trainers' parts, table by table, in their order."""
-    by_table: dict[str, list[message.TableGradients]] = {}
-    for push in parts:
-        for part in push.tables:
-            by_table.setdefault(part.table, []).append(part)
-    tables = tuple(_joined_table(found) for found in by_table.values())
+    tables = message.joined_by_table([part for push in parts for part in push.tables])
     return message.PushRequest(parts[0].map_version, parts[0].client_id, parts[0].sequence, tables)
-
-
-def _joined_table(found: list[message.TableGradients]) -> message.TableGradients:
-    if len(found) == 1:
-        return found[0]
-    shows = clicks = None
-    if any(f.shows is not None or f.clicks is not None for f in found):  # without them: one show, no click
-        ones = [np.ones(f.ids.shape[0], np.float32) if f.shows is None else f.shows for f in found]
-        none = [np.zeros(f.ids.shape[0], np.float32) if f.clicks is None else f.clicks for f in found]
-        shows, clicks = np.concatenate(ones), np.concatenate(none)
-    return message.TableGradients(
-        found[0].table,
-        found[0].dtype,
-        np.concatenate([f.ids for f in found]),
-        np.concatenate([f.gradients for f in found]),
-        found[0].learning_rate,
-        shows,
-        clicks,
-    )

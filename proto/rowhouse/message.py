@@ -5,6 +5,7 @@ They mirror rowhouse.proto field by field; codec.py turns them into its exact en
 Arrays of a decoded message are views of the received buffer: read-only, valid as long as it lives.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,6 +77,33 @@ class TableGradients:
             shows,
             clicks,
         )
+
+
+def joined_by_table(parts: Sequence[TableGradients]) -> tuple[TableGradients, ...]:
+    """Parts of several pushes as one per table, in their order; those of a table have one dtype and rate."""
+    found: dict[str, list[TableGradients]] = {}
+    for part in parts:
+        found.setdefault(part.table, []).append(part)
+    return tuple(_joined(same) if len(same) > 1 else same[0] for same in found.values())
+
+
+def _joined(parts: Sequence[TableGradients]) -> TableGradients:
+    first = parts[0]
+    assert len({(part.dtype, part.learning_rate) for part in parts}) == 1
+    shows = clicks = None
+    if any(p.shows is not None or p.clicks is not None for p in parts):  # without them: one show, no click
+        ones = [np.ones(p.ids.shape[0], np.float32) if p.shows is None else p.shows for p in parts]
+        none = [np.zeros(p.ids.shape[0], np.float32) if p.clicks is None else p.clicks for p in parts]
+        shows, clicks = np.concatenate(ones), np.concatenate(none)
+    return TableGradients(
+        first.table,
+        first.dtype,
+        np.concatenate([p.ids for p in parts]),
+        np.concatenate([p.gradients for p in parts]),
+        first.learning_rate,
+        shows,
+        clicks,
+    )
 
 
 @dataclass(frozen=True, slots=True)

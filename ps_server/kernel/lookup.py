@@ -6,9 +6,8 @@ prefetch the record; compare the id in the record, and use the row while it is i
 costs time besides the misses is guessing wrong where a probe ends, so a line's eight entries are compared
 in one instruction (kernel/vector.py) and a probe that needs a second line is rare.
 
-Arguments are those of kernel/index.py. Thread safety: none; the table's lock covers each call. Within one
-call of the arena two threads may each take a part of a batch: what both write, an entry's flags, they write
-alike. All kernels release the GIL.
+Arguments are those of kernel/index.py. Thread safety: none; the table's lock covers each call. All kernels
+release the GIL.
 """
 
 import numpy as np
