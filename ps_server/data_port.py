@@ -7,9 +7,11 @@ No thread belongs to a connection: one that idles costs its socket and a few hun
 means is rowhouse/frame.py's business, what a call does service.py's.
 
 Invariants: 1. a connection is in the hands of one thread at a time (EPOLLONESHOT); 2. the bytes of a
-request count as in flight from its head to the end of its answer; 3. whatever a peer sends, at worst its
-own connection is closed; 4. a peer that stops in the middle of a frame, or trickles, loses its connection:
-a frame takes STALL_S, plus a second for each RATE_BYTES_MIN, at most.
+request count as in flight from its head to the end of its answer, those of the rows it asks for from before
+they are fetched to then: peers that ask and do not read find the shard busy, not its memory gone; 3. whatever
+a peer sends, at worst its own connection is closed; 4. a peer that stops in the middle of a frame, does not
+read its answer, or trickles, loses its connection: a frame takes STALL_S, plus a second for each
+RATE_BYTES_MIN, at most.
 Thread safety: `start` and `stop` belong to one thread.
 """
 
@@ -21,6 +23,8 @@ import select
 import socket
 import threading
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -63,14 +67,14 @@ _log = logging.getLogger(__name__)
 class Answering(Protocol):
     """What a data port serves: service.py's ParameterService, and fakes in tests."""
 
-    def take(self, size_bytes: int) -> None:
-        """Count request bytes as in flight; BusyError past the bound."""
+    def take(self, size_bytes: int, own_bytes: int = 0) -> None:
+        """Count bytes as in flight, beside the `own_bytes` of the same call; BusyError past the bound."""
 
     def give(self, size_bytes: int) -> None:
         """Count them no more."""
 
-    def answer(self, kind: int, data: memoryview) -> list[Part]:
-        """The answer to one request frame; raises an error of rowhouse.error."""
+    def answer(self, kind: int, data: memoryview, hold: Callable[[int], None]) -> list[Part]:
+        """The answer to one request frame, large ones counted by `hold`; raises errors of rowhouse.error."""
 
 
 class _Connection:
@@ -324,19 +328,28 @@ class DataPort:
             assert c.body is not None
             if c.kind == frame.HELLO:
                 return [frame.encode_head(frame.ANSWER, 0, 0)]
-            parts = self._service.answer(c.kind, c.body)
+            parts = self._service.answer(c.kind, c.body, partial(self._hold, c))
             return [frame.encode_head(frame.ANSWER, sum(len(part) for part in parts), 0), *parts]
         except RowhouseError as error:
+            self._let_go(c)  # neither the request nor rows are kept for a peer that does not read its error
             body = frame.encode_error(error)
             return [frame.encode_head(frame.ERROR, len(body), 0), body]
         finally:
             c.due_s = time.monotonic() + STALL_S
 
+    def _hold(self, c: _Connection, size_bytes: int) -> None:
+        self._service.take(size_bytes, c.held_bytes)
+        c.held_bytes += size_bytes
+
+    def _let_go(self, c: _Connection) -> None:
+        self._service.give(c.held_bytes)
+        c.held_bytes, c.body = 0, None
+
     def _release(self, c: _Connection) -> None:
         """Back to the state between two calls."""
-        self._service.give(c.held_bytes)
-        c.got = c.left = c.held_bytes = 0
-        c.body = c.refusal = None
+        self._let_go(c)
+        c.got = c.left = 0
+        c.refusal = None
         c.due_s = _NEVER_S
 
     def _drop(self, c: _Connection) -> None:

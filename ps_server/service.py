@@ -5,9 +5,10 @@ Pull and Push take and give raw bytes and go through rowhouse/codec.py; the othe
 stubs. What a call does is the shard's business; sockets, health and signals are server.py's.
 
 Invariants: 1. every answer that is not OK carries the error's class name in the trailing metadata
-`rowhouse-error`; 2. request bytes held at once stay at or below the in-flight bound; 3. an answer past
-MESSAGE_BYTES_MAX is refused before the shard works for it; 4. without a shard (it is recovering, or
-closed) every call is UNAVAILABLE.
+`rowhouse-error`; 2. bytes of requests, and of the rows that pulls ask for, held at once stay at or below
+the in-flight bound: the data port's until the peer has read them, gRPC's until they are gRPC's; 3. an
+answer past that bound or MESSAGE_BYTES_MAX is refused before the shard works for it; 4. without a shard
+(it is recovering, or closed) every call is UNAVAILABLE.
 Thread safety: all methods may be called from any thread.
 """
 
@@ -100,12 +101,12 @@ class ServedShard(Protocol):
 
 
 class InFlight:
-    """Counts the request bytes that are held at once.
+    """Counts the bytes of requests and answers that are held at once.
 
     Parameters
     ----------
     bound_bytes
-        Most bytes at once; a single request is always let in when nothing else is held.
+        Most bytes at once; a single call is always let in when nothing else is held.
     """
 
     def __init__(self, bound_bytes: int) -> None:
@@ -114,20 +115,30 @@ class InFlight:
         self._lock = threading.Lock()
 
     @contextmanager
-    def hold(self, size_bytes: int) -> Iterator[None]:
-        """Hold `size_bytes` while the block runs; BusyError when that would pass the bound."""
-        self.take(size_bytes)
-        try:
-            yield
-        finally:
-            self.give(size_bytes)
+    def hold(self, size_bytes: int) -> Iterator[Callable[[int], None]]:
+        """Hold `size_bytes` while the block runs, and what is given to the function that it gets; BusyError
+        when that would pass the bound."""
+        held_bytes = 0
 
-    def take(self, size_bytes: int) -> None:
-        """Hold `size_bytes` until `give`; BusyError when that would pass the bound."""
+        def more(more_bytes: int) -> None:
+            nonlocal held_bytes
+            self.take(more_bytes, held_bytes)
+            held_bytes += more_bytes
+
+        try:
+            more(size_bytes)
+            yield more
+        finally:
+            self.give(held_bytes)
+
+    def take(self, size_bytes: int, own_bytes: int = 0) -> None:
+        """Hold `size_bytes` until `give`, beside the `own_bytes` of the same call; BusyError when that would
+        pass the bound."""
         with self._lock:
-            if self._held_bytes and self._held_bytes + size_bytes > self._bound_bytes:
+            if self._held_bytes > own_bytes and self._held_bytes + size_bytes > self._bound_bytes:
+                what = "the answer" if own_bytes else "request"
                 raise BusyError(
-                    f"request of {size_bytes} bytes: {self._held_bytes} bytes are in flight; "
+                    f"{what} of {size_bytes} bytes: {self._held_bytes} bytes are in flight; "
                     f"at most {self._bound_bytes} at once, back off and retry"
                 )
             self._held_bytes += size_bytes
@@ -164,7 +175,7 @@ class ParameterService:
     index
         The shard's index, for messages.
     in_flight_bytes_max
-        Bound of request bytes held at once.
+        Bound of the bytes of requests and answers held at once.
     waits_max
         Calls of trainers that may wait for one another at once: fewer than there are threads.
     """
@@ -188,7 +199,7 @@ class ParameterService:
         """Let GetCluster say where frames are taken, and which token they must carry."""
         self._data_endpoint, self._data_token = endpoint, token
 
-    def answer(self, kind: int, data: memoryview) -> list[codec.Part]:
+    def answer(self, kind: int, data: memoryview, hold: Callable[[int], None]) -> list[codec.Part]:
         """The answer to one frame of the data port, in pieces; its bytes are counted by `take` and `give`.
 
         Parameters
@@ -197,6 +208,9 @@ class ParameterService:
             frame.PULL, PUSH or CONTRIBUTE.
         data
             The request's own memory: it may be kept, nobody writes to it again.
+        hold
+            Counts bytes beside the request's, before they are there; BusyError past the bound. Answers to
+            pushes are a few bytes and not worth it.
 
         Raises
         ------
@@ -206,7 +220,7 @@ class ParameterService:
         try:
             shard = self._served()
             if kind == frame.PULL:
-                return codec.pull_response_parts(self._pulled(shard, data))
+                return codec.pull_response_parts(self._pulled(shard, data, hold))
             if kind == frame.PUSH:
                 return [codec.encode_push_response(shard.push(codec.decode_push_request(data), data))]
             return [self._contributed(data)]
@@ -280,12 +294,14 @@ class ParameterService:
         return self._of_trainers().contribute(codec.decode_contribution(data)).SerializeToString()
 
     def _pull(self, shard: ServedShard, data: bytes) -> bytes:
-        with self._in_flight.hold(len(data)):
-            return codec.encode_pull_response(self._pulled(shard, data))
+        with self._in_flight.hold(len(data)) as hold:
+            return codec.encode_pull_response(self._pulled(shard, data, hold))
 
-    def _pulled(self, shard: ServedShard, data: bytes | memoryview) -> PullResponse:
+    def _pulled(
+        self, shard: ServedShard, data: bytes | memoryview, hold: Callable[[int], None]
+    ) -> PullResponse:
         request = codec.decode_pull_request(data)
-        _check_answer(request)
+        hold(_answer_bytes(request))
         return shard.pull(request)
 
     def _push(self, shard: ServedShard, data: bytes) -> bytes:
@@ -309,13 +325,15 @@ def _decoded(
     return decode_and_call
 
 
-def _check_answer(request: PullRequest) -> None:
-    """gRPC would refuse too large an answer as RESOURCE_EXHAUSTED, which reads as "busy, retry"."""
+def _answer_bytes(request: PullRequest) -> int:
+    """What the answer has at most; LimitExceededError past MESSAGE_BYTES_MAX, which gRPC would refuse as
+    RESOURCE_EXHAUSTED, and that reads as "busy, retry"."""
     element_bytes = STORAGE[request.dtype].itemsize
-    answer_bytes = sum(
+    answer_bytes: int = sum(
         t.ids.shape[0] * t.dim * element_bytes + _ANSWER_OVERHEAD_BYTES for t in request.tables
     )
     if answer_bytes > MESSAGE_BYTES_MAX:
         raise LimitExceededError(
             f"pull: the answer has up to {answer_bytes} bytes; at most {MESSAGE_BYTES_MAX}, ask for fewer ids"
         )
+    return answer_bytes

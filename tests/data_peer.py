@@ -28,19 +28,22 @@ class Counted:
         self.work: Callable[[int, memoryview], list[Part]] = lambda kind, data: [bytes([kind]), data]
         self._lock = threading.Lock()
 
-    def take(self, size_bytes: int) -> None:
+    def take(self, size_bytes: int, own_bytes: int = 0) -> None:
         with self._lock:
-            if self.held_bytes and self.held_bytes + size_bytes > self.bound_bytes:
+            if self.held_bytes > own_bytes and self.held_bytes + size_bytes > self.bound_bytes:
                 raise BusyError(f"{self.held_bytes} bytes are held")
             self.held_bytes += size_bytes
-            self.taken += 1
+            self.taken += own_bytes == 0
 
     def give(self, size_bytes: int) -> None:
         with self._lock:
             self.held_bytes -= size_bytes
 
-    def answer(self, kind: int, data: memoryview) -> list[Part]:
-        return self.work(kind, data)
+    def answer(self, kind: int, data: memoryview, hold: Callable[[int], None]) -> list[Part]:
+        parts = self.work(kind, data)
+        if kind == frame.PULL:
+            hold(sum(len(part) for part in parts))
+        return parts
 
 
 class Peer:

@@ -57,7 +57,10 @@ def gradient_bound(kind: str, clip_value: float | None, clip_norm: float | None)
 
 
 IN_FLIGHT_BYTES_MAX: Final = 512 * 1024 * 1024
-"""Request bytes that a shard holds at once; past it a request gets BusyError and the client backs off."""
+"""Bytes of requests, and of answers not read yet, that a shard holds at once; past it a request gets
+BusyError and the client backs off."""
+
+assert IN_FLIGHT_BYTES_MAX >= 2 * MESSAGE_BYTES_MAX, "the largest request and its answer fit"
 
 assert PARTITIONS % SHARDS_MAX == 0 and PARTITIONS & (PARTITIONS - 1) == 0
 """Placement takes high bits of a hash, so the count is a power of two."""

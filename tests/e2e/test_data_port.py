@@ -39,9 +39,9 @@ def count_frames(server: Server) -> Counter[int]:
     """Counts the frames that a server answers from now on."""
     seen, answer = Counter[int](), server._service.answer
 
-    def counted(kind: int, data: memoryview) -> Any:
+    def counted(kind: int, data: memoryview, hold: Any) -> Any:
         seen[kind] += 1
-        return answer(kind, data)
+        return answer(kind, data, hold)
 
     server._service.answer = counted  # type: ignore[method-assign]
     return seen

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The data port under peers that ask for much and never read (invariants 2 and 4 of its module)."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import numpy as np
+import psutil
+import pytest
+from rowhouse import codec, frame, message
+from rowhouse.codec import Part
+from rowhouse.dtype import FLOAT32
+from rowhouse.error import UnknownTableError
+
+from ps_server.data_port import DataPort
+from ps_server.service import ParameterService
+from tests.data_peer import BIG, Counted, Peer, listener, serving, until
+from tests.fake_shard import FakeShard
+
+BOUND = 128 << 20
+ANSWER = 16 << 20
+"""Rows of one pull: more than both ends' sockets take (Linux: 4 and 6 MiB)."""
+
+PEERS = 300
+
+
+class Filled(FakeShard):
+    """Its rows are memory that is there, which zeros are not."""
+
+    def pull(self, request: message.PullRequest) -> message.PullResponse:
+        rows = [np.full((t.ids.shape[0], t.dim), 1.5, np.float32) for t in request.tables]
+        parts = zip(request.tables, rows, strict=True)
+        return message.PullResponse(7, tuple(message.TableRows(t.table, FLOAT32, r) for t, r in parts))
+
+
+@contextmanager
+def serving_shard(service: ParameterService) -> Iterator[DataPort]:
+    """A data port of a real service; nothing is in flight at the end."""
+    service.attach(Filled())
+    port = DataPort(service, 2)
+    port.start(listener())
+    try:
+        yield port
+    finally:
+        port.stop(10)
+        assert held_bytes(service) == 0
+
+
+def held_bytes(service: ParameterService) -> int:
+    return service._in_flight._held_bytes
+
+
+def pull_bytes(rows_bytes: int) -> bytes:
+    """A pull whose answer has that many bytes of rows."""
+    ids = np.arange(rows_bytes // 4096, dtype=np.uint64)
+    return codec.encode_pull_request(
+        message.PullRequest(0, FLOAT32, True, (message.TableIds("user", 1024, ids),))
+    )
+
+
+def test_peers_that_ask_and_never_read_find_it_busy_and_its_memory_bounded() -> None:
+    service = ParameterService(0, in_flight_bytes_max=BOUND)
+    body, this = pull_bytes(ANSWER), psutil.Process()
+    with serving_shard(service) as port:
+        with ExitStack() as stack, Peer(port) as honest:
+            before = this.memory_info().rss
+            most = 0
+            for _ in range(PEERS):
+                stack.enter_context(Peer(port)).send(frame.PULL, body)
+                most = max(most, held_bytes(service))
+            until(lambda: sum(bool(c.unsent) for c in list(port._connections.values())) == 7)
+            assert BOUND - 2 * ANSWER < held_bytes(service) <= BOUND and most <= BOUND
+            assert this.memory_info().rss - before < 2 * BOUND, "300 answers would be 4.8 GB"
+            assert len(honest.call(frame.PULL, pull_bytes(4096))) > 4096, "what still fits is served"
+            assert honest.fail(frame.PULL, body).startswith("BusyError port: the answer of 16778240 bytes: ")
+            assert honest.call(frame.HELLO, b"") == b""
+        until(lambda: held_bytes(service) == 0)
+        with Peer(port) as after:
+            assert len(after.call(frame.PULL, body)) > ANSWER
+
+
+def test_a_peer_that_reads_at_last_gets_its_rows_and_the_others_room() -> None:
+    service = ParameterService(0, in_flight_bytes_max=BOUND)
+    with serving_shard(service) as port, Peer(port) as late, Peer(port) as other:
+        late.send(frame.PULL, pull_bytes(BOUND - ANSWER))
+        until(lambda: held_bytes(service) > BOUND - ANSWER)
+        assert other.fail(frame.PULL, pull_bytes(ANSWER)).startswith("BusyError")
+        kind, answer = late.receive()
+        assert kind == frame.ANSWER
+        rows = codec.decode_pull_response(answer).tables[0].rows
+        assert rows.nbytes == BOUND - ANSWER and (rows == 1.5).all()
+        until(lambda: held_bytes(service) == 0)
+        assert len(other.call(frame.PULL, pull_bytes(ANSWER))) > ANSWER
+
+
+def test_one_pull_past_the_bound_is_served_while_nobody_else_is() -> None:
+    service = ParameterService(0, in_flight_bytes_max=1000)
+    with serving_shard(service) as port, Peer(port) as alone:
+        assert len(alone.call(frame.PULL, pull_bytes(ANSWER))) > ANSWER
+
+
+def test_peers_that_do_not_read_are_given_up_and_the_others_served(hasty: None) -> None:
+    service = Counted(bound_bytes=BIG + 100)
+    service.work = lambda kind, data: [bytes(BIG if kind == frame.PULL else 1)]
+    with serving(service) as port, Peer(port) as unread, Peer(port) as other:
+        unread.send(frame.PULL, b"never read")
+        until(lambda: service.held_bytes > BIG)
+        assert other.fail(frame.PULL, b"x").startswith("BusyError")
+        assert other.call(frame.PUSH, b"x") == b"\0"
+        until(lambda: service.held_bytes == 0)  # without any call of the peers
+        assert unread.is_closed()
+        assert len(other.call(frame.PULL, b"x")) == BIG
+
+
+def test_an_error_that_is_not_read_holds_neither_request_nor_rows() -> None:
+    """As many glued requests as their errors fill both sockets, so that one stays unsent."""
+
+    def refuse(kind: int, data: memoryview) -> list[Part]:
+        raise UnknownTableError("no" * 2_000)
+
+    service = Counted()
+    service.work = refuse
+    with serving(service, threads=1) as port, Peer(port) as unread:
+        unread.socket.settimeout(0.5)
+        with pytest.raises(TimeoutError):
+            unread.socket.sendall(unread.frame(frame.PULL, bytes(50)) * 200_000)
+        until(lambda: any(c.unsent for c in list(port._connections.values())))
+        assert service.held_bytes == 0
