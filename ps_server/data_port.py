@@ -33,6 +33,7 @@ from rowhouse import frame
 from rowhouse.codec import Part
 from rowhouse.error import InvalidRequestError, RowhouseError
 
+from ps_server.complaint import Complaints
 from ps_server.endpoint import SOCKET_PREFIX
 
 CONNECTIONS_MAX: Final = 16_384
@@ -168,6 +169,7 @@ class DataPort:
         self.endpoint = ""
         self.token = secrets.randbits(64)
         self._service = service
+        self._complaints = Complaints(_log)
         self._connections: dict[int, _Connection] = {}
         self._stopping = self._paused = False
         self._swept_s = time.monotonic()
@@ -268,7 +270,8 @@ class DataPort:
         except (OSError, EOFError):
             self._drop(connection)
         except RowhouseError as error:
-            _log.warning("data port %s: connection closed: %s", self.endpoint, error)
+            peer = _address(connection.socket)
+            self._complaints.warn(peer, f"data port {self.endpoint}: connection of {peer} closed: {error}")
             self._drop(connection)
         except Exception:
             _log.exception("data port %s: connection closed", self.endpoint)
@@ -366,6 +369,7 @@ class DataPort:
             return
         try:
             self._swept_s = now_s
+            self._complaints.tell_left_out()
             if self._paused:
                 self._paused = False
                 self._epoll.modify(self._listener, _READ)
@@ -382,3 +386,12 @@ class DataPort:
     def _end_socket(one: socket.socket) -> None:
         with contextlib.suppress(OSError):  # closed meanwhile
             one.shutdown(socket.SHUT_RDWR)
+
+
+def _address(peer: socket.socket) -> str:
+    """Who is at the other end, without the port, which is another one each time."""
+    try:
+        name = peer.getpeername()
+    except OSError:
+        return "a peer that is gone"
+    return str(name[0]) if isinstance(name, tuple) else "a process of this machine"

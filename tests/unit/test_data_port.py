@@ -16,7 +16,7 @@ from rowhouse.codec import Part
 from rowhouse.error import InvalidRequestError
 from rowhouse.limit import MESSAGE_BYTES_MAX
 
-from ps_server import data_port
+from ps_server import complaint, data_port
 from ps_server.data_port import DataPort
 from ps_server.service import ParameterService
 from tests.data_peer import BIG, Counted, Peer, listener, serving, until
@@ -92,6 +92,21 @@ def test_a_wrong_head_costs_its_own_connection(service: Counted, port: DataPort,
         assert peer.is_closed()
         assert bystander.call(frame.PULL, b"after") == b"\x01after"
         assert service.taken == 2, "nothing of the wrong frame was counted or answered"
+
+
+def test_wrong_frames_do_not_fill_the_log(
+    port: DataPort, hasty: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(complaint, "INTERVAL_S", 1.0)
+    for _ in range(200):
+        with Peer(port) as peer:
+            peer.socket.sendall(_heads(port.token)["http"])
+            assert peer.is_closed()
+    until(lambda: not port._complaints._left_out)  # by the sweep: no further frame comes
+    lines = caplog.text.splitlines()
+    assert 2 <= len(lines) <= 10
+    assert "connection of 127.0.0.1 closed: a frame begins with b'GET '; it must be b'rhd1'" in lines[0]
+    assert "left out" not in lines[0] and "more like it in the " in lines[-1]
 
 
 def test_an_error_of_a_call_leaves_the_connection(service: Counted, port: DataPort) -> None:
