@@ -108,7 +108,8 @@ class Cluster:
                     f"shard at {transport.endpoint} has partition map {answer.map_version:#x}, shard at "
                     f"{targets[0]} has {partition_map.version:#x}: they are not one cluster"
                 )
-        cluster = cls(dial, read_tables(first.tables), partition_map)
+        others = [info for _, answer in found.values() for info in answer.tables]
+        cluster = cls(dial, read_tables(first.tables, others), partition_map)
         cluster._extend([found[shard][0] for shard in range(partition_map.shard_count)])
         return cluster
 

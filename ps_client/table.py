@@ -34,7 +34,7 @@ class Table:
     config
         Optimizer, initializer and policies, resolved (read-only).
     push_rows_max
-        Distinct ids that one push may bring to one shard, as its memory_budget allows.
+        Distinct ids that one push may bring to one shard, as the smallest memory_budget of them allows.
     """
 
     name: str
@@ -57,12 +57,18 @@ class Table:
         return gradient_bound(optimizer["kind"], optimizer.get("clip_value"), optimizer.get("clip_norm"))
 
 
-def read_tables(infos: Iterable[pb.TableInfo]) -> Mapping[str, Table]:
-    """Tables by name, from a GetClusterResponse; read-only."""
-    tables = {}
+def read_tables(infos: Iterable[pb.TableInfo], others: Iterable[pb.TableInfo] = ()) -> Mapping[str, Table]:
+    """Tables by name, read-only: as one shard's GetClusterResponse has them, and what all of them can take,
+    where `others` are those of the further shards."""
+    tables: dict[str, Table] = {}
+    smallest: dict[str, int] = {}
+    for info in others:
+        if info.push_rows_max:  # else not told
+            smallest[info.name] = min(smallest.get(info.name, info.push_rows_max), info.push_rows_max)
     for info in infos:
         config = MappingProxyType(json.loads(info.config_json) if info.config_json else {})
         rows_max = info.push_rows_max or IDS_PER_REQUEST_MAX
+        rows_max = min(rows_max, smallest.get(info.name, rows_max))
         tables[info.name] = Table(info.name, info.dim, dtype.NAMES[int(info.dtype)], config, rows_max)
     return MappingProxyType(tables)
 

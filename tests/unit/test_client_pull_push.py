@@ -103,6 +103,20 @@ def test_a_push_of_more_rows_than_a_shard_can_hold_is_sent_to_none() -> None:
     assert [len(shard.pushes) for shard in shards] == [1, 1]
 
 
+@pytest.mark.parametrize(
+    "bounds", [(60, 1000, 2000), (1000, 60, 2000), (0, 1000, 60), (60, 0, 0), (0, 60, 0)]
+)
+def test_a_push_must_fit_into_the_smallest_shard(bounds: tuple[int, ...]) -> None:
+    shards = make_shards(3)
+    for shard, rows in zip(shards, bounds, strict=True):
+        shard.push_rows_max = rows
+    with local_client(shards) as client:
+        assert {table.push_rows_max for table in client.tables.values()} == {60}
+        with pytest.raises(LimitExceededError, match="holds 60 rows"):
+            client.push("user", np.arange(300), np.ones((300, 4)))
+    assert [len(shard.pushes) for shard in shards] == [0, 0, 0]
+
+
 def test_a_shard_without_ids_gets_no_push_and_keeps_its_numbers() -> None:
     shards = make_shards(2)
     owners = shards[0].map.shards_of(np.arange(50, dtype=np.uint64))
