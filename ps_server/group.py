@@ -34,7 +34,7 @@ from rowhouse.limit import TRAINERS_MAX
 from rowhouse.placement import PartitionMap
 from rowhouse.v1 import rowhouse_pb2 as pb
 
-from ps_server.reduction import check_fits, check_rows, joined
+from ps_server.reduction import check_fits, check_rows, check_share, joined
 from ps_server.request import check_map, checked_parts
 from ps_server.table import Table
 
@@ -143,7 +143,7 @@ class Groups:
         if push.sequence > self._shard.last_sequence(member.group):
             check_map(push.map_version, self._shard.partition_map, self._shard.index)
             tables = {part.table: self._shard.table_at_lsn(part.table)[0] for part in push.tables}
-            checked_parts(push, tables)
+            check_share(push.sequence, checked_parts(push, tables), member.trainers)
         group = self._group(member)
         with group.changed:
             self._enter(group, member)

@@ -5,15 +5,18 @@ Everything that could refuse the whole step is looked for while parts are held (
 applied on one shard, another one must not refuse it. Thread safety: pure functions.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 import numpy as np
 from rowhouse import message
 from rowhouse.error import InvalidRequestError, LimitExceededError
-from rowhouse.limit import IDS_PER_REQUEST_MAX, MESSAGE_BYTES_MAX, TABLES_PER_REQUEST_MAX
+from rowhouse.limit import IDS_PER_REQUEST_MAX, MESSAGE_BYTES_MAX, TABLES_PER_REQUEST_MAX, gradient_bound
 
-from ps_server.table import Table
+from ps_server.kernel.gradient import first_not_below
+from ps_server.table import Table, TablePush
+
+FLOAT32_MAX: Final = float(np.finfo(np.float32).max)
 
 STEP_BYTES_MAX: Final = MESSAGE_BYTES_MAX - TABLES_PER_REQUEST_MAX * 256
 """Bytes of a whole step: the log takes it as one push, with a name and some numbers for each table."""
@@ -81,6 +84,39 @@ def check_rows(
         ids = [part.ids, *(h.ids for h in held if h.table == part.table)]
         if part.table in tables and sum(i.shape[0] for i in ids) > tables[part.table].tier.rows_min:
             tables[part.table].check_push(np.unique(np.concatenate(ids)).shape[0])
+
+
+def check_share(step: int, parts: Sequence[tuple[Table, TablePush]], trainers: int) -> None:
+    """Refuse a part whose gradients could, summed with the other trainers', be what no shard applies.
+
+    A sum past the bound would be found by the shard that has its row, when others have applied the step. So
+    each trainer has its share of the bound: parts that are legal are legal together.
+
+    Parameters
+    ----------
+    step, trainers
+        Number of the step, and of trainers in the group.
+    parts
+        A checked part, duplicates summed.
+
+    Raises
+    ------
+    InvalidRequestError
+        An element is not below the share.
+    """
+    for table, push in parts:
+        optimizer = table.config.optimizer
+        bound = gradient_bound(optimizer.kind, optimizer.clip_value, optimizer.clip_norm)
+        # The greatest float32 where any finite sum will do; a half of it is left for the rounding of the sum.
+        share = min(bound, FLOAT32_MAX) / (2 * trainers)
+        bad = int(first_not_below(push.gradients, share))
+        if trainers > 1 and bad >= 0:
+            row, column = divmod(bad, table.layout.dim)
+            raise InvalidRequestError(
+                f"step {step}: table {table.name!r}: the gradient of id {int(push.ids[row])} (column "
+                f"{column}) is {push.gradients[row, column]:g}; with {trainers} trainers each must be below "
+                f"{share:g}, so that their sum is below {min(bound, FLOAT32_MAX):g}"
+            )
 
 
 def joined(parts: list[message.PushRequest]) -> message.PushRequest:
