@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Kernels of the client: dedup with inverse, split by shard, gather back, sum of duplicates.
+"""Kernels of the client: dedup with inverse, split by shard, gather back, sums of duplicates and of bags.
 
 Free functions over arrays; each releases the GIL, and each has a naive oracle in
 tests/unit/test_client_kernel.py. What an array may hold is checked before (validation.py).
@@ -167,6 +167,74 @@ def sum_duplicates(
             for j in range(out.shape[1]):
                 out[row, j] += gradients[i, j]
     return out
+
+
+@njit(nogil=True, cache=True)
+def are_bags(starts: NDArray[np.int64], count: int) -> bool:
+    """Whether (B + 1,) `starts` cut the first of `count` ids into B bags: from 0, at most to `count`, never
+    down."""
+    bags = starts.shape[0] - 1
+    if bags < 0 or starts[0] != 0 or starts[bags] > count:
+        return False
+    falls = 0
+    for bag in range(bags):
+        falls += starts[bag + 1] < starts[bag]
+    return falls == 0
+
+
+@njit(nogil=True, cache=True)
+def sum_pooled(
+    gradients: NDArray[np.float32],
+    starts: NDArray[np.int64],
+    inverse: NDArray[np.int64],
+    weights: NDArray[np.float32],
+    mean: bool,
+    seen: int,
+    sums: NDArray[np.float32],
+) -> int:
+    """Add to each distinct id's sum what it gets of the bags that it is in, in the order of appearance.
+
+    Parameters
+    ----------
+    gradients
+        (B, dim) float32, of the pooled vectors.
+    starts
+        (B + 1,) int64 that are_bags of n; (0,): each id is a bag.
+    inverse
+        (n,) int64, which sum each id adds to.
+    weights
+        (n,) factors of the ids; (0,): all 1.
+    mean
+        Whether a bag is the mean of its rows.
+    seen
+        Distinct ids before these; they are numbered by first appearance, so a first gradient is copied and
+        needs no zero before it. -1: add them all to what is there.
+    sums
+        (u, dim) float32, written.
+
+    Returns
+    -------
+    int
+        `seen` for the ids that follow.
+    """
+    single = starts.shape[0] == 0
+    weighted = weights.shape[0] > 0
+    for bag in range(gradients.shape[0]):
+        first, last = (bag, bag + 1) if single else (starts[bag], starts[bag + 1])
+        shared = np.float32(1.0)
+        if mean and not single and last > first:
+            shared = np.float32(1.0) / np.float32(last - first)
+        for i in range(first, last):
+            factor = shared * weights[i] if weighted else shared
+            row = inverse[i]
+            if row == seen:
+                for j in range(sums.shape[1]):
+                    sums[row, j] = factor * gradients[bag, j]
+                seen += 1
+            else:
+                for j in range(sums.shape[1]):
+                    sums[row, j] += factor * gradients[bag, j]
+    return seen
 
 
 @njit(nogil=True, cache=True)

@@ -253,6 +253,18 @@ class StepClient(ABC):
         if parts := [part for part in parts if part.ids.shape[0]]:
             self._send(parts)
 
+    def _push_unique(self, gradients: Mapping[str, tuple[NDArray[np.uint64], NDArray[np.float32]]]) -> None:
+        """As `push_many`, of ids that `pull_unique` gave, with arrays of gradients that are given away:
+        nothing is deduplicated or copied again."""
+        self._check_usable()
+        parts = []
+        for name, (ids, values) in gradients.items():
+            checked = as_gradients(find_table(self.tables, name), ids, values, self._wire_dtype)
+            narrow = dtype.narrow(checked, self._wire_dtype)
+            parts.append(TableGradients(name, self._wire_dtype, ids, narrow, None))
+        if parts := [part for part in parts if part.ids.shape[0]]:
+            self._send(parts)
+
     def _part(
         self,
         name: str,

@@ -10,11 +10,11 @@ from typing import Final
 import torch
 from rowhouse.error import InvalidRequestError
 from torch import Tensor, nn
-from torch.nn import functional
 
 from ps_client.step import StepClient
 from ps_client.table import find_table
 from ps_client.torch.lookup import look_up, prefetch
+from ps_client.torch.pool import Bags, pooled
 
 MODES: Final = ("sum", "mean", "max")
 
@@ -25,45 +25,6 @@ def check_gradient_scale(gradient_scale: float) -> float:
     if not (math.isfinite(scale) and scale > 0):
         raise InvalidRequestError(f"gradient_scale is {scale}; it must be finite and above 0")
     return scale
-
-
-def pool(
-    rows: Tensor, inverse: Tensor, offsets: Tensor, mode: str, weights: Tensor | None, last: bool
-) -> Tensor:
-    """Rows of each bag as one vector.
-
-    Parameters
-    ----------
-    rows
-        (u, D) float32, the distinct rows.
-    inverse
-        (n,) int64, which row each id of the bags is.
-    offsets
-        (B,) int64, where each bag starts; (B + 1,) with the end of the last one if `last`.
-    mode
-        "sum", "mean" or "max".
-    weights
-        (n,) factors of the ids, with mode "sum" only.
-    last
-        Whether `offsets` holds the end of the last bag.
-
-    Returns
-    -------
-    Tensor
-        (B, D) float32; zeros for an empty bag.
-    """
-    if not rows.shape[0]:  # torch takes no empty table; the sum, 0, keeps the answer in the graph
-        return rows.new_zeros(offsets.shape[0] - last, rows.shape[1]) + rows.sum()
-    if weights is not None:
-        weights = weights.to(rows.dtype)
-    return functional.embedding_bag(
-        inverse,
-        rows,
-        offsets.to(torch.int64),
-        mode=mode,
-        per_sample_weights=weights,
-        include_last_offset=last,
-    )
 
 
 class EmbeddingBag(nn.Module):
@@ -144,14 +105,16 @@ class EmbeddingBag(nn.Module):
         ids, weights, last = input.reshape(-1), per_sample_weights, self.include_last_offset
         if weights is not None:
             weights = weights.reshape(-1)
-        if offsets is None:
+        single = offsets is None and input.shape[1] == 1 and weights is None and self.padding_idx is None
+        if offsets is None and not single:  # single: each id is a bag, which needs no offsets
             offsets, last = torch.arange(input.shape[0], device=input.device) * input.shape[1], False
         if self.padding_idx is not None:
+            assert offsets is not None
             ids, offsets, weights = self._without_padding(ids, offsets, weights)
-        found = look_up(
+        step = look_up(
             self.client, {self.table: ids}, recorded=self.training, gradient_scale=self.gradient_scale
-        )[self.table]
-        return pool(found.rows, found.inverse, offsets, self.mode, weights, last)
+        )
+        return pooled(step, [Bags(self.table, 0, ids.shape[0], offsets, self.mode, weights, last)])[0]
 
     def prefetch(self, input: Tensor) -> None:
         """Start the pull of a later `forward`; the module's client must be a Pipeline.

@@ -13,14 +13,14 @@ from typing import Any, Protocol
 import torch
 from rowhouse.error import ConfigError, InvalidRequestError
 from torch import Tensor, nn
-from torch.nn import functional
 
 from ps_client.step import StepClient
 from ps_client.table import find_table
 from ps_client.torch import jagged as light
-from ps_client.torch.bag import check_gradient_scale, pool
+from ps_client.torch.bag import check_gradient_scale
 from ps_client.torch.keyed import JaggedTensor, KeyedJaggedTensor, KeyedTensor
-from ps_client.torch.lookup import Found, look_up, prefetch
+from ps_client.torch.lookup import Step, look_up, prefetch
+from ps_client.torch.pool import Bags, pooled
 
 
 class TableConfig(Protocol):
@@ -119,18 +119,19 @@ class _Collection(nn.Module):
         """The ids of each table, features one after the other."""
         return {c.name: torch.cat([batch[f].values() for f in c.feature_names]) for c in self._configs}
 
-    def _look_up(self, features: KeyedJaggedTensor) -> list[tuple[str, TableConfig, JaggedTensor, Found]]:
-        """(output name, config, the feature's batch, its rows) of each output."""
-        batch = features.to_dict()
-        ids = self._ids(batch)
-        found = look_up(self.client, ids, recorded=self.training, gradient_scale=self.gradient_scale)
+    def _look_up(self, batch: Mapping[str, JaggedTensor]) -> Step:
+        """One lookup of every feature of a batch."""
+        recorded, scale = self.training, self.gradient_scale
+        return look_up(self.client, self._ids(batch), recorded=recorded, gradient_scale=scale)
+
+    def _outputs(self, batch: Mapping[str, JaggedTensor]) -> list[tuple[TableConfig, JaggedTensor, int]]:
+        """(config, the feature's batch, how many ids of the table are before it) of each output."""
         outputs = []
-        for config, names in zip(self._configs, self._names, strict=True):
-            rows, inverse = found[config.name].rows, found[config.name].inverse
-            lengths = [batch[f].values().shape[0] for f in config.feature_names]
-            pieces = torch.split(inverse, lengths)
-            for name, feature, piece in zip(names, config.feature_names, pieces, strict=True):
-                outputs.append((name, config, batch[feature], Found(rows, piece)))
+        for config in self._configs:
+            first = 0
+            for feature in config.feature_names:
+                outputs.append((config, batch[feature], first))
+                first += batch[feature].values().shape[0]
         return outputs
 
 
@@ -197,13 +198,18 @@ class EmbeddingBagCollection(_Collection):
         self._check_batch(features)
         if self.is_weighted and features.weights_or_none() is None:
             raise ValueError("is_weighted is True, and the batch has no weights")
-        names, blocks = [], []
-        for name, config, jagged, found in self._look_up(features):
+        batch = features.to_dict()
+        bags = []
+        for config, jagged, first in self._outputs(batch):
             weights = jagged.weights() if self.is_weighted else None
-            offsets, mode = jagged.offsets(), self._modes[config.name]
-            blocks.append(pool(found.rows, found.inverse, offsets - offsets[0], mode, weights, last=True))
-            names.append(name)
-        return KeyedTensor(names, [block.shape[1] for block in blocks], torch.cat(blocks, dim=1))
+            offsets, last = jagged.offsets(), first + jagged.values().shape[0]
+            mode = self._modes[config.name]
+            bags.append(
+                Bags(config.name, first, last, offsets - offsets[0], mode, weights, include_last=True)
+            )
+        blocks = pooled(self._look_up(batch), bags)
+        lengths = [block.shape[1] for block in blocks]
+        return KeyedTensor(self.embedding_names(), lengths, torch.cat(blocks, dim=1))
 
 
 class EmbeddingCollection(_Collection):
@@ -248,13 +254,11 @@ class EmbeddingCollection(_Collection):
             Not a KeyedJaggedTensor, or one that lacks a feature of a table.
         """
         self._check_batch(features)
+        batch = features.to_dict()
+        outputs = self._outputs(batch)
+        bags = [Bags(c.name, first, first + jagged.values().shape[0]) for c, jagged, first in outputs]
+        rows = pooled(self._look_up(batch), bags)
         return {
-            name: JaggedTensor(_rows(found), lengths=jagged.lengths())
-            for name, _, jagged, found in self._look_up(features)
+            name: JaggedTensor(values, lengths=jagged.lengths())
+            for name, values, (_, jagged, _) in zip(self.embedding_names(), rows, outputs, strict=True)
         }
-
-
-def _rows(found: Found) -> Tensor:
-    if not found.rows.shape[0]:  # torch takes no empty table
-        return found.rows
-    return functional.embedding(found.inverse, found.rows)

@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The bridge between autograd and the shards: rows come in as tensors, their gradients go out.
 
-    ids ── pull_unique ──▶ rows (u, D) ── torch indexes, pools, weighs ──▶ output
-                             │                                              │ backward
-    shards ◀── push_many ── gradient (u, D), one per distinct id ◀──────────┘
+    ids ── pull_unique ──▶ rows (u, D) ── indexed, pooled, weighed (pool.py) ──▶ output
+                             │                                                  │ backward
+    shards ◀── push ──── gradient (u, D), one per distinct id ◀─────────────────┘
 
-Only the distinct rows enter the graph, so sum, mean, max, per-sample weights and whatever else is done
-with them get their gradients from torch itself.
+Only distinct rows come and go; what makes outputs of them is in pool.py.
 
 Invariants: 1. one lookup is one pull, and its backward one push, for all its tables; 2. a lookup that
 is not recorded (evaluation, no_grad, inference_mode) pulls read-only and never pushes; 3. ids travel
@@ -59,42 +58,62 @@ class Found:
 
 
 @dataclass(frozen=True, slots=True)
-class _Step:
-    """What the backward of one lookup needs."""
+class Step:
+    """One lookup: its rows, and what its backward needs.
+
+    Attributes
+    ----------
+    client
+        Where it pulled, and where its backward pushes.
+    unique
+        Rows of its distinct ids by table name.
+    recorded
+        Whether backward pushes.
+    gradient_scale
+        Factor on what is pushed.
+    device
+        Where the ids were, and the rows go.
+    """
 
     client: StepClient
     unique: Mapping[str, UniqueRows]
+    recorded: bool
     gradient_scale: float
     device: torch.device
 
+    def tensor(self, table: str) -> Tensor:
+        """The distinct rows of one table, (u, D) float32 on `device`."""
+        rows = self.unique[table].rows
+        # torch takes only memory that it may write and that is aligned; an answer's view is neither.
+        usable = rows.flags.writeable and rows.flags.aligned and rows.flags.c_contiguous
+        return torch.from_numpy(rows if usable else np.array(rows)).to(self.device)
 
-def _as_tensor(rows: NDArray[np.float32], device: torch.device) -> Tensor:
-    # torch takes only memory that it may write and that is aligned; an answer's view is neither.
-    usable = rows.flags.writeable and rows.flags.aligned and rows.flags.c_contiguous
-    return torch.from_numpy(rows if usable else np.array(rows)).to(device)
+    def push(self, sums: Mapping[str, NDArray[np.float32]]) -> None:
+        """Push new (u, D) float32 arrays, a gradient for each distinct id of each table named; they are
+        given away, and scaled in place."""
+        if self.gradient_scale != 1.0:
+            for values in sums.values():
+                np.multiply(values, np.float32(self.gradient_scale), out=values)
+        self.client._push_unique({table: (self.unique[table].ids, sums[table]) for table in sums})
 
 
 class _Rows(torch.autograd.Function):
     """Rows of one step as outputs of one node, so that all their gradients arrive together."""
 
     @staticmethod
-    def forward(ctx: Any, anchor: Tensor, step: _Step) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, anchor: Tensor, step: Step) -> tuple[Tensor, ...]:
         ctx.step = step
         ctx.set_materialize_grads(False)
-        return tuple(_as_tensor(unique.rows, step.device) for unique in step.unique.values())
+        return tuple(step.tensor(table) for table in step.unique)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[None, None]:
-        step: _Step = ctx.step
-        push = {}
-        for (table, unique), gradient in zip(step.unique.items(), gradients, strict=True):
-            if gradient is not None:  # None: nothing that was differentiated used this table
-                values = gradient.detach().to("cpu", torch.float32).numpy()
-                if step.gradient_scale != 1.0:
-                    values = values * np.float32(step.gradient_scale)
-                push[table] = (unique.ids, values)
-        step.client.push_many(push)
+        step: Step = ctx.step
+        arrived = zip(step.unique, gradients, strict=True)
+        # None: nothing that was differentiated used this table. Copied: torch may hand the same memory on.
+        given = {table: gradient.detach().cpu() for table, gradient in arrived if gradient is not None}
+        step.push({table: np.array(gradient.numpy(), np.float32) for table, gradient in given.items()})
         return None, None
 
 
@@ -114,9 +133,7 @@ def prefetch(client: StepClient, ids: Mapping[str, Tensor], *, recorded: bool) -
     client.prefetch(bits, read_only=not (recorded and torch.is_grad_enabled()))
 
 
-def look_up(
-    client: StepClient, ids: Mapping[str, Tensor], *, recorded: bool, gradient_scale: float
-) -> dict[str, Found]:
+def look_up(client: StepClient, ids: Mapping[str, Tensor], *, recorded: bool, gradient_scale: float) -> Step:
     """Rows of several tables in one pull.
 
     Parameters
@@ -130,23 +147,29 @@ def look_up(
         pull is read-only.
     gradient_scale
         Factor on what is pushed.
-
-    Returns
-    -------
-    dict
-        Found by table name, in the order of `ids`.
     """
     recorded = recorded and torch.is_grad_enabled()
     bits = {table: id_bits(tensor) for table, tensor in ids.items()}
     unique = client.pull_unique(bits, read_only=not recorded)
     device = next(iter(ids.values())).device if ids else torch.device("cpu")
-    step = _Step(client, unique, gradient_scale, device)
-    if recorded:
+    return Step(client, unique, recorded, gradient_scale, device)
+
+
+def found_rows(step: Step) -> dict[str, Found]:
+    """The rows of a lookup as tensors of the graph, by table name in its order.
+
+    Parameters
+    ----------
+    step
+        The lookup.
+    """
+    if step.recorded:
         # The anchor is what makes the outputs require gradients: ids and rows from outside have none.
         rows: tuple[Tensor, ...] = _Rows.apply(torch.empty(0, requires_grad=True), step)  # type: ignore[no-untyped-call]
     else:
-        rows = tuple(_as_tensor(found.rows, device) for found in unique.values())
-    inverses = [torch.from_numpy(found.inverse).to(device) for found in unique.values()]
+        rows = tuple(step.tensor(table) for table in step.unique)
+    inverses = [torch.from_numpy(found.inverse).to(step.device) for found in step.unique.values()]
     return {
-        table: Found(values, inverse) for table, values, inverse in zip(unique, rows, inverses, strict=True)
+        table: Found(values, inverse)
+        for table, values, inverse in zip(step.unique, rows, inverses, strict=True)
     }

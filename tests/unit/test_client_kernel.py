@@ -62,6 +62,62 @@ def test_sum_duplicates_adds_in_the_order_of_appearance(ids: NDArray[np.uint64],
     np.testing.assert_array_equal(sums, np.array(list(naive.values()), np.float32).reshape(count, dim))
 
 
+def bags_of(rng: np.random.Generator, count: int) -> NDArray[np.int64]:
+    """Where bags of 0 to 3 ids start, and `count`, where the last one ends."""
+    starts = [0]
+    while starts[-1] < count:
+        starts.append(min(count, starts[-1] + int(rng.integers(0, 4))))
+    return np.array(starts, np.int64)
+
+
+@pytest.mark.parametrize("mean", [False, True])
+@pytest.mark.parametrize("weighted", [False, True])
+@given(ids=IDS, dim=st.integers(1, 5), pieces=st.integers(1, 3), seed=st.integers(0, 2**32))
+def test_sum_pooled_adds_what_each_bag_gives(
+    weighted: bool, mean: bool, ids: NDArray[np.uint64], dim: int, pieces: int, seed: int
+) -> None:
+    """The ids in `pieces` outputs, into fresh sums in order, and onto ones that are there."""
+    rng = np.random.default_rng(seed)
+    inverse = np.empty(ids.shape, np.int64)
+    count = kernel.deduplicate(ids, inverse).shape[0]
+    fresh, onto = np.full((count, dim), np.nan, np.float32), np.ones((count, dim), np.float32)
+    naive = np.zeros((count, dim))
+    seen = 0
+    for part in np.array_split(inverse, pieces):
+        starts = bags_of(rng, part.shape[0])
+        assert kernel.are_bags(starts, part.shape[0])
+        gradients = rng.normal(size=(starts.shape[0] - 1, dim)).astype(np.float32)
+        weights = rng.normal(size=part.shape[0] * weighted).astype(np.float32)
+        for bag in range(starts.shape[0] - 1):
+            for i in range(starts[bag], starts[bag + 1]):
+                factor = weights[i] if weighted else 1.0
+                naive[part[i]] += factor * gradients[bag] / (starts[bag + 1] - starts[bag] if mean else 1)
+        seen = kernel.sum_pooled(gradients, starts, part, weights, mean, seen, fresh)
+        assert kernel.sum_pooled(gradients, starts, part, weights, mean, -1, onto) == -1
+    assert seen == count
+    np.testing.assert_allclose(fresh, naive, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(onto, naive + 1, rtol=1e-4, atol=1e-5)
+
+
+@given(IDS, st.integers(1, 5), st.integers(0, 2**32))
+def test_sum_pooled_of_single_ids_has_the_bits_of_sum_duplicates(
+    ids: NDArray[np.uint64], dim: int, seed: int
+) -> None:
+    gradients = np.random.default_rng(seed).normal(size=(ids.shape[0], dim)).astype(np.float32)
+    inverse = np.empty(ids.shape, np.int64)
+    count = kernel.deduplicate(ids, inverse).shape[0]
+    sums, none = np.full((count, dim), np.nan, np.float32), np.empty(0, np.int64)
+    kernel.sum_pooled(gradients, none, inverse, np.empty(0, np.float32), False, 0, sums)
+    np.testing.assert_array_equal(sums, kernel.sum_duplicates(gradients, inverse, count))
+
+
+def test_what_are_bags() -> None:
+    for starts, count in (([], 0), ([1, 2], 2), ([0, 3], 2), ([0, 2, 1, 3], 3)):
+        assert not kernel.are_bags(np.array(starts, np.int64), count), (starts, count)
+    for starts, count in (([0], 0), ([0, 0], 0), ([0, 1], 2), ([0, 2, 2, 3], 3)):
+        assert kernel.are_bags(np.array(starts, np.int64), count), (starts, count)
+
+
 def test_gather_and_scatter_are_inverse_and_take_unaligned_views() -> None:
     rows = np.arange(12, dtype=np.float32).reshape(4, 3)
     positions = np.array([2, 0, 3, 1], np.int64)
