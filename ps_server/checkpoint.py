@@ -43,13 +43,16 @@ class CheckpointState:
     rows
         Rows in the store per table, or None where they were not counted.
     frozen
-        Freeze mode per table: off, refuse or ignore.
+        Freeze mode of each table that a command gave another one than the config's: off, refuse or ignore.
+    configured
+        What the config of then said for those; nothing in directories of earlier versions.
     """
 
     lsn: int = 0
     clients: dict[str, tuple[int, int]] = field(default_factory=dict)
     rows: dict[str, int | None] = field(default_factory=dict)
     frozen: dict[str, str] = field(default_factory=dict)
+    configured: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +141,10 @@ def read_sketch(store: Store, table: str) -> bytes | None:
 
 def write(store: Store, state: CheckpointState, sketches: dict[str, bytes]) -> None:
     """Record a checkpoint, in one synced write; every row must have been flushed before."""
-    entries = {STATE_KEY: _sealed(asdict(state))}
+    document = asdict(state)
+    if not state.configured:
+        del document["configured"]  # so that an earlier version opens the directory, where it can
+    entries = {STATE_KEY: _sealed(document)}
     for table, data in sketches.items():
         entries[SKETCH_KEY + table] = xxhash.xxh3_64_digest(data) + data
     store.put_meta(entries)

@@ -74,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     helps = {
         "stats": "live counters of each shard and table",
         "checkpoint": "write every dirty row to the store and drop the push log",
-        "freeze": "stop pushes to a table, or allow them again; kept over restarts, whatever the config says",
+        "freeze": "stop pushes to a table, or allow them again; kept until the config's freeze changes",
         "evict": "run a table's eviction policies now",
     }
     for name, text in helps.items():

@@ -10,7 +10,7 @@ Thread safety: runs before anyone else has the shard.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from logging import getLogger
 from pathlib import Path
 from typing import Any
@@ -137,11 +137,28 @@ def _restore(tables: dict[str, Table], store: Store, state: CheckpointState, cle
         tier.stored.exact = empty or (clean and rows is not None)
         tier.stored.rows = 0 if empty else rows or 0
         tier.tombstones_possible = not tier.tombstones.is_empty()
-        table.frozen = state.frozen.get(name, table.frozen)
+        if state.configured.get(name, table.config.freeze) == table.config.freeze:
+            table.frozen = state.frozen.get(name, table.frozen)  # else the config's change is the newer will
         if table.admission is not None:
             counters = checkpoint.read_sketch(store, name)
             if counters is not None:
                 table.admission.load_state(counters)
+
+
+def freezes(tables: dict[str, Table]) -> tuple[dict[str, str], dict[str, str]]:
+    """What a checkpoint keeps of freeze commands: those that the config does not say itself, and what it
+    says instead; by table."""
+    commanded = [t for t in tables.values() if t.frozen != t.config.freeze]
+    return {t.name: t.frozen for t in commanded}, {t.name: t.config.freeze for t in commanded}
+
+
+def _note_freezes(opened: Opened) -> None:
+    """Have the directory know at once which commands still hold: one that the config overruled must not come
+    back when the shard is killed now and the config is what it was then."""
+    frozen, configured = freezes(opened.tables)
+    if (frozen, configured) != (opened.state.frozen, opened.state.configured):
+        opened.state = replace(opened.state, frozen=frozen, configured=configured)
+        checkpoint.write(opened.store, opened.state, {})
 
 
 def apply_record(record: Record, tables: dict[str, Table], sessions: Sessions) -> None:
@@ -208,6 +225,7 @@ def open_directory(
             lsn=lsn, replayed=replayed,
         )  # fmt: skip
         if not read_only:
+            _note_freezes(opened)
             _begin_life(opened, config, directory, failpoint)
             gate.log = opened.log
         return opened

@@ -31,7 +31,7 @@ from ps_server.arena import Ids
 from ps_server.checkpoint import CheckpointState
 from ps_server.config import ClusterConfig
 from ps_server.eviction import Moment, evict_by_policy, spared
-from ps_server.recovery import Opened, encode_eviction, open_directory
+from ps_server.recovery import Opened, encode_eviction, freezes, open_directory
 from ps_server.request import (
     as_read_only,
     check_dim,
@@ -285,11 +285,8 @@ class Shard(Saving):
         with self._upkeep():
             with self._push_lock:
                 lsn = self._applied_lsn
-                state = CheckpointState(
-                    lsn=lsn,
-                    clients=self._sessions.snapshot(),
-                    frozen={n: t.frozen for n, t in self._tables.items() if t.frozen != t.config.freeze},
-                )
+                clients, (frozen, configured) = self._sessions.snapshot(), freezes(self._tables)
+                state = CheckpointState(lsn=lsn, clients=clients, frozen=frozen, configured=configured)
                 sketches = {n: t.admission.state_bytes() for n, t in self._tables.items() if t.admission}
                 if self._log is not None:
                     self._log.rotate()
