@@ -34,9 +34,9 @@ from feature_cross.id_format import (
 )
 from feature_cross.kernel.jagged import hash_buckets
 from feature_cross.kernel.look_up import largest, look_up
-from feature_cross.kernel.xxh64 import hash_integers, hash_strings
+from feature_cross.kernel.xxh64 import hash_ascii, hash_integers, hash_strings
 from feature_cross.moment import date_part
-from feature_cross.text import check_strings, normalise_strings, reason
+from feature_cross.text import as_text, check_utf8, normalise_strings, reason
 from feature_cross.workspace import Workspace
 
 __all__ = [
@@ -241,7 +241,7 @@ def _plain(array: pa.Array) -> NDArray[Any]:
 
 
 def _hash_strings(array: pa.Array, spec: ColumnSpec, workspace: Workspace) -> Hashed:
-    array = check_strings(array, spec.attribute, spec.label)
+    array = as_text(array, spec.attribute, spec.label)
     out = workspace.numbers(len(array))
     nulls = _null_mask(array)
     if len(array) == 0:
@@ -250,7 +250,10 @@ def _hash_strings(array: pa.Array, spec: ColumnSpec, workspace: Workspace) -> Ha
     width = np.int64 if pa.types.is_large_string(array.type) else np.int32
     offsets = np.frombuffer(offset_buffer, width, len(array) + 1, array.offset * np.dtype(width).itemsize)
     data = np.frombuffer(data_buffer, np.uint8) if data_buffer is not None else np.empty(0, np.uint8)
-    hash_strings(data, offsets, TAG_STRING, out)
+    done = hash_ascii(data, offsets, TAG_STRING, out)
+    if done < len(out):
+        check_utf8(array, spec.label)
+        hash_strings(data, offsets[done:], TAG_STRING, out[done:])
     if spec.attribute.empty_is_missing:
         empty = offsets[1:] == offsets[:-1]
         nulls = _either(nulls, empty) if empty.any() else nulls

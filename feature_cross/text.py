@@ -15,7 +15,7 @@ from feature_cross.attribute import Attribute
 from feature_cross.error import DataError
 from feature_cross.kernel.jagged import all_ascii
 
-__all__ = ["check_strings", "normalise_strings", "reason"]
+__all__ = ["as_text", "check_strings", "check_utf8", "normalise_strings", "reason"]
 
 _NORMALISERS: Final[dict[str, Callable[[pa.Array], pa.Array]]] = {
     "strip": pc.utf8_trim_whitespace,
@@ -32,20 +32,35 @@ def reason(error: Exception) -> str:
     return text if len(text) <= 200 else text[:197] + "..."
 
 
-def check_strings(array: pa.Array, attribute: Attribute, label: str) -> pa.Array:
-    """The column as string or large_string; DataError where it is another type or not valid UTF-8."""
+def as_text(array: pa.Array, attribute: Attribute, label: str) -> pa.Array:
+    """The column as string or large_string, of sound sizes; DataError where it is another type."""
     kind = array.type
     if pa.types.is_string_view(kind):
         array = array.cast(pa.large_string())
     elif not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
         hint = "; set cast: true for their decimal text" if pa.types.is_integer(kind) else ""
         raise DataError(f"{label} has Arrow type {kind}; type {attribute.type} takes text{hint}")
+    _validate(array, label, full=False)
+    return array
+
+
+def check_utf8(array: pa.Array, label: str) -> None:
+    """Look at every string; DataError where one is not valid UTF-8, or is not within the column's bytes."""
+    _validate(array, label, full=True)
+
+
+def _validate(array: pa.Array, label: str, full: bool) -> None:
     try:
-        array.validate()
-        if not _is_ascii(array):
-            array.validate(full=True)
+        array.validate(full=full)
     except pa.ArrowInvalid as error:
         raise DataError(f"{label} is not valid text: {reason(error)}") from error
+
+
+def check_strings(array: pa.Array, attribute: Attribute, label: str) -> pa.Array:
+    """The column as string or large_string; DataError where it is another type or not valid UTF-8."""
+    array = as_text(array, attribute, label)
+    if not _is_ascii(array):
+        check_utf8(array, label)
     return array
 
 

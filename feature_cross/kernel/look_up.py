@@ -4,11 +4,14 @@
 Eight rows at a time: loads are scalar and are put together by insertion (as in feature_cross/kernel/wide.py);
 the mixer runs over vectors of eight lanes, whatever width the processor has. Left alone, the compiler takes
 gather instructions, or writes what was looked up to memory and reads it again: 1.1 ns a row, and not 0.45.
+A table past the second cache is asked for ahead of time, for the processor looks only some 60 rows ahead by
+itself: 0.9 ns a row for 1.4, with a million elements that the third cache has in part.
 Positions are the caller's to have checked (`largest`): nothing here looks at a table's end.
 Invariant: equal to the kernels of feature_cross/kernel/fold.py over looked-up hashes. Thread safety: free
 functions, GIL released; `out` is the caller's.
 """
 
+from collections.abc import Iterator
 from typing import Any, Final
 
 import numpy as np
@@ -23,6 +26,10 @@ from feature_cross.kernel.fold import mix
 __all__ = ["largest", "look_up", "look_up_first", "look_up_next", "look_up_pair"]
 
 _LANES: Final = 8
+_AHEAD: Final = 192
+"""Rows that a large table's elements are asked for in advance: 12 KiB of the first cache."""
+_NEAR: Final = 1 << 17
+"""Elements, 1 MiB, of a table that a core's second cache holds: asking costs more than it brings."""
 _I64: Final = ir.IntType(64)
 _VECTOR: Final = ir.VectorType(_I64, _LANES)
 
@@ -54,14 +61,18 @@ class _Code:
 
     def look_up(self, table: int, positions: int) -> Any:
         """table[positions[row]], …, table[positions[row + 7]]."""
-        builder, values, places = self.builder, self.data(table), self.data(positions)
         vector: Any = ir.Constant(_VECTOR, ir.Undefined)
+        for lane, address in enumerate(self.addresses(table, positions)):
+            vector = self.builder.insert_element(vector, self.builder.load(address), ir.IntType(32)(lane))
+        return vector
+
+    def addresses(self, table: int, positions: int) -> Iterator[Any]:
+        """Where the elements for eight rows are."""
+        builder, values, places = self.builder, self.data(table), self.data(positions)
         for lane in range(_LANES):
             place = builder.load(builder.gep(places, [builder.add(self.row, _I64(lane))]))
             place = place if place.type == _I64 else builder.zext(place, _I64)
-            value = builder.load(builder.gep(values, [place]))
-            vector = builder.insert_element(vector, value, ir.IntType(32)(lane))
-        return vector
+            yield builder.gep(values, [place])
 
     def load(self, number: int) -> Any:
         return self.builder.load(self._eight(number), align=8)
@@ -84,6 +95,27 @@ class _Code:
     def lay_out(self, x: Any, keep: int) -> Any:
         """(x & keep) | top; `top` is the argument after `keep`."""
         return self.builder.or_(self.builder.and_(x, self.splat(keep)), self.splat(keep + 1))
+
+
+_PREFETCH: Final = ir.FunctionType(
+    ir.VoidType(), [ir.IntType(8).as_pointer(), *(ir.IntType(32) for _ in range(3))]
+)
+"""llvm.prefetch: address, 0 to read, locality 3 (every cache), 1 for data."""
+
+
+@intrinsic
+def _ask(typing_context: Any, table: Any, positions: Any, row: Any) -> Any:
+    """Begin to load table[positions[i]] for eight rows from `row` on."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        code = _Code(2, context, builder, signature, arguments)
+        prefetch = builder.module.declare_intrinsic("llvm.prefetch.p0", (), _PREFETCH)
+        how = [ir.IntType(32)(number) for number in (0, 3, 1)]
+        for address in code.addresses(0, 1):
+            builder.call(prefetch, [builder.bitcast(address, ir.IntType(8).as_pointer()), *how])
+        return context.get_dummy_value()
+
+    return types.none(table, positions, row), generate
 
 
 @intrinsic
@@ -159,7 +191,10 @@ def look_up(table: NDArray[np.uint64], positions: NDArray[Any], out: NDArray[np.
     """
     rows = out.shape[0]
     whole = rows - rows % _LANES
+    asked = whole - _AHEAD if table.shape[0] > _NEAR else 0
     for row in range(0, whole, _LANES):
+        if row < asked:
+            _ask(table, positions, row + _AHEAD)  # type: ignore[call-arg]
         _eight(table, positions, row, out)  # type: ignore[call-arg]
     for row in range(whole, rows):
         out[row] = table[np.uint64(positions[row])]
@@ -177,7 +212,10 @@ def look_up_first(
     """out[i] = mix(start ^ table[positions[i]]) & keep | top; shapes as in `look_up`."""
     rows = out.shape[0]
     whole = rows - rows % _LANES
+    asked = whole - _AHEAD if table.shape[0] > _NEAR else 0
     for row in range(0, whole, _LANES):
+        if row < asked:
+            _ask(table, positions, row + _AHEAD)  # type: ignore[call-arg]
         _eight_first(start, table, positions, row, keep, top, out)  # type: ignore[call-arg]
     for row in range(whole, rows):
         out[row] = (mix(start ^ table[np.uint64(positions[row])]) & keep) | top
@@ -194,7 +232,10 @@ def look_up_next(
     """states[i] = mix(states[i] ^ table[positions[i]]) & keep | top, in place; `states` is (rows,) uint64."""
     rows = states.shape[0]
     whole = rows - rows % _LANES
+    asked = whole - _AHEAD if table.shape[0] > _NEAR else 0
     for row in range(0, whole, _LANES):
+        if row < asked:
+            _ask(table, positions, row + _AHEAD)  # type: ignore[call-arg]
         _eight_next(states, table, positions, row, keep, top)  # type: ignore[call-arg]
     for row in range(whole, rows):
         states[row] = (mix(states[row] ^ table[np.uint64(positions[row])]) & keep) | top
@@ -216,7 +257,10 @@ def look_up_pair(
     """
     rows = out.shape[0]
     whole = rows - rows % _LANES
+    asked = whole - _AHEAD if table.shape[0] > _NEAR else 0
     for row in range(0, whole, _LANES):
+        if row < asked:
+            _ask(table, second, row + _AHEAD)  # type: ignore[call-arg]
         _eight_pair(states, first, table, second, row, keep, top, out)  # type: ignore[call-arg]
     for row in range(whole, rows):
         mixed = mix(states[np.uint64(first[row])] ^ table[np.uint64(second[row])])

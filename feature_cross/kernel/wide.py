@@ -3,7 +3,8 @@
 
 A string's hash is a chain of multiplications, each waiting for the last; eight chains side by side fill the
 multipliers, where the processor has a 64-bit vector multiplication (AVX-512DQ: vpmullq). Loads are scalar and
-are gathered by insertion: a gather instruction is no faster, and its form differs between LLVM versions.
+are gathered by insertion: a gather instruction is no faster, and its form differs between LLVM versions. They
+take most of the time, so they are few: the bytes after the last lane come with one load, and are cut there.
 The steps are those of feature_cross/kernel/xxh64.py, which documents them, and which tests hold it to.
 Invariants: 1. no byte outside of a string is read; 2. equal to the scalar kernel for every length from
 LENGTH_MIN on. Thread safety: pure code.
@@ -18,7 +19,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-__all__ = ["AVAILABLE", "LANES", "LENGTH_MIN", "hash_eight"]
+__all__ = ["AVAILABLE", "LANES", "LENGTH_MIN", "hash_eight", "hash_row"]
 
 LANES: Final = 8
 LENGTH_MIN: Final = 4
@@ -147,7 +148,13 @@ def _stripes(code: _Code, length: Any, tag: Any, state: Any, position: Any) -> N
 
 
 def _lane(code: _Code, length: Any, tag: Any, state: Any) -> None:
-    """8 to 31 bytes: the first lane, whose 7 bytes of the value two loads of 4 cover."""
+    """9 to 31 bytes: the first lane, with one load, whose last byte the tag pushes out."""
+    seeded = code.plus(code.splat(length), _P5)
+    code.builder.store(code.lane_step(seeded, _tagged(code, code.words(_I64(0), 64), tag)), state)
+
+
+def _only_lane(code: _Code, length: Any, tag: Any, state: Any) -> None:
+    """8 bytes: the one lane, whose 7 bytes of the value two loads of 4 cover."""
     builder = code.builder
     high = builder.lshr(code.words(_I64(3), 32), code.constant(8))
     value = builder.or_(code.words(_I64(0), 32), builder.shl(high, code.constant(32)))
@@ -164,35 +171,98 @@ def _word(code: _Code, length: Any, tag: Any, state: Any, position: Any) -> None
     builder.store(_I64(4), position)
 
 
-def _hash(code: _Code, length: Any, tag: Any) -> Any:
+def _tail(code: _Code, length: Any, state: Any, position: Any) -> None:
+    """The last 0 to 7 bytes of 9 and more: one load that ends where the value ends has them all."""
     builder = code.builder
-    state = code.variable(ir.Constant(_VECTOR, [0] * LANES))
-    position = code.variable(_I64(8))
-    with builder.if_else(builder.icmp_signed(">=", length, _I64(32))) as (long, short):
-        with long:
+    rest = builder.sub(length, builder.load(position))
+    with builder.if_then(builder.icmp_signed(">", rest, _I64(0))):
+        words = code.words(builder.sub(length, _I64(9)), 64)
+        passed = builder.sub(_I64(64), builder.mul(rest, _I64(8)))
+        last = code.variable(builder.lshr(words, code.splat(passed)))
+        with builder.if_then(builder.icmp_signed(">=", rest, _I64(4))):
+            word = builder.and_(builder.load(last), code.constant(0xFFFFFFFF))
+            builder.store(code.word_step(builder.load(state), word), state)
+            builder.store(builder.lshr(builder.load(last), code.constant(32)), last)
+            builder.store(builder.add(builder.load(position), _I64(4)), position)
+
+        def byte(_at: Any) -> None:
+            low = builder.and_(builder.load(last), code.constant(0xFF))
+            builder.store(code.byte_step(builder.load(state), low), state)
+            builder.store(builder.lshr(builder.load(last), code.constant(8)), last)
+
+        code.repeat(position, 1, length, byte)
+
+
+def _long(code: _Code, length: Any, tag: Any, state: Any, position: Any) -> None:
+    """9 bytes and more."""
+    builder = code.builder
+    with builder.if_else(builder.icmp_signed(">=", length, _I64(32))) as (stripes, lanes):
+        with stripes:
             _stripes(code, length, tag, state, position)
-        with short, builder.if_else(builder.icmp_signed(">=", length, _I64(8))) as (lane_first, word_first):
-            with lane_first:
-                _lane(code, length, tag, state)
-            with word_first:
-                _word(code, length, tag, state, position)
+        with lanes:
+            _lane(code, length, tag, state)
 
     def lane(at: Any) -> None:
         words = code.words(builder.sub(at, _I64(1)), 64)
         builder.store(code.lane_step(builder.load(state), words), state)
 
-    def word(at: Any) -> None:
-        words = code.words(builder.sub(at, _I64(1)), 32)
-        builder.store(code.word_step(builder.load(state), words), state)
+    code.repeat(position, 8, length, lane)
+    _tail(code, length, state, position)
+
+
+def _short(code: _Code, length: Any, tag: Any, state: Any, position: Any) -> None:
+    """LENGTH_MIN to 8 bytes: no load of 8 bytes would stay within the value."""
+    builder = code.builder
+    with builder.if_else(builder.icmp_signed("==", length, _I64(8))) as (lane, word):
+        with lane:
+            _only_lane(code, length, tag, state)
+        with word:
+            _word(code, length, tag, state, position)
 
     def byte(at: Any) -> None:
         words = code.words(builder.sub(at, _I64(1)), 8)
         builder.store(code.byte_step(builder.load(state), words), state)
 
-    code.repeat(position, 8, length, lane)
-    code.repeat(position, 4, length, word)
     code.repeat(position, 1, length, byte)
+
+
+def _hash(code: _Code, length: Any, tag: Any) -> Any:
+    builder = code.builder
+    state = code.variable(ir.Constant(_VECTOR, [0] * LANES))
+    position = code.variable(_I64(8))
+    with builder.if_else(builder.icmp_signed(">", length, _I64(8))) as (long, short):
+        with long:
+            _long(code, length, tag, state, position)
+        with short:
+            _short(code, length, tag, state, position)
     return code.avalanche(builder.load(state))
+
+
+def _datas(context: Any, builder: Any, signature: Any, arguments: Any, *numbers: int) -> list[Any]:
+    """First elements of the arguments that are arrays."""
+    arrays = (context.make_array(signature.args[n])(context, builder, arguments[n]) for n in numbers)
+    return [array.data for array in arrays]
+
+
+@intrinsic
+def hash_row(typing_context: Any, data: Any, begin: Any, at: Any, length: Any, tag: Any, out: Any) -> Any:
+    """Hash eight strings of `length` - 1 bytes that lie one after another from data[begin] on.
+
+    `data` (bytes,) uint8, `out` (n,) uint64: its elements at, …, at + 7 are written. `length` >= LENGTH_MIN.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        data, out = _datas(context, builder, signature, arguments, 0, 5)
+        _, begin, at, length, tag, _ = arguments
+        starts, size = [builder.gep(data, [begin])], builder.sub(length, _I64(1))
+        for _lane in range(1, LANES):
+            starts.append(builder.gep(starts[-1], [size]))
+        hashes = _hash(_Code(builder, starts), length, tag)
+        place = builder.bitcast(builder.gep(out, [at]), _VECTOR.as_pointer())
+        builder.store(hashes, place, align=8)
+        return context.get_dummy_value()
+
+    return types.void(data, types.int64, types.int64, types.int64, types.uint64, out), generate
 
 
 @intrinsic
@@ -205,22 +275,19 @@ def hash_eight(
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        array = {
-            number: context.make_array(signature.args[number])(context, builder, arguments[number]).data
-            for number in (0, 1, 2, 6)
-        }
+        data, offsets, order, out = _datas(context, builder, signature, arguments, 0, 1, 2, 6)
         starts, places = [], []
         for lane in range(LANES):
             index = builder.add(arguments[3], _I64(lane))
-            place = builder.load(builder.gep(array[2], [index]))
-            begin = builder.load(builder.gep(array[1], [place]))
+            place = builder.load(builder.gep(order, [index]))
+            begin = builder.load(builder.gep(offsets, [place]))
             begin = begin if begin.type == _I64 else builder.sext(begin, _I64)
             places.append(place)
-            starts.append(builder.gep(array[0], [begin]))
+            starts.append(builder.gep(data, [begin]))
         hashes = _hash(_Code(builder, starts), arguments[4], arguments[5])
         for lane, place in enumerate(places):
             value = builder.extract_element(hashes, ir.IntType(32)(lane))
-            builder.store(value, builder.gep(array[6], [place]))
+            builder.store(value, builder.gep(out, [place]))
         return context.get_dummy_value()
 
     return types.void(data, offsets, order, types.int64, types.int64, types.uint64, out), generate

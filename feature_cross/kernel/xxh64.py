@@ -15,9 +15,10 @@ from numba import njit, types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from feature_cross.kernel.wide import AVAILABLE, LANES, LENGTH_MIN, hash_eight
+from feature_cross.kernel.jagged import all_ascii
+from feature_cross.kernel.wide import AVAILABLE, LANES, LENGTH_MIN, hash_eight, hash_row
 
-__all__ = ["hash_integers", "hash_strings", "hash_strings_alone"]
+__all__ = ["hash_ascii", "hash_integers", "hash_strings", "hash_strings_alone"]
 
 _CHUNK: Final = 4096
 """Strings that are ordered by length at once: positions and offsets stay in a core's first cache."""
@@ -151,30 +152,31 @@ def _group(offsets: Any, i: Any) -> Any:
     return length + 1 if 0 <= length < _LENGTHS else 0
 
 
-@njit(nogil=True, cache=True)
-def _order_by_length(
-    offsets: NDArray[Any], first: int, count: int, order: NDArray[np.int64], ends: NDArray[np.int64]
-) -> None:
-    """Positions first, …, first + count - 1 by group, in order within each; ends[g] is where group g ends."""
+@njit(inline="always")
+def _order_by_length(offsets: Any, count: Any, order: Any, ends: Any) -> None:
+    """Positions 0, …, count - 1 by group, in order within each; ends[g] is where group g ends."""
     ends[:] = 0
-    for i in range(first, first + count):
+    for i in range(count):
         ends[_group(offsets, i)] += 1
-    if ends[_group(offsets, first)] == count:  # one length only, as keys often have: already in order
-        alone = _group(offsets, first)
-        for k in range(count):
-            order[k] = first + k
-        for g in range(_LENGTHS + 1):
-            ends[g] = count if g >= alone else 0
-        return
     total = 0
     for g in range(_LENGTHS + 1):
         here = ends[g]
         ends[g] = total
         total += here
-    for i in range(first, first + count):
+    for i in range(count):
         g = _group(offsets, i)
         order[ends[g]] = i
         ends[g] += 1
+
+
+@njit(inline="always")
+def _one_length(offsets: Any, count: Any) -> Any:
+    """Bytes of each of `count` strings, or -1 where they differ; in a form that LLVM makes vectors of."""
+    size = np.int64(offsets[1]) - np.int64(offsets[0])
+    others = np.int64(0)
+    for i in range(count):
+        others |= (np.int64(offsets[i + 1]) - np.int64(offsets[i])) ^ size
+    return np.int64(-1) if others else size
 
 
 @njit(nogil=True, cache=True)
@@ -185,6 +187,45 @@ def hash_strings_alone(
     wide = np.uint64(tag)
     for i in range(out.shape[0]):
         out[i] = _hash_string(data, np.int64(offsets[i]), np.int64(offsets[i + 1]), wide)
+
+
+@njit(nogil=True, cache=True)
+def _hash_chunk(
+    data: NDArray[np.uint8],
+    offsets: NDArray[Any],
+    tag: int,
+    order: NDArray[np.int64],
+    ends: NDArray[np.int64],
+    out: NDArray[np.uint64],
+) -> None:
+    """As `hash_strings`, of 1 to _CHUNK strings; `order` (_CHUNK,) and `ends` (_LENGTHS + 1,) are scratch."""
+    wide = np.uint64(tag)
+    count = out.shape[0]
+    size = _one_length(offsets, count)
+    if 0 <= size + 1 - LENGTH_MIN < _LENGTHS:  # as keys often have: they are in order, and side by side
+        k = 0
+        while k + LANES <= count:
+            hash_row(data, np.int64(offsets[k]), k, size + 1, wide, out)  # type: ignore[call-arg]
+            k += LANES
+        hash_strings_alone(data, offsets[k:], tag, out[k:])
+        return
+    _order_by_length(offsets, count, order, ends)
+    begin = ends[0]
+    for k in range(begin):  # too short or too long for a group
+        i = order[k]
+        out[i] = _hash_string(data, np.int64(offsets[i]), np.int64(offsets[i + 1]), wide)
+    for length in range(1, _LENGTHS + 1):
+        end = ends[length]
+        k = begin
+        while k + LANES <= end:
+            bytes_each = np.int64(length + LENGTH_MIN - 1)
+            hash_eight(data, offsets, order, k, bytes_each, wide, out)  # type: ignore[call-arg]
+            k += LANES
+        while k < end:
+            i = order[k]
+            out[i] = _hash_string(data, np.int64(offsets[i]), np.int64(offsets[i + 1]), wide)
+            k += 1
+        begin = end
 
 
 @njit(nogil=True, cache=True)
@@ -202,32 +243,41 @@ def hash_strings(data: NDArray[np.uint8], offsets: NDArray[Any], tag: int, out: 
     out
         (n,) uint64, written.
     """
-    wide = np.uint64(tag)
     if not AVAILABLE or out.shape[0] < LANES:
         hash_strings_alone(data, offsets, tag, out)
         return
     order = np.empty(_CHUNK, np.int64)
     ends = np.empty(_LENGTHS + 1, np.int64)
     for first in range(0, out.shape[0], _CHUNK):
-        count = min(_CHUNK, out.shape[0] - first)
-        _order_by_length(offsets, first, count, order, ends)
-        begin = ends[0]
-        for k in range(begin):  # too short or too long for a group
-            i = order[k]
-            out[i] = _hash_string(data, np.int64(offsets[i]), np.int64(offsets[i + 1]), wide)
-        for length in range(1, _LENGTHS + 1):
-            end = ends[length]
-            if end > begin:
-                k = begin
-                while k + LANES <= end:
-                    bytes_each = np.int64(length + LENGTH_MIN - 1)
-                    hash_eight(data, offsets, order, k, bytes_each, wide, out)  # type: ignore[call-arg]
-                    k += LANES
-                while k < end:
-                    i = order[k]
-                    out[i] = _hash_string(data, np.int64(offsets[i]), np.int64(offsets[i + 1]), wide)
-                    k += 1
-                begin = end
+        end = min(first + _CHUNK, out.shape[0])
+        _hash_chunk(data, offsets[first : end + 1], tag, order, ends, out[first:end])
+
+
+@njit(nogil=True, cache=True)
+def hash_ascii(data: NDArray[np.uint8], offsets: NDArray[Any], tag: int, out: NDArray[np.uint64]) -> int:
+    """Check strings and hash them while they are in a core's cache: one pass over memory, not two.
+
+    Parameters
+    ----------
+    data, offsets, tag, out
+        As `hash_strings` takes them, but not validated.
+
+    Returns
+    -------
+    How many of the first strings are hashed: n, or fewer where `all_ascii` would have one look closer.
+    """
+    order = np.empty(_CHUNK, np.int64)
+    ends = np.empty(_LENGTHS + 1, np.int64)
+    for first in range(0, out.shape[0], _CHUNK):
+        end = min(first + _CHUNK, out.shape[0])
+        here = offsets[first : end + 1]
+        if not all_ascii(data, here):
+            return first
+        if AVAILABLE and end - first >= LANES:
+            _hash_chunk(data, here, tag, order, ends, out[first:end])
+        else:
+            hash_strings_alone(data, here, tag, out[first:end])
+    return int(out.shape[0])
 
 
 @njit(nogil=True, cache=True)

@@ -100,6 +100,19 @@ def test_invalid_utf8_is_refused() -> None:
             single(attribute).transform(pa.table({"a": array}))
 
 
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string()], ids=str)
+def test_text_far_into_a_column_is_checked_and_hashed_like_the_first(kind: pa.DataType) -> None:
+    names, engine = [f"name {i}" for i in range(9_001)], single({"type": "string"})
+    names[4_999] = names[9_000] = "Åse"
+    wanted = [engine.transform({"a": name})["f"][0].tolist() for name in names]
+    assert ids_of(engine, pa.array(names, kind)) == wanted
+    wrong = pa.array([name.encode() for name in names[:9_000]] + [b"\xc5"])
+    text = pa.string() if kind == pa.string() else pa.large_string()
+    array = wrong if kind == pa.string() else wrong.cast(pa.large_binary())
+    with pytest.raises(DataError, match="is not valid text"):
+        engine.transform(pa.table({"a": array.view(text)}))
+
+
 @pytest.mark.parametrize(
     "value", [[1, "a"], ["a", 1], 1, "ab", {"x": 1}, [[1]], object(), [2**64], [-(2**63) - 1]]
 )

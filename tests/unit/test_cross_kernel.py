@@ -16,9 +16,9 @@ from feature_cross import id_format as f
 from feature_cross.bag import PLAIN
 from feature_cross.kernel.fold import fold_first, fold_next, fold_pair, fold_product, lay_out, product_offsets
 from feature_cross.kernel.jagged import all_ascii, compact
-from feature_cross.kernel.look_up import largest, look_up, look_up_first, look_up_next, look_up_pair
+from feature_cross.kernel.look_up import _NEAR, largest, look_up, look_up_first, look_up_next, look_up_pair
 from feature_cross.kernel.subset import count_subsets, fold_rows, fold_subsets, sort_rows
-from feature_cross.kernel.xxh64 import hash_integers, hash_strings, hash_strings_alone
+from feature_cross.kernel.xxh64 import hash_ascii, hash_integers, hash_strings, hash_strings_alone
 
 NONE = np.empty(0, np.uint8)
 
@@ -71,14 +71,44 @@ def test_no_byte_outside_of_the_buffer_is_touched() -> None:
             used = 9 * length
             offsets = np.arange(10, dtype=np.int32) * length
             for data in (inside[:used], inside[page - used :]):
-                out = np.zeros(9, np.uint64)
-                hash_strings(data, offsets, 3, out)
-                first, last = data[:length].tobytes(), data[used - length :].tobytes()
-                assert int(out[0]) == xxhash.xxh64_intdigest(b"\x03" + first)
-                assert int(out[8]) == xxhash.xxh64_intdigest(b"\x03" + last)
+                _check_hashes(data, offsets)
+            # in groups: each length eight times, so that a whole vector has it, at either end
+            sizes = np.tile([length, length // 2], 8)
+            offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int32)
+            for data in (inside[: offsets[-1]], inside[page - offsets[-1] :]):
+                _check_hashes(data, offsets)
     finally:
         for guard in (address, address + 2 * page):
             assert libc.mprotect(ctypes.c_void_p(guard), ctypes.c_size_t(page), 3) == 0
+
+
+def _check_hashes(data: NDArray[np.uint8], offsets: NDArray[Any]) -> None:
+    out = np.zeros(len(offsets) - 1, np.uint64)
+    hash_strings(data, offsets, 3, out)
+    strings = [data[a:b].tobytes() for a, b in itertools.pairwise(offsets)]
+    assert out.tolist() == [xxhash.xxh64_intdigest(b"\x03" + string) for string in strings]
+
+
+@pytest.mark.parametrize("width", [np.int32, np.int64])
+def test_hash_ascii_stops_at_the_chunk_that_one_must_look_at(width: type) -> None:
+    count, length = 9_001, 13
+    data = np.random.default_rng(10).integers(0, 128, count * length, np.uint8)
+    offsets = np.arange(count + 1, dtype=width) * length
+    wanted, out = np.zeros(count, np.uint64), np.zeros(count, np.uint64)
+    hash_strings(data, offsets, 3, wanted)
+    assert hash_ascii(data, offsets, 3, out) == count and out.tolist() == wanted.tolist()
+    for few in (0, 1, 7, 8):
+        out = np.zeros(few, np.uint64)
+        assert hash_ascii(data, offsets[: few + 1], 3, out) == few and out.tolist() == wanted[:few].tolist()
+    for string, done in ((0, 0), (4095, 0), (4096, 4096), (9_000, 8192)):
+        marked, out = data.copy(), np.zeros(count, np.uint64)
+        marked[string * length] = 0xC3
+        assert hash_ascii(marked, offsets, 3, out) == done
+        assert out.tolist() == [*wanted[:done].tolist(), *[0] * (count - done)]
+    for place, value in ((0, -1), (5000, 0), (9_001, count * length + 1)):  # no such bytes: none are read
+        broken = offsets.copy()
+        broken[place] = value
+        assert hash_ascii(data, broken, 3, np.zeros(count, np.uint64)) < count
 
 
 @pytest.mark.parametrize("width", [np.int32, np.int64])
@@ -133,10 +163,12 @@ def test_folds_equal_the_definition() -> None:
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.uint32, np.uint64])
 @pytest.mark.parametrize("rows", [0, 1, 7, 8, 9, 1000])
-def test_look_ups_equal_the_folds_over_looked_up_hashes(dtype: Any, rows: int) -> None:
+@pytest.mark.parametrize("distinct", [200, _NEAR + 1])
+def test_look_ups_equal_the_folds_over_looked_up_hashes(dtype: Any, rows: int, distinct: int) -> None:
     random = np.random.default_rng(7)
-    table, other = random.integers(0, 2**64, (2, 200), np.uint64)
-    first, second = random.integers(0, 200, (2, rows)).astype(dtype)
+    table, other = random.integers(0, 2**64, (2, distinct), np.uint64)
+    last = min(distinct, np.iinfo(dtype).max + 1)
+    first, second = random.integers(last - 200, last, (2, rows)).astype(dtype)
     begin, keep, top = np.uint64(f.start(9, 1, 2)), np.uint64((1 << 56) - 1), np.uint64(9 << 56)
     out, wanted = np.empty((2, rows), np.uint64)
     look_up(table, first, out)
@@ -148,7 +180,7 @@ def test_look_ups_equal_the_folds_over_looked_up_hashes(dtype: Any, rows: int) -
     look_up_first(begin, table, first, *PLAIN, out)
     look_up_next(out, other, second, keep, top)
     assert out.tolist() == wanted.tolist()
-    states = np.empty(200, np.uint64)
+    states = np.empty(distinct, np.uint64)
     fold_first(begin, table, states, *PLAIN)
     look_up_pair(states, first, other, second, keep, top, out)
     assert out.tolist() == wanted.tolist()
