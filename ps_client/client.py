@@ -19,6 +19,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Final, Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from rowhouse.error import InvalidRequestError, PreconditionError, RowhouseError
 from rowhouse.message import TableGradients
 from rowhouse.v1 import rowhouse_pb2 as pb
@@ -26,7 +28,7 @@ from rowhouse.v1 import rowhouse_pb2 as pb
 from ps_client.cluster import Cluster
 from ps_client.exchange import Exchange
 from ps_client.pipeline import PREFETCH_MAX, PUSH_MAX, Pipeline
-from ps_client.plan import check_rows, distinct
+from ps_client.plan import Distinct, check_rows, distinct
 from ps_client.retry import Retry
 from ps_client.saved import SavedTables, check_saved, one_save
 from ps_client.step import Asked, StepClient, UniqueRows
@@ -75,6 +77,10 @@ class Client(StepClient):
         plans = [distinct(table, ids) for table, ids in asked]
         rows = self._exchange.pull(plans, self._wire_dtype, read_only)
         return [UniqueRows(p.ids, p.inverse, found) for p, found in zip(plans, rows, strict=True)]
+
+    def _fetch_distinct(self, asked: Asked, read_only: bool) -> list[NDArray[np.float32]]:
+        plans = [Distinct(table, ids, np.empty(0, np.int64)) for table, ids in asked]
+        return self._exchange.pull(plans, self._wire_dtype, read_only)
 
     def _send(self, parts: Sequence[TableGradients]) -> None:
         for part in parts:

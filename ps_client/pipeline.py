@@ -4,6 +4,8 @@
     step t      pull ── model ── push          pull ── model ── push
     pipelined   prefetch t+1 ║ model t ║ push t-1, all at once
 
+A pull that the model waits for goes before those that are read ahead.
+
 A *round* is one training pull and the pushes that follow it, until the next training pull. The rows that
 round t reads hold every push up to round t - 1 - staleness. A prefetch may have read too early; then the
 rows that those pushes touched, and no others, are pulled again before they are handed out. So with
@@ -20,6 +22,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, ClassVar, Final, TypeVar
@@ -103,11 +106,13 @@ class Pipeline(StepClient):
         self._client, self._wire_dtype = client, client._wire_dtype
         self.staleness, self._prefetch_max, self._push_max = staleness, prefetch_max, push_max
         self._process = os.getpid()
-        self._changed = threading.Condition()  # guards everything below
+        self._lock = threading.Lock()  # guards everything below
+        self._pushed_one, self._may_read = threading.Condition(self._lock), threading.Condition(self._lock)
         self._ahead: list[_Ahead] = []
         self._behind: deque[_Behind] = deque()  # pushes number _dropped to _queued - 1
         self._dropped = self._queued = self._finished = 0
         self._round, self._pushed = 0, False
+        self._urgent = 0  # pulls that wait for pushes, or for rows that those touched
         self._failures: list[Exception] = []
         self._closed = False
         self._puller = ThreadPoolExecutor(min(prefetch_max, 4), thread_name_prefix="rowhouse-prefetch")
@@ -138,7 +143,7 @@ class Pipeline(StepClient):
         """
         self._check_usable()
         asked = [(table, checked.copy()) for table, checked in self._asked(ids)]
-        with self._changed:
+        with self._lock:
             self._raise_failures()
             if len(self._ahead) >= self._prefetch_max:
                 raise LimitExceededError(
@@ -152,8 +157,9 @@ class Pipeline(StepClient):
             self._ahead.append(step)
 
     def _read_ahead(self, step: _Ahead) -> list[UniqueRows]:
-        with self._changed:
-            self._changed.wait_for(lambda: self._finished >= step.floor)
+        with self._lock:
+            # What the model waits for goes first: the shard, the cores and Python's lock would be shared.
+            self._may_read.wait_for(lambda: self._finished >= step.floor and (step.taken or not self._urgent))
             step.floor = self._finished
         return self._client._fetch(step.asked, step.read_only)
 
@@ -189,7 +195,7 @@ class Pipeline(StepClient):
 
     def discard(self) -> None:
         """Forget every prefetched step that was not pulled."""
-        with self._changed:
+        with self._lock:
             waiting = [step for step in self._ahead if not step.taken]
             self._ahead = [step for step in self._ahead if step.taken]
             self._forget_pushes()
@@ -197,7 +203,7 @@ class Pipeline(StepClient):
             step.answer.cancel()
 
     def _fetch(self, asked: Asked, read_only: bool) -> list[UniqueRows]:
-        with self._changed:
+        with self._lock:
             self._raise_failures()
             if self._pushed and not read_only:
                 self._round, self._pushed = self._round + 1, False
@@ -205,27 +211,42 @@ class Pipeline(StepClient):
             step = next((s for s in self._ahead if _same(s, asked, read_only)), None)
             if step is not None:
                 step.taken = True
+                self._may_read.notify_all()
         try:
             found = None if step is None else step.answer.result()
         except BaseException:
             self._remove(step)
             raise
-        try:
-            self._wait_for_pushes(bound)
-        except BaseException:
-            if step is not None:
+        with self._first():
+            if step is None or found is None:
+                self._wait_for_pushes(bound)
+                return self._client._fetch(asked, read_only)
+            try:
+                touched = self._touched(step, found, bound)  # while the pushes are on their way
+                self._wait_for_pushes(bound)
+            except BaseException:
                 step.taken = False  # a pull that is made again finds it again
-            raise
-        if step is None or found is None:
-            return self._client._fetch(asked, read_only)
-        try:
-            return self._refreshed(step, found, bound)
-        finally:
-            self._remove(step)
+                raise
+            try:
+                return self._refreshed(step, found, touched) if touched else found
+            finally:
+                self._remove(step)
 
-    def _refreshed(self, step: _Ahead, found: list[UniqueRows], bound: int) -> list[UniqueRows]:
-        """`found` with the rows that pushes from `step.floor` to `bound` touched pulled again."""
-        with self._changed:
+    @contextmanager
+    def _first(self) -> Iterator[None]:
+        """Nothing begins to be read ahead meanwhile."""
+        with self._lock:
+            self._urgent += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._urgent -= 1
+                self._may_read.notify_all()
+
+    def _touched(self, step: _Ahead, found: list[UniqueRows], bound: int) -> dict[int, NDArray[np.int64]]:
+        """Positions of the rows that pushes from `step.floor` to `bound` touch, by table number."""
+        with self._lock:
             assert self._dropped <= step.floor, "a push that a waiting prefetch may lack was forgotten"
             late = [self._behind[i - self._dropped] for i in range(step.floor, bound)]
         touched: dict[int, NDArray[np.int64]] = {}
@@ -234,27 +255,31 @@ class Pipeline(StepClient):
             positions = _members(unique.ids, pushed)
             if positions.shape[0]:
                 touched[index] = positions
-        if not touched:
-            return found
+        return touched
+
+    def _refreshed(
+        self, step: _Ahead, found: list[UniqueRows], touched: dict[int, NDArray[np.int64]]
+    ) -> list[UniqueRows]:
+        """`found` with the rows at `touched` pulled again."""
         again = [(step.asked[index][0], found[index].ids[places]) for index, places in touched.items()]
-        fresh = self._client._fetch(again, step.read_only)
+        fresh = self._client._fetch_distinct(again, step.read_only)
         answers = list(found)
         for (index, positions), newer in zip(touched.items(), fresh, strict=True):
             old = found[index]
             rows = old.rows if old.rows.flags.writeable else old.rows.copy()
-            scatter(as_read_only(newer.rows), positions, rows)
+            scatter(as_read_only(newer), positions, rows)
             answers[index] = UniqueRows(old.ids, old.inverse, rows)
         return answers
 
     def _remove(self, step: _Ahead | None) -> None:
-        with self._changed:
+        with self._lock:
             self._ahead = [other for other in self._ahead if other is not step]
             self._forget_pushes()
 
     # ------------------------------------------------------------ behind
     def _send(self, parts: Sequence[TableGradients]) -> None:
-        with self._changed:
-            self._changed.wait_for(lambda: self._queued - self._finished < self._push_max)
+        with self._lock:
+            self._pushed_one.wait_for(lambda: self._queued - self._finished < self._push_max)
             self._raise_failures()
             self._check_usable()
             self._behind.append(_Behind(self._round, {part.table: part.ids for part in parts}))
@@ -267,12 +292,14 @@ class Pipeline(StepClient):
             self._client._send(parts)
         except Exception as error:
             failure = error
-        with self._changed:
+        with self._lock:
             if failure is not None:
                 self._failures.append(failure)
             self._finished += 1
             self._forget_pushes()
-            self._changed.notify_all()
+            self._pushed_one.notify_all()
+            if not self._urgent:
+                self._may_read.notify_all()
 
     def _pushes_until(self, last_round: int) -> int:
         """How many pushes were queued up to round `last_round`; the caller holds the lock."""
@@ -286,8 +313,8 @@ class Pipeline(StepClient):
             self._dropped += 1
 
     def _wait_for_pushes(self, bound: int) -> None:
-        with self._changed:
-            self._changed.wait_for(lambda: self._finished >= bound)
+        with self._lock:
+            self._pushed_one.wait_for(lambda: self._finished >= bound)
             self._raise_failures()
 
     def _raise_failures(self) -> None:
@@ -320,14 +347,14 @@ class Pipeline(StepClient):
         """
         if self._process != os.getpid():
             return  # what a forked child inherited is its parent's to close
-        with self._changed:
+        with self._lock:
             if self._closed:
                 return
             self._closed = True
         self.discard()
         self._pusher.shutdown(wait=True)
         self._puller.shutdown(wait=True, cancel_futures=True)
-        with self._changed:
+        with self._lock:
             self._raise_failures()
 
     def __exit__(

@@ -70,6 +70,10 @@ class StepClient(ABC):
     def _fetch(self, asked: Asked, read_only: bool) -> list[UniqueRows]:
         """Distinct rows of each table asked for, in their order."""
 
+    def _fetch_distinct(self, asked: Asked, read_only: bool) -> list[NDArray[np.float32]]:
+        """Rows of each table asked for, where no id is asked for twice."""
+        return [unique.rows for unique in self._fetch(asked, read_only)]
+
     @abstractmethod
     def _send(self, parts: Sequence[TableGradients]) -> None:
         """Push one step's parts: distinct ids with summed gradients, at least one part."""
