@@ -9,11 +9,12 @@ kernels release the GIL.
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.dataset
+import pyarrow.ipc
 
 from feature_cross.batch import WEIGHT_SUFFIX, CrossBatch
 from feature_cross.config import CrossConfig
@@ -30,10 +31,16 @@ from feature_cross.limit import BATCH_ROWS_DEFAULT
 from feature_cross.plan import Plan, build_plan
 from feature_cross.row import row_to_batch
 from feature_cross.source import read_batches
-from feature_cross.stream import transform_batches
+from feature_cross.stream import transform_within
 from feature_cross.workspace import Workspace
 
 __all__ = ["Engine"]
+
+
+_STEADY: Final = (
+    str, os.PathLike, pa.dataset.Dataset, pa.Table, pa.RecordBatch, pa.ipc.RecordBatchStreamReader
+)  # fmt: skip
+"""Sources whose batches stay as they are when the next one comes."""
 
 
 class Engine:
@@ -151,7 +158,9 @@ class Engine:
         ----------
         source
             A path (Parquet, Arrow IPC, CSV, or a folder of one of them), a pyarrow dataset, Table or
-            RecordBatchReader, or an iterable of RecordBatch.
+            RecordBatchReader, or an iterable of RecordBatch. A dictionary that the batches of a file, a
+            Table or an IPC stream share is hashed once; one of an iterable once per batch that it gives, for
+            its next batch may be in the same memory (with several threads once per `batch_rows`).
         batch_rows
             Most rows of one batch. A batch whose ids would not fit is halved.
         threads
@@ -162,10 +171,12 @@ class Engine:
         DataError, LimitError
             As `transform`; rows are counted from the source's first.
         """
-        batches = read_batches(source, self._plan, batch_rows)
-        steady = isinstance(source, str | os.PathLike | pa.dataset.Dataset | pa.Table | pa.RecordBatch)
-        for _, done in transform_batches(self, batches, threads, steady):
-            yield done
+        steady = isinstance(source, _STEADY)
+        with self.workspace(steady or threads == 1) as workspace:
+            begin = (lambda: None) if steady else workspace.forget
+            batches = read_batches(source, self._plan, batch_rows, begin=begin)
+            for _, done in transform_within(self, batches, threads, workspace):
+                yield done
 
     def transform_batch(
         self, batch: pa.RecordBatch, row_base: int = 0, workspace: Workspace | None = None

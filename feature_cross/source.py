@@ -7,7 +7,7 @@ iterator belongs to one thread.
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,11 @@ _CSV_TYPES = {"int": pa.int64(), "string": pa.string(), "float": pa.float64(), "
 
 
 def read_batches(
-    source: Any, plan: Plan, batch_rows: int, keep: tuple[str, ...] = ()
+    source: Any,
+    plan: Plan,
+    batch_rows: int,
+    keep: tuple[str, ...] = (),
+    begin: Callable[[], None] = lambda: None,
 ) -> Iterator[pa.RecordBatch]:
     """Batches of at most `batch_rows` rows with the plan's columns and those of `keep`.
 
@@ -52,6 +56,8 @@ def read_batches(
         At least 1.
     keep
         More columns to read.
+    begin
+        Called whenever the source has given a batch, before its rows come out.
 
     Raises
     ------
@@ -79,6 +85,7 @@ def read_batches(
         if not isinstance(batch, pa.RecordBatch):
             raise DataError(f"the source gave a {type(batch).__name__}; it must give RecordBatch")
         _require(names, batch.schema.names, plan)
+        begin()
         chosen = batch.select(names)
         for first in range(0, len(batch), batch_rows):
             yield chosen.slice(first, batch_rows)

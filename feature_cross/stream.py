@@ -20,7 +20,7 @@ from feature_cross.workspace import Workspace
 if TYPE_CHECKING:
     from feature_cross.engine import Engine
 
-__all__ = ["transform_batches"]
+__all__ = ["transform_batches", "transform_within"]
 
 _Done = tuple[pa.RecordBatch, CrossBatch]
 
@@ -47,15 +47,17 @@ def transform_batches(
     DataError, LimitError
         Of the first batch that fails; rows are counted from the first batch's first.
     """
-    if threads < 1:
-        raise DataError(f"threads is {threads}; it must be at least 1")
     with engine.workspace(steady) as workspace:
-        yield from _transform(engine, batches, threads, workspace)
+        yield from transform_within(engine, batches, threads, workspace)
 
 
-def _transform(
+def transform_within(
     engine: "Engine", batches: Iterable[pa.RecordBatch], threads: int, workspace: Workspace
 ) -> Generator[_Done, None, None]:
+    """As `transform_batches`, with the workspace that the batches share."""
+    if threads < 1:
+        raise DataError(f"threads is {threads}; it must be at least 1")
+
     def work(batch: pa.RecordBatch, row_base: int) -> list[_Done]:
         first, pairs = 0, []
         for done in engine.transform_batch(batch, row_base, workspace):

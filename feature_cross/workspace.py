@@ -45,8 +45,8 @@ class Workspace:
     Parameters
     ----------
     steady
-        Whether the source keeps a dictionary unchanged while the stream lasts, as a file and a table do;
-        a generator may fill the same memory again. Without it no hashes are kept.
+        Whether the source keeps a dictionary unchanged until `forget`: a file and a table do while the stream
+        lasts; a generator may fill the same memory again with its next batch. Without it no hashes are kept.
     """
 
     def __init__(self, steady: bool = False) -> None:
@@ -60,6 +60,10 @@ class Workspace:
     def renew(self, steady: bool) -> None:
         """Serve another stream: its arrays stay, hashes of the last one's dictionaries do not."""
         self._steady = steady
+        self._dictionaries.clear()
+
+    def forget(self) -> None:
+        """Dictionaries from here on are others, even where they have the memory of those before."""
         self._dictionaries.clear()
 
     def numbers(self, count: int) -> NDArray[np.uint64]:

@@ -1,15 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the batches of a stream share, and that nobody sees it: invariants of feature_cross/workspace.py."""
 
+import itertools
 import pickle
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.dataset
+import pyarrow.ipc
 import pytest
 
-from feature_cross import DataError, Engine, load
+from feature_cross import DataError, Engine, column, load
 from feature_cross.limit import BATCH_ROWS_DEFAULT, KEPT_BYTES_MAX
 from feature_cross.workspace import Workspace
 
@@ -183,6 +187,67 @@ def test_a_steady_source_has_its_dictionary_made_once() -> None:
         workspace.dictionary("other", values, lambda: calls.append(1))
         workspace.dictionary("k", values.slice(1), lambda: calls.append(1))
         assert len(calls) == made + 2
+
+
+@pytest.fixture
+def hashed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Lengths of the dictionaries that were hashed."""
+    lengths: list[int] = []
+    made = column._hash_values
+
+    def hash_values(array: pa.Array, *rest: Any) -> Any:
+        lengths.append(len(array))
+        return made(array, *rest)
+
+    monkeypatch.setattr(column, "_hash_values", hash_values)
+    return lengths
+
+
+def batches_of_one_dictionary(parts: int = 4, rows: int = 1000) -> list[pa.RecordBatch]:
+    """Each batch has an array of its own over the same dictionary, as the readers of Arrow make them."""
+    random, values = np.random.default_rng(1), pa.array([f"v{i}" for i in range(5000)])
+    found = []
+    for _ in range(parts):
+        shared = pa.Array.from_buffers(values.type, len(values), values.buffers())
+        indices = pa.array(random.integers(0, len(values), rows, np.int32))
+        found.append(pa.RecordBatch.from_arrays([pa.DictionaryArray.from_arrays(indices, shared)], ["a"]))
+    return found
+
+
+SOURCES = ("table", "file", "dataset", "IPC stream", "batch", "reader", "list", "generator")
+
+
+def sources(folder: Path) -> dict[str, tuple[Any, int]]:
+    """The same rows as each source has them, and how often their dictionary must be hashed."""
+    parts = batches_of_one_dictionary()
+    schema, path = parts[0].schema, folder / "rows.arrow"
+    with pa.ipc.new_file(path, schema) as file:
+        for part in parts:
+            file.write_batch(part)
+    written = pa.BufferOutputStream()
+    with pa.ipc.new_stream(written, schema) as stream:
+        for part in parts:
+            stream.write_batch(part)
+    return {
+        "table": (pa.Table.from_batches(parts), 1), "file": (path, 1),
+        "dataset": (pa.dataset.dataset(path, format="ipc"), 1),
+        "IPC stream": (pa.ipc.open_stream(written.getvalue()), 1), "batch": (parts[0], 1),
+        "reader": (pa.RecordBatchReader.from_batches(schema, parts), 4), "list": (parts, 4),
+        "generator": ((part for part in parts), 4),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_a_dictionary_that_batches_share_is_hashed_once(name: str, tmp_path: Path, hashed: list[int]) -> None:
+    crossing = engine(one=CROSSES["one"])
+    source, times = sources(tmp_path)[name]
+    found = [done["one"][0].tolist() for done in crossing.transform_stream(source, batch_rows=130)]
+    assert hashed == [5000] * times
+    wanted = [
+        crossing.transform(pa.table({"a": part["a"].cast(pa.string())}))["one"][0].tolist()
+        for part in batches_of_one_dictionary()
+    ]
+    assert list(itertools.chain(*found)) == list(itertools.chain(*wanted[: 1 if name == "batch" else None]))
 
 
 @pytest.mark.parametrize("index", INDICES, ids=str)
