@@ -22,7 +22,7 @@ from feature_cross.id_format import OPERATION_SUBSET, TAG_NULL, mix, start, to_i
 from feature_cross.node import AttributeUse, ConditionUse, Node, Plan
 from feature_cross.reading import read_attribute
 
-__all__ = ["Explanation", "Operand", "explain", "why_absent"]
+__all__ = ["Explanation", "Operand", "explain", "meets", "why_absent"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +109,11 @@ def why_absent(engine: Engine, batch: pa.RecordBatch, name: str, row: int = 0) -
     return steps.why_absent(engine.plan.node(name))
 
 
+def meets(engine: Engine, batch: pa.RecordBatch, condition: ConditionUse, row: int = 0) -> bool:
+    """Whether one row meets one condition."""
+    return _Steps(engine.plan, batch.slice(row, 1)).meets(condition)
+
+
 class _Steps:
     def __init__(self, plan: Plan, batch: pa.RecordBatch) -> None:
         self.plan = plan
@@ -117,7 +122,7 @@ class _Steps:
 
     def why_absent(self, node: Node) -> str:
         for condition in node.conditions:
-            if not self._meets(condition):
+            if not self.meets(condition):
                 asked = condition.condition.model_dump(exclude_none=True)
                 shown = ", ".join(f"{key}: {_shown(value)}" for key, value in asked.items())
                 values = self.batch.column(condition.use.column)[0].as_py()
@@ -130,7 +135,7 @@ class _Steps:
         return f"no {node.kind} of what is there"
 
     def of_node(self, node: Node) -> Iterator[Explanation]:
-        if not all(self._meets(condition) for condition in node.conditions):
+        if not all(self.meets(condition) for condition in node.conditions):
             return
         columns = [self._operand(operand) for operand in node.operands]
         if node.kind == "permutation":
@@ -157,7 +162,7 @@ class _Steps:
             ]
         return self._attribute(operand)
 
-    def _meets(self, condition: ConditionUse) -> bool:
+    def meets(self, condition: ConditionUse) -> bool:
         use = condition.use
         spec = column_spec(use.attribute, f"column {use.column!r} ({use.label})")
         gate = compile_gate(condition, spec)
