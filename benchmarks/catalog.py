@@ -146,15 +146,16 @@ WORKLOADS: Final[tuple[Workload, ...]] = (
     *(
         Workload(
             name=f"cross.{name}",
-            summary=f"{ways}-way cross of dictionary-encoded columns, {counts[0]:,} values, one core",
+            summary=f"{ways}-way cross of dictionary-encoded columns, {counts[0]:,} values{rows}, one core",
             peer="polars, pandas, scikit-learn, Keras",
-            function="benchmarks.cross_throughput:measure_encoded",
+            function=f"benchmarks.cross_throughput:{function}",
             goal=_at_least(rate, "figure"), arguments={"counts": counts, "peer_goal": _at_least(20.0)},
         )
-        for name, ways, rate, counts in (
-            ("two_way", 2, 60.0, (1000, 50)), ("three_way", 3, 40.0, (1000, 50, 50)),
-            ("two_way_million", 2, 60.0, (1_000_000, 1000)),
-            ("three_way_million", 3, 40.0, (1_000_000, 1000, 50)),
+        for name, ways, rate, counts, function, rows in (
+            ("two_way", 2, 60.0, (1000, 50), "measure_encoded", ""),
+            ("three_way", 3, 40.0, (1000, 50, 50), "measure_encoded", ""),
+            ("two_way_million", 2, 60.0, (1_000_000, 1000), "measure_large", " in 10 M and 1 M rows"),
+            ("three_way_million", 3, 40.0, (1_000_000, 1000, 50), "measure_large", " in 10 M and 1 M rows"),
         )
     ),
     Workload(

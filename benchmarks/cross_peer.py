@@ -48,6 +48,8 @@ KERAS: Final = Environment(name="keras", packages=("tensorflow-cpu==2.21.0", "ke
 FEW: Final = 100_000
 """Rows of peers that take microseconds a row; rates are compared, not times."""
 MANY: Final = 1_000_000
+ALL: Final = 1 << 62
+"""As many as ours: of a peer that does something once per distinct value."""
 
 
 class RemoteRun:
@@ -114,21 +116,21 @@ class RemoteRun:
 
 def _polars_joined(table: pa.Table) -> Run:
     polars: Any = import_module("polars")
-    frame = polars.from_arrow(table)
+    frame = polars.from_arrow(table).rechunk()
     expression = polars.concat_str(frame.columns, separator="_").hash()
     return lambda: frame.select(expression)
 
 
 def _polars_struct(table: pa.Table) -> Run:
     polars: Any = import_module("polars")
-    frame = polars.from_arrow(table)
+    frame = polars.from_arrow(table).rechunk()
     expression = polars.struct(frame.columns).hash()
     return lambda: frame.select(expression)
 
 
 def _polars_rows(table: pa.Table) -> Run:
     polars: Any = import_module("polars")
-    run: Run = polars.from_arrow(table).hash_rows
+    run: Run = polars.from_arrow(table).rechunk().hash_rows
     return run
 
 
@@ -185,7 +187,8 @@ class Form:
         Whether the goal is set against it. The goal's peers are those that put values together and hash them;
         other forms are shown beside them, so that nobody is misled.
     rows
-        Rows of a pass.
+        Rows of a pass, at most. Polars takes longer for a row of ten million than of one (its results do not
+        fit the cache), so it gets a million.
     modules
         What must be importable here; empty for a peer in a process of its own.
     """
@@ -212,7 +215,8 @@ PEERS: Final[Mapping[str, Form]] = {
         package="pandas", how="columns joined and hashed", make=_pandas_joined, rows=FEW, modules=("pandas",),
     ),
     "pandas-rows": Form(
-        package="pandas", how="hash_pandas_object", make=_pandas_rows, modules=("pandas",), asked=False,
+        package="pandas", how="hash_pandas_object", make=_pandas_rows, rows=ALL, modules=("pandas",),
+        asked=False,
     ),
     "scikit-learn": Form(
         package="scikit-learn", how="FeatureHasher of joined columns", make=_sklearn, rows=FEW,

@@ -7,6 +7,8 @@ processes on the machine do not count. Every input is made anew from a fixed see
 """
 
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Final
 
@@ -23,6 +25,8 @@ from feature_cross.kernel.wide import AVAILABLE
 from feature_cross.kernel.xxh64 import hash_strings
 
 ROWS: Final = 1_000_000
+CHUNKS: Final = 10
+"""Of ROWS rows each, over one dictionary: rows of `measure_large`, as many as the demo config's."""
 
 
 def take_turns(
@@ -32,7 +36,15 @@ def take_turns(
 
     `counts` is what a pass of each side does; a turn lasts settings.seconds of CPU, and `passes` at least.
     """
-    sides = [side for side in (ours, theirs) if side is not None]
+    sides: list[Run | RemoteRun] = [ours] if theirs is None else [ours, theirs]
+    rates, foreign = _all_turns(settings, sides, counts, passes)
+    return rates[0], rates[1] if len(rates) > 1 else [], {"rows": counts[0], "foreign_cores": foreign}
+
+
+def _all_turns(
+    settings: Settings, sides: Sequence[Run | RemoteRun], counts: Sequence[int], passes: int
+) -> tuple[list[list[float]], float]:
+    """The same of any number of sides; the cores that others took are those beside the first."""
     for side in sides:
         _turn(side, 0.0, 1)
     rates: list[list[float]] = [[] for _ in sides]
@@ -44,8 +56,7 @@ def take_turns(
             rates[number].append(done * counts[number] / spent_s / 1e6)
             if number == 0:
                 foreign.append(meter.foreign_cores())
-    detail = {"rows": counts[0], "foreign_cores": round(float(np.median(foreign)), 2)}
-    return rates[0], rates[1] if len(rates) > 1 else [], detail
+    return rates, round(float(np.median(foreign)), 2)
 
 
 def _turn(side: Run | RemoteRun, seconds: float, passes: int) -> tuple[int, float]:
@@ -75,38 +86,92 @@ def _stream(engine: Engine, table: pa.Table) -> Run:
     return run
 
 
-def _cross(
-    settings: Settings, name: str, what: str, goal: Goal, peer_goal: Goal | None, table: pa.Table
-) -> list[Bar]:
-    ours = _stream(_engine(table.schema.names, "string"), table)
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """Rows to be crossed, and the bars that they are for."""
+
+    name: str
+    what: str
+    peer_goal: Goal | None
+    table: pa.Table
+
+
+def _cross(settings: Settings, goal: Goal, *asked: _Rows) -> list[Bar]:
+    """Bars of each `asked`, ours alone and beside each peer: all sides take turns in one contest, and a peer
+    whose rows are the same for two of `asked` is one side.
+    """
     peers, why = find_peers(settings.peers)
-    mine, _, detail = take_turns(settings, ours, None, (ROWS, 0))
-    bars = [make_bar(name, what, "M ids/s", goal, mine, detail=detail, skipped=why)]
-    for peer in peers:
-        form, bar = PEERS[peer], f"{name}.{peer}"
-        run = form.make(table.slice(0, form.rows))
-        try:
-            mine, theirs, detail = take_turns(settings, ours, run, (ROWS, form.rows))
-        finally:
-            if isinstance(run, RemoteRun):
-                run.close()
-        asked = peer_goal if form.asked else None
-        bars.append(make_bar(bar, what, "M ids/s", asked, mine, peer_name(peer), theirs, detail))
+    sides: list[Run | RemoteRun] = [
+        _stream(_engine(rows.table.schema.names, "string"), rows.table) for rows in asked
+    ]
+    counts = [len(rows.table) for rows in asked]
+    places: dict[tuple[str, int], int] = {}
+    remote = []
+    try:
+        for peer in peers:
+            for rows in asked:
+                part = rows.table.slice(0, PEERS[peer].rows)
+                if (peer, len(part)) not in places:
+                    places[peer, len(part)] = len(sides)
+                    side = PEERS[peer].make(part)
+                    remote += [side] if isinstance(side, RemoteRun) else []
+                    sides.append(side)
+                    counts.append(len(part))
+        rates, foreign = _all_turns(settings, sides, counts, passes=1)
+    finally:
+        for side in remote:
+            side.close()
+    bars = []
+    for rows, mine in zip(asked, rates, strict=False):
+        detail = {"rows": len(rows.table), "foreign_cores": foreign}
+        bars.append(make_bar(rows.name, rows.what, "M ids/s", goal, mine, detail=detail, skipped=why))
+        for peer in peers:
+            count = min(len(rows.table), PEERS[peer].rows)
+            theirs, about = rates[places[peer, count]], {**detail, "peer_rows": count}
+            beside = rows.peer_goal if PEERS[peer].asked else None
+            name = f"{rows.name}.{peer}"
+            bars.append(make_bar(name, rows.what, "M ids/s", beside, mine, peer_name(peer), theirs, about))
     return bars
+
+
+def _encoded(counts: tuple[int, ...], chunks: int = 1) -> pa.Table:
+    """Columns with so many distinct values each; all chunks of a column share one dictionary."""
+    random = np.random.default_rng(1)
+    columns = {}
+    for number, distinct in enumerate(counts):
+        values = pa.array([f"value_{number}_{i}" for i in range(distinct)])
+        columns[f"c{number}"] = pa.chunked_array([
+            pa.DictionaryArray.from_arrays(pa.array(random.integers(0, distinct, ROWS, np.int32)), values)
+            for _ in range(chunks)
+        ])  # fmt: skip
+    return pa.table(columns)
+
+
+def _what(counts: tuple[int, ...]) -> str:
+    return f"{len(counts)}-way cross of dictionary-encoded columns, {' × '.join(f'{n:,}' for n in counts)}"
 
 
 def measure_encoded(
     settings: Settings, name: str, goal: Goal, peer_goal: Goal, counts: tuple[int, ...]
 ) -> list[Bar]:
     """A cross of dictionary-encoded columns with so many distinct values each."""
-    random = np.random.default_rng(1)
-    columns = {}
-    for number, distinct in enumerate(counts):
-        values = pa.array([f"value_{number}_{i}" for i in range(distinct)])
-        indices = pa.array(random.integers(0, distinct, ROWS, np.int32))
-        columns[f"c{number}"] = pa.DictionaryArray.from_arrays(indices, values)
-    what = f"{len(counts)}-way cross of dictionary-encoded columns, {' × '.join(f'{n:,}' for n in counts)}"
-    return _cross(settings, name, what, goal, peer_goal, pa.table(columns))
+    return _cross(settings, goal, _Rows(name, _what(counts), peer_goal, _encoded(counts)))
+
+
+def measure_large(
+    settings: Settings, name: str, goal: Goal, peer_goal: Goal, counts: tuple[int, ...]
+) -> list[Bar]:
+    """The same with a large dictionary: over ten rows per distinct value, and over one.
+
+    A dictionary is hashed once, however many rows use it. With as many values as rows, which hardly a column
+    of a dictionary has, a string is hashed for every row: bars of their own, without the goal beside peers.
+    """
+    table, what = _encoded(counts, CHUNKS), _what(counts)
+    return _cross(
+        settings, goal,
+        _Rows(name, f"{what}, {CHUNKS} rows per value", peer_goal, table),
+        _Rows(f"{name}.one_row_per_value", f"{what}, one row per value", None, table.slice(0, ROWS)),
+    )  # fmt: skip
 
 
 def measure_strings(settings: Settings, name: str, goal: Goal) -> list[Bar]:
@@ -116,7 +181,7 @@ def measure_strings(settings: Settings, name: str, goal: Goal) -> list[Bar]:
         side: pa.array([f"{side}_{i:07d}" for i in random.permutation(ROWS)]) for side in ("user", "item")
     }
     what = "2-way cross of raw strings, 1 M distinct"
-    return _cross(settings, name, what, goal, None, pa.table(columns))
+    return _cross(settings, goal, _Rows(name, what, None, pa.table(columns)))
 
 
 def measure_hash(

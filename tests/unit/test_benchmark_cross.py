@@ -97,5 +97,9 @@ def test_every_cross_of_the_catalog_runs(settings: Settings, monkeypatch: pytest
         alone, beside = bars[workload.name], bars[f"{workload.name}.one"]
         assert alone.figure and alone.figure > 0 and alone.skipped == "the rest"
         assert beside.ratio and beside.goal == "≥ 20×" and beside.peer == "one"
+        few = [bar for id_, bar in bars.items() if ".one_row_per_value" in id_]
+        assert len(few) == 2 * workload.name.endswith("_million")
+        for bar in few:
+            assert bar.detail["rows"] == 2000 and alone.detail["rows"] == 20_000 and bar.goal != "≥ 20×"
     assert len(select(["cross.*_way*"])) == 4
     assert Goal("ratio", "at least", 20.0).met_by(20.0)
