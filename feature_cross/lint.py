@@ -7,13 +7,14 @@ feature_cross/survey.py. Thread safety: pure functions.
 """
 
 import itertools
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from feature_cross.config import CrossConfig
 from feature_cross.error import Path, Problem
 from feature_cross.id_format import OPERATION_TUPLE
-from feature_cross.plan import AttributeUse, Node, Plan
+from feature_cross.plan import AttributeUse, Node, NodeUse, Plan
 
 __all__ = ["FUTILE_RATIO", "FutilePair", "PairCount", "check_config", "cross_pairs", "futile_pairs"]
 
@@ -86,6 +87,7 @@ def check_config(
         )
         found.append(_warning(config, "futile-cross", message, pair.path))
     found += _determined(config, plan, pairs or {})
+    found += _same_crosses(config, plan)
     found += _shared_seeds(config, plan)
     found += _unused(config, plan)
     return sorted(found, key=lambda problem: problem.line or 0)
@@ -201,6 +203,50 @@ def _shared_seeds(config: CrossConfig, plan: Plan) -> list[Problem]:
             message = f"{node.name} has the seed of {owner}, so equal values have equal ids in both"
             found.append(_warning(config, "shared-seed", message, (*node.path, "seed")))
     return found
+
+
+def _same_crosses(config: CrossConfig, plan: Plan) -> list[Problem]:
+    """Two features of the same parts and settings: twice the rows, and nothing that one of them does not say.
+
+    Their ids differ, by seed and slot. Features that are not given out cost no rows, so they are left aside.
+    """
+    texts: dict[str, int] = {}
+    meanings: dict[str, int] = {}
+    for node in plan.nodes:  # in an order to run them: what a feature derives from comes before it
+        meanings[node.name] = texts.setdefault(_meaning(node, meanings), len(texts))
+    owners: dict[int, str] = {}
+    found = []
+    for name in plan.outputs:
+        owner = owners.setdefault(meanings[name], name)
+        if owner != name:
+            message = (
+                f"{name} is the same cross as {owner}: the same parts, conditions and settings, so each of"
+                " its rows is there twice; leave one out, or keep both for tables that differ (a dim, an"
+                " optimizer)"
+            )
+            found.append(_warning(config, "same-cross", message, plan.node(name).path))
+    return found
+
+
+def _meaning(node: Node, meanings: Mapping[str, int]) -> str:
+    """What a feature says of a row, whatever its name, seed and slot: equal texts, equal features."""
+    parts = [_part(operand, meanings) for operand in node.operands]
+    if not node.limited:  # a limit keeps the first ids, which the order of the parts decides
+        parts.sort()
+    conditions = sorted(
+        [_part(condition.use, meanings), condition.condition.model_dump_json()]
+        for condition in node.conditions
+    )
+    limit = [node.limit, node.cut] if node.limited else None
+    shape = [node.operation, node.kind == "permutation", node.sizes, node.multiset, limit]
+    return json.dumps([shape, parts, conditions])
+
+
+def _part(operand: AttributeUse | NodeUse, meanings: Mapping[str, int]) -> str:
+    if isinstance(operand, NodeUse):
+        return json.dumps(meanings[operand.name])
+    settings = operand.attribute.model_dump_json(exclude={"column", "missing"})
+    return json.dumps([operand.column, operand.missing, settings])
 
 
 def _unused(config: CrossConfig, plan: Plan) -> list[Problem]:

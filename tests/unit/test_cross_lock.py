@@ -38,7 +38,7 @@ CHANGES = [
     ("  id: {kind: attribute, ", "  uid: {kind: attribute, seed: id, ", []),
     ("slot: 2, of", "slot: 2, seed: town, of", [("changed-seed", 10, "seed of city was 0x")]),
     ("slot_bits: 6", "slot_bits: 7", [("changed-layout", 1, "slot_bits was 6 in")]),
-    ("features:\n", "features:\n  # more\n  new: {kind: attribute, slot: 20, of: user.id}\n", []),
+    ("features:\n", "features:\n  # more\n  new: {kind: weak, slot: 20, of: [user.id, user.seen]}\n", []),
 ]
 
 
