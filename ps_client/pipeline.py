@@ -4,8 +4,6 @@
     step t      pull ── model ── push          pull ── model ── push
     pipelined   prefetch t+1 ║ model t ║ push t-1, all at once
 
-A pull that the model waits for goes before those that are read ahead.
-
 A *round* is one training pull and the pushes that follow it, until the next training pull. The rows that
 round t reads hold every push up to round t - 1 - staleness. A prefetch may have read too early; then the
 rows that those pushes touched, and no others, are pulled again before they are handed out. So with
@@ -22,7 +20,6 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, ClassVar, Final, TypeVar
@@ -106,13 +103,11 @@ class Pipeline(StepClient):
         self._client, self._wire_dtype = client, client._wire_dtype
         self.staleness, self._prefetch_max, self._push_max = staleness, prefetch_max, push_max
         self._process = os.getpid()
-        self._lock = threading.Lock()  # guards everything below
-        self._pushed_one, self._may_read = threading.Condition(self._lock), threading.Condition(self._lock)
+        self._changed = threading.Condition()  # guards everything below
         self._ahead: list[_Ahead] = []
         self._behind: deque[_Behind] = deque()  # pushes number _dropped to _queued - 1
         self._dropped = self._queued = self._finished = 0
         self._round, self._pushed = 0, False
-        self._urgent = 0  # pulls that wait for pushes, or for rows that those touched
         self._failures: list[Exception] = []
         self._closed = False
         self._puller = ThreadPoolExecutor(min(prefetch_max, 4), thread_name_prefix="rowhouse-prefetch")
@@ -143,7 +138,7 @@ class Pipeline(StepClient):
         """
         self._check_usable()
         asked = [(table, checked.copy()) for table, checked in self._asked(ids)]
-        with self._lock:
+        with self._changed:
             self._raise_failures()
             if len(self._ahead) >= self._prefetch_max:
                 raise LimitExceededError(
@@ -157,9 +152,8 @@ class Pipeline(StepClient):
             self._ahead.append(step)
 
     def _read_ahead(self, step: _Ahead) -> list[UniqueRows]:
-        with self._lock:
-            # What the model waits for goes first: the shard, the cores and Python's lock would be shared.
-            self._may_read.wait_for(lambda: self._finished >= step.floor and (step.taken or not self._urgent))
+        with self._changed:
+            self._changed.wait_for(lambda: self._finished >= step.floor)
             step.floor = self._finished
         return self._client._fetch(step.asked, step.read_only)
 
@@ -195,7 +189,7 @@ class Pipeline(StepClient):
 
     def discard(self) -> None:
         """Forget every prefetched step that was not pulled."""
-        with self._lock:
+        with self._changed:
             waiting = [step for step in self._ahead if not step.taken]
             self._ahead = [step for step in self._ahead if step.taken]
             self._forget_pushes()
@@ -203,7 +197,7 @@ class Pipeline(StepClient):
             step.answer.cancel()
 
     def _fetch(self, asked: Asked, read_only: bool) -> list[UniqueRows]:
-        with self._lock:
+        with self._changed:
             self._raise_failures()
             if self._pushed and not read_only:
                 self._round, self._pushed = self._round + 1, False
@@ -211,42 +205,28 @@ class Pipeline(StepClient):
             step = next((s for s in self._ahead if _same(s, asked, read_only)), None)
             if step is not None:
                 step.taken = True
-                self._may_read.notify_all()
         try:
             found = None if step is None else step.answer.result()
         except BaseException:
             self._remove(step)
             raise
-        with self._first():
-            if step is None or found is None:
-                self._wait_for_pushes(bound)
-                return self._client._fetch(asked, read_only)
-            try:
-                touched = self._touched(step, found, bound)  # while the pushes are on their way
-                self._wait_for_pushes(bound)
-            except BaseException:
-                step.taken = False  # a pull that is made again finds it again
-                raise
-            try:
-                return self._refreshed(step, found, touched) if touched else found
-            finally:
-                self._remove(step)
-
-    @contextmanager
-    def _first(self) -> Iterator[None]:
-        """Nothing begins to be read ahead meanwhile."""
-        with self._lock:
-            self._urgent += 1
+        if step is None or found is None:
+            self._wait_for_pushes(bound)
+            return self._client._fetch(asked, read_only)
         try:
-            yield
+            touched = self._touched(step, found, bound)  # while the pushes are on their way
+            self._wait_for_pushes(bound)
+        except BaseException:
+            step.taken = False  # a pull that is made again finds it again
+            raise
+        try:
+            return self._refreshed(step, found, touched) if touched else found
         finally:
-            with self._lock:
-                self._urgent -= 1
-                self._may_read.notify_all()
+            self._remove(step)
 
     def _touched(self, step: _Ahead, found: list[UniqueRows], bound: int) -> dict[int, NDArray[np.int64]]:
         """Positions of the rows that pushes from `step.floor` to `bound` touch, by table number."""
-        with self._lock:
+        with self._changed:
             assert self._dropped <= step.floor, "a push that a waiting prefetch may lack was forgotten"
             late = [self._behind[i - self._dropped] for i in range(step.floor, bound)]
         touched: dict[int, NDArray[np.int64]] = {}
@@ -272,14 +252,14 @@ class Pipeline(StepClient):
         return answers
 
     def _remove(self, step: _Ahead | None) -> None:
-        with self._lock:
+        with self._changed:
             self._ahead = [other for other in self._ahead if other is not step]
             self._forget_pushes()
 
     # ------------------------------------------------------------ behind
     def _send(self, parts: Sequence[TableGradients]) -> None:
-        with self._lock:
-            self._pushed_one.wait_for(lambda: self._queued - self._finished < self._push_max)
+        with self._changed:
+            self._changed.wait_for(lambda: self._queued - self._finished < self._push_max)
             self._raise_failures()
             self._check_usable()
             self._behind.append(_Behind(self._round, {part.table: part.ids for part in parts}))
@@ -292,14 +272,12 @@ class Pipeline(StepClient):
             self._client._send(parts)
         except Exception as error:
             failure = error
-        with self._lock:
+        with self._changed:
             if failure is not None:
                 self._failures.append(failure)
             self._finished += 1
             self._forget_pushes()
-            self._pushed_one.notify_all()
-            if not self._urgent:
-                self._may_read.notify_all()
+            self._changed.notify_all()
 
     def _pushes_until(self, last_round: int) -> int:
         """How many pushes were queued up to round `last_round`; the caller holds the lock."""
@@ -313,8 +291,8 @@ class Pipeline(StepClient):
             self._dropped += 1
 
     def _wait_for_pushes(self, bound: int) -> None:
-        with self._lock:
-            self._pushed_one.wait_for(lambda: self._finished >= bound)
+        with self._changed:
+            self._changed.wait_for(lambda: self._finished >= bound)
             self._raise_failures()
 
     def _raise_failures(self) -> None:
@@ -347,14 +325,14 @@ class Pipeline(StepClient):
         """
         if self._process != os.getpid():
             return  # what a forked child inherited is its parent's to close
-        with self._lock:
+        with self._changed:
             if self._closed:
                 return
             self._closed = True
         self.discard()
         self._pusher.shutdown(wait=True)
         self._puller.shutdown(wait=True, cancel_futures=True)
-        with self._lock:
+        with self._changed:
             self._raise_failures()
 
     def __exit__(

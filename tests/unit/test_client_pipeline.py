@@ -139,47 +139,30 @@ def test_with_staleness_1_the_model_does_not_wait_for_the_last_push() -> None:
         assert shards[0].applied == 1
 
 
-def test_what_the_model_waits_for_is_pulled_before_what_is_read_ahead() -> None:
-    """Both may be pulled once the push is answered; the one read ahead begins when the other has its rows."""
-    shards, pushing, pulling = make_shards(1), threading.Event(), threading.Event()
+def test_what_a_push_touched_is_found_before_the_push_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    shards, gate, found = make_shards(1), threading.Event(), threading.Event()
     with local_client(shards) as client, client.pipeline() as pipeline:
         pipeline.prefetch({"user": [1, 2]})
         pipeline.pull("user", [1, 2])
         pipeline.prefetch({"user": [2, 3]})
         wait_until(lambda: len(shards[0].pulls) == 2)
-        shards[0].before["push"] = [held_by(pushing)]
+        shards[0].before["push"] = [held_by(gate)]
         pipeline.push("user", [2], np.ones((1, 4)))
-        pipeline.prefetch({"user": [5, 6]})
+        touched = pipeline._touched
+
+        def told(*args: Any) -> Any:
+            answer = touched(*args)
+            found.set()
+            return answer
+
+        monkeypatch.setattr(pipeline, "_touched", told)
         pull = threading.Thread(target=pipeline.pull, args=("user", [2, 3]))
         pull.start()
-        wait_until(lambda: pipeline._urgent == 1)
-        shards[0].before["pull"] = [held_by(pulling)]
-        pushing.set()
-        wait_until(lambda: pipeline._finished == 1)
-        time.sleep(0.02)  # enough for a thread that does not wait to ask
-        pulling.set()
-        pull.join(WAIT_S)
-        pipeline.pull("user", [5, 6])
-    assert [p.tables[0].ids.tolist() for p in shards[0].pulls] == [[1, 2], [2, 3], [2], [5, 6]]
-
-
-def test_a_step_that_is_asked_for_is_not_held_by_another_pull_that_waits(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    shards, gate = make_shards(1), threading.Event()
-    with local_client(shards) as client, client.pipeline(staleness=1) as pipeline:
-        send = client._send
-        monkeypatch.setattr(client, "_send", lambda parts: (held_by(gate)(), send(parts)))
-        pipeline.push("user", [1], np.ones((1, 4)))
-        waiting = threading.Thread(target=pipeline.pull, args=("user", [1]), kwargs={"read_only": True})
-        waiting.start()
-        wait_until(lambda: pipeline._urgent == 1)
-        pipeline.prefetch({"user": [7]})
-        pipeline.pull("user", [7])  # hangs when its reading ahead is held
+        assert found.wait(WAIT_S)
         assert shards[0].applied == 0
         gate.set()
-        waiting.join(WAIT_S)
-    assert shards[0].applied == 1
+        pull.join(WAIT_S)
+    assert [p.tables[0].ids.tolist() for p in shards[0].pulls] == [[1, 2], [2, 3], [2]]
 
 
 def test_a_pull_that_was_not_prefetched_keeps_the_bound_and_a_read_only_one_sees_all() -> None:
