@@ -27,6 +27,7 @@ from rowhouse.message import Contribution, PullRequest, PullResponse, PushReques
 from rowhouse.v1 import rowhouse_pb2 as pb
 
 from ps_client.data_link import DataLink
+from ps_client.transport import Begun
 
 SERVICE: Final = "/rowhouse.v1.ParameterService/"
 
@@ -140,27 +141,38 @@ class GrpcTransport:
 
     def pull(self, request: PullRequest, timeout_s: float) -> PullResponse:
         """Rows of one step."""
-        data = self._call_link(frame.PULL, codec.pull_request_parts, request, timeout_s)
-        if data is not None:
-            return self._decoded(codec.decode_pull_response, data)
-        response: PullResponse = self._call_hot(self._pull, request, timeout_s)
+        begun = self.begin_pull(request, timeout_s)
+        response: PullResponse = begun.result() if begun else self._call_hot(self._pull, request, timeout_s)
         return response
 
     def push(self, request: PushRequest, timeout_s: float) -> PushResponse:
         """Gradients of one step."""
-        data = self._call_link(frame.PUSH, codec.push_request_parts, request, timeout_s)
-        if data is not None:
-            return self._decoded(codec.decode_push_response, data)
-        response: PushResponse = self._call_hot(self._push, request, timeout_s)
+        begun = self.begin_push(request, timeout_s)
+        response: PushResponse = begun.result() if begun else self._call_hot(self._push, request, timeout_s)
         return response
 
     def contribute(self, request: Contribution, timeout_s: float) -> pb.ContributeResponse:
         """One trainer's gradients of one step."""
-        data = self._call_link(frame.CONTRIBUTE, codec.contribution_parts, request, timeout_s)
-        if data is not None:
-            return self._decoded(lambda d: pb.ContributeResponse.FromString(bytes(d)), data)
-        response: pb.ContributeResponse = self._call_hot(self._contribute, request, timeout_s)
+        begun = self._begin(
+            frame.CONTRIBUTE, codec.contribution_parts, request, timeout_s,
+            lambda data: pb.ContributeResponse.FromString(bytes(data)),
+        )  # fmt: skip
+        response: pb.ContributeResponse = (
+            begun.result() if begun else self._call_hot(self._contribute, request, timeout_s)
+        )
         return response
+
+    def begin_pull(self, request: PullRequest, timeout_s: float) -> Begun[PullResponse] | None:
+        """A pull that is sent, and not waited for; None without a data port."""
+        return self._begin(
+            frame.PULL, codec.pull_request_parts, request, timeout_s, codec.decode_pull_response
+        )
+
+    def begin_push(self, request: PushRequest, timeout_s: float) -> Begun[PushResponse] | None:
+        """A push that is sent, and not waited for; None without a data port."""
+        return self._begin(
+            frame.PUSH, codec.push_request_parts, request, timeout_s, codec.decode_push_response
+        )
 
     def get_cluster(self, request: pb.GetClusterRequest, timeout_s: float) -> pb.GetClusterResponse:
         """Tables, shards and the partition map; and where the data port is, for the next hot call."""
@@ -182,21 +194,32 @@ class GrpcTransport:
             text = f"shard at {self.endpoint}: an answer that cannot be read: {failure}"
             raise error.InternalError(text) from failure
 
-    def _call_link(
-        self, kind: int, encode: Callable[[Any], list[codec.Part]], request: Any, timeout_s: float
-    ) -> memoryview | None:
-        """The answer of the data port; None when there is none to use now."""
+    def _begin(
+        self,
+        kind: int,
+        encode: Callable[[Any], list[codec.Part]],
+        request: Any,
+        timeout_s: float,
+        decode: Callable[[memoryview], T],
+    ) -> Begun[T] | None:
+        """A call over the data port; None when there is none to use now."""
         link = self._link or self._open_link()
         if link is None:
             return None
-        try:
-            return link.call(kind, encode(request), timeout_s)
-        except error.RowhouseError as failure:
-            if self._closed:
-                raise self._closed_in_call() from failure
-            if link.lost:
-                self._lose(link)
-            raise
+        call = link.begin(kind, encode(request), timeout_s)
+
+        def result() -> T:
+            try:
+                data = call.result()
+            except error.RowhouseError as failure:
+                if self._closed:
+                    raise self._closed_in_call() from failure
+                if link.lost:
+                    self._lose(link)
+                raise
+            return self._decoded(decode, data)
+
+        return Begun(call, result)
 
     def _open_link(self) -> DataLink | None:
         if self._link_offer is None:

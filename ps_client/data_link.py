@@ -1,26 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
 """Connections to the data port of one shard: calls as frames (rowhouse/frame.py) over plain sockets.
 
-One connection carries one call at a time; there are as many as threads that call at once. channel.py
-decides when a link is used and when gRPC is.
+One connection carries one call at a time; there are as many as calls under way at once. A call that was
+begun goes on whenever its thread gives it a turn, so one thread can have calls to many shards under way.
+channel.py decides when a link is used and when gRPC is.
 
 Invariants: 1. a connection goes back to the pool only after a whole answer: whatever breaks off, its
 connection is closed; 2. nothing is sent twice; 3. a forked process never touches its parent's connections.
-Thread safety: any number of threads may call at once.
+Thread safety: any number of threads may call at once; a call that was begun belongs to one thread at a time.
 """
 
 import contextlib
 import os
+import select
 import socket
 import threading
 import time
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Final, TypeVar
 
 import numpy as np
 from rowhouse import frame
 from rowhouse.codec import Part
-from rowhouse.error import DeadlineExceededError, InvalidRequestError, UnavailableError
+from rowhouse.error import DeadlineExceededError, InvalidRequestError, RowhouseError, UnavailableError
 
 CONNECT_S: Final = 1.0
 """A port that a firewall hides does not answer at all; gRPC is there instead."""
@@ -29,6 +31,166 @@ KEEPALIVE_S: Final = 30
 """A machine that vanished is noticed after this and KEEPALIVE_LOST_S, as with gRPC."""
 
 KEEPALIVE_LOST_S: Final = 10
+
+K = TypeVar("K")
+
+
+class DataCall:
+    """One call: its request goes out and its answer comes in, as far as nothing must be waited for.
+
+    Parameters
+    ----------
+    link
+        Whose connection it uses.
+    peer
+        The connection; the call's own until it ends.
+    parts
+        The frame of the request, in pieces.
+    timeout_s
+        What the answer may take, in seconds.
+
+    Attributes
+    ----------
+    deadline_s
+        When the answer must be here, of time.monotonic.
+    """
+
+    def __init__(
+        self, link: "DataLink", peer: socket.socket, parts: Sequence[Part], timeout_s: float
+    ) -> None:
+        self._link, self._timeout_s = link, timeout_s
+        self._peer: socket.socket | None = peer
+        self._unsent = [memoryview(part) for part in parts if len(part)]
+        self._into = memoryview(bytearray(frame.HEAD.size))
+        self._got, self._kind = 0, -1  # -1 while the head is awaited
+        self._failure: RowhouseError | None = None
+        self.deadline_s = time.monotonic() + timeout_s
+
+    @classmethod
+    def failed(cls, link: "DataLink", failure: RowhouseError) -> "DataCall":
+        """A call that ended before anything was sent."""
+        call = cls.__new__(cls)
+        call._link, call._peer, call._failure, call._kind = link, None, failure, -1
+        return call
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether the answer is here, and is no error."""
+        return self._peer is None and self._failure is None and self._kind == frame.ANSWER
+
+    def fileno(self) -> int:
+        """The connection's number; -1 when the call has ended."""
+        return -1 if self._peer is None else self._peer.fileno()
+
+    @property
+    def waits_for(self) -> int:
+        """What must happen to the connection before the call can go on."""
+        return select.POLLOUT if self._unsent else select.POLLIN
+
+    def advance(self) -> bool:
+        """Go on as far as it goes; whether the call has ended."""
+        if self._peer is None:
+            return True
+        try:
+            whole = self._go_on(self._peer)
+        except (OSError, EOFError, InvalidRequestError) as failure:
+            self._break_off(UnavailableError(f"{self._link}: data connection lost: {failure}"))
+            return True
+        except BaseException:
+            self.cancel()
+            raise
+        if whole:
+            peer, self._peer = self._peer, None
+            self._link.keep(peer)
+        elif time.monotonic() >= self.deadline_s:
+            self._break_off(DeadlineExceededError(f"{self._link}: no answer within {self._timeout_s:.3g} s"))
+        return self._peer is None
+
+    def _go_on(self, peer: socket.socket) -> bool:
+        """Whether the whole answer is here."""
+        try:
+            while self._unsent:
+                frame.send_some(peer, self._unsent)
+            while True:
+                while self._got < len(self._into):
+                    count = peer.recv_into(self._into[self._got :])
+                    if not count:
+                        raise EOFError("closed by the shard")
+                    self._got += count
+                if self._kind >= 0:
+                    return True
+                kind, size, _ = frame.decode_head(self._into)
+                if kind not in (frame.ANSWER, frame.ERROR):
+                    raise InvalidRequestError(f"a frame of kind {kind} is no answer")
+                self._kind, self._got, self._into = kind, 0, np.empty(size, np.uint8).data
+        except BlockingIOError:
+            return False
+
+    def cancel(self) -> None:
+        """Wait for no answer; nothing if the call has ended. What the shard makes of it is not known."""
+        self._break_off(UnavailableError(f"{self._link}: the call was given up"))
+
+    def _break_off(self, failure: RowhouseError) -> None:
+        peer, self._peer = self._peer, None
+        if peer is not None:
+            self._failure = failure
+            self._link.discard(peer)
+
+    def result(self) -> memoryview:
+        """The encoded answer, in memory of its own; it is waited for.
+
+        Raises
+        ------
+        UnavailableError
+            The connection was lost: whether the call was served is not known.
+        DeadlineExceededError
+            No answer in time; same.
+        RowhouseError
+            What the shard raised.
+        """
+        for _ in as_ended({0: self}):
+            pass
+        if self._failure is not None:
+            raise self._failure
+        if self._kind == frame.ERROR:
+            raise frame.decode_error(self._into, str(self._link))
+        return self._into
+
+
+def as_ended(calls: Mapping[K, DataCall]) -> Iterator[K]:
+    """Keys of calls as these end: all of them go on meanwhile, each as far as it can.
+
+    Parameters
+    ----------
+    calls
+        Each ends by itself, at its deadline at the latest.
+    """
+    try:
+        poller = select.poll()
+        waiting: dict[int, K] = {}
+        for key, call in calls.items():
+            number = call.fileno()  # before it ends
+            if call.advance():
+                yield key
+            else:
+                waiting[number] = key
+                poller.register(number, call.waits_for)
+        while waiting:
+            now_s = time.monotonic()
+            due_s = min(calls[key].deadline_s for key in waiting.values())
+            ready = {number for number, _ in poller.poll(max(due_s - now_s, 0.0) * 1e3)}
+            if due_s <= now_s or not ready:  # each looks at its own time
+                ready = set(waiting)
+            for number in ready:
+                call = calls[waiting[number]]
+                if call.advance():
+                    poller.unregister(number)
+                    yield waiting.pop(number)
+                else:
+                    poller.register(number, call.waits_for)
+    finally:  # an interrupted wait, or a caller that wants no more of them
+        for call in calls.values():
+            call.cancel()
 
 
 class DataLink:
@@ -79,91 +241,57 @@ class DataLink:
         """Whether a call is under way."""
         return bool(self._busy)
 
+    def __str__(self) -> str:
+        return self._where
+
     def open(self) -> bool:
         """Make a first connection and say hello; False when that is not answered within CONNECT_S.
 
         A port that takes connections may still be another shard's by now, full, or a balancer with nobody
         behind it; a first call would wait there for all of its time.
         """
-        deadline_s = time.monotonic() + CONNECT_S
-        peer: socket.socket | None = None
         try:
-            peer = self._connect(CONNECT_S)
-            _send(peer, [frame.encode_head(frame.HELLO, 0, self._token)], deadline_s)
-            answer = frame.decode_head(_receive(peer, frame.HEAD.size, deadline_s))
-            if answer[:2] != (frame.ANSWER, 0):
-                raise InvalidRequestError("a hello was answered by something else")
-        except BaseException as failure:
-            if peer is not None:
-                peer.close()
-            if isinstance(failure, OSError | EOFError | InvalidRequestError):
-                return False
-            raise
-        self._keep(peer)
-        return True
+            greeted = not len(self.begin(frame.HELLO, [], CONNECT_S).result())
+        except RowhouseError:
+            greeted = False
+        if not greeted:
+            with self._lock:
+                self._close_idle()
+        self.served = False
+        return greeted
 
-    def call(self, kind: int, parts: Sequence[Part], timeout_s: float) -> memoryview:
-        """Send a request and wait for its answer.
+    def begin(self, kind: int, parts: Sequence[Part], timeout_s: float) -> DataCall:
+        """Send what can be sent of a request at once; the rest, and the answer, are the call's.
 
         Parameters
         ----------
         kind
             frame.PULL, PUSH or CONTRIBUTE.
         parts
-            The encoded request, in pieces.
+            The encoded request, in pieces; they must stay as they are until the call ends.
         timeout_s
             What the answer may take, in seconds.
 
         Returns
         -------
-        memoryview
-            The encoded answer, in memory of its own.
-
-        Raises
-        ------
-        UnavailableError
-            The connection was lost: whether the call was served is not known.
-        DeadlineExceededError
-            No answer in time; same.
-        RowhouseError
-            What the shard raised.
+        DataCall
+            One that failed, where there is no connection.
         """
-        deadline_s = time.monotonic() + timeout_s
         try:
             peer = self._take(timeout_s)
         except (OSError, EOFError) as failure:
             self.lost = True
-            raise UnavailableError(f"{self._where}: no data connection: {failure}") from None
-        try:
-            size = sum(len(part) for part in parts)
-            _send(peer, [memoryview(frame.encode_head(kind, size, self._token)), *parts], deadline_s)
-            head = _receive(peer, frame.HEAD.size, deadline_s)
-            answer, size, _ = frame.decode_head(head)
-            if answer not in (frame.ANSWER, frame.ERROR):
-                raise InvalidRequestError(f"a frame of kind {answer} is no answer")
-            body = _receive(peer, size, deadline_s)
-        except TimeoutError:
-            self._discard(peer)
-            raise DeadlineExceededError(f"{self._where}: no answer within {timeout_s:.3g} s") from None
-        except (OSError, EOFError, InvalidRequestError) as failure:
-            self._discard(peer)
-            raise UnavailableError(f"{self._where}: data connection lost: {failure}") from None
-        except BaseException:
-            self._discard(peer)
-            raise
-        self.served = True
-        self._keep(peer)
-        if answer == frame.ERROR:
-            raise frame.decode_error(body, self._where)
-        return body
+            return DataCall.failed(self, UnavailableError(f"{self}: no data connection: {failure}"))
+        head = frame.encode_head(kind, sum(len(part) for part in parts), self._token)
+        call = DataCall(self, peer, [head, *parts], timeout_s)
+        call.advance()
+        return call
 
     def retire(self) -> None:
         """Close every connection, those in use after their call."""
         with self._lock:
             self._closed = True
-            for peer in self._idle:
-                peer.close()
-            self._idle = []
+            self._close_idle()
 
     def close(self) -> None:
         """Close every connection; calls under way break off."""
@@ -177,6 +305,7 @@ class DataLink:
     def _connect(self, timeout_s: float) -> socket.socket:
         if self._path is None:
             peer = socket.create_connection(self._address, timeout_s)
+            peer.setblocking(False)
             peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             frame.keep_alive(peer, KEEPALIVE_S, KEEPALIVE_LOST_S)
             return peer
@@ -184,6 +313,7 @@ class DataLink:
         try:
             peer.settimeout(timeout_s)
             peer.connect(self._path)
+            peer.setblocking(False)
         except BaseException:
             peer.close()
             raise
@@ -209,11 +339,16 @@ class DataLink:
         """In a forked process, let go of the parent's connections: two callers would read one stream."""
         if self._process != os.getpid():
             self._process, self._busy = os.getpid(), set()
-            for peer in self._idle:
-                peer.close()
-            self._idle = []
+            self._close_idle()
 
-    def _keep(self, peer: socket.socket) -> None:
+    def _close_idle(self) -> None:
+        for peer in self._idle:
+            peer.close()
+        self._idle = []
+
+    def keep(self, peer: socket.socket) -> None:
+        """Take back a connection whose call was answered."""
+        self.served = True
         with self._lock:
             self._busy.discard(peer)
             if not self._closed:
@@ -221,35 +356,9 @@ class DataLink:
                 return
         peer.close()
 
-    def _discard(self, peer: socket.socket) -> None:
+    def discard(self, peer: socket.socket) -> None:
+        """Close a connection whose call broke off."""
         self.lost = True
         with self._lock:
             self._busy.discard(peer)
         peer.close()
-
-
-def _wait_at_most(peer: socket.socket, deadline_s: float) -> None:
-    left_s = deadline_s - time.monotonic()
-    if left_s <= 0:
-        raise TimeoutError
-    peer.settimeout(left_s)
-
-
-def _send(peer: socket.socket, parts: Sequence[Part], deadline_s: float) -> None:
-    unsent = [memoryview(part) for part in parts if len(part)]
-    while unsent:
-        _wait_at_most(peer, deadline_s)
-        frame.send_some(peer, unsent)
-
-
-def _receive(peer: socket.socket, size: int, deadline_s: float) -> memoryview:
-    """The next `size` bytes; EOFError when the stream ends before."""
-    body = np.empty(size, np.uint8).data
-    got = 0
-    while got < size:
-        _wait_at_most(peer, deadline_s)
-        count = peer.recv_into(body[got:])
-        if not count:
-            raise EOFError("closed by the shard")
-        got += count
-    return body

@@ -14,6 +14,8 @@ from rowhouse.error import ConfigError
 from rowhouse.message import Contribution, PullRequest, PullResponse, PushRequest, PushResponse
 from rowhouse.v1 import rowhouse_pb2 as pb
 
+from ps_client.transport import Begun
+
 ENTRY_POINT_GROUP: Final = "rowhouse.embedded"
 ENTRY_POINT_NAME: Final = "open"
 
@@ -90,6 +92,14 @@ class EmbeddedTransport:
     def push(self, request: PushRequest, timeout_s: float) -> PushResponse:
         """Gradients of one step."""
         return self._shard.push(request)
+
+    def begin_pull(self, request: PullRequest, timeout_s: float) -> Begun[PullResponse] | None:
+        """None: a shard in this process has answered once it was asked."""
+        return None
+
+    def begin_push(self, request: PushRequest, timeout_s: float) -> Begun[PushResponse] | None:
+        """None: same."""
+        return None
 
     def get_cluster(self, request: pb.GetClusterRequest, timeout_s: float) -> pb.GetClusterResponse:
         """Tables and the partition map."""

@@ -1,18 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Blocking calls of one step to every shard concerned, with retries, in parallel.
+"""Blocking calls of one step to every shard concerned, with retries, at the same time.
 
 plan.py says what goes where, lane.py what a push may be named, retry.py when to try again; here they
-meet threads and transports. One part stays on the caller's thread, so a single shard costs no switch.
+meet threads and transports. Where shards have data ports, the caller's thread sends to all of them before
+it waits for any; what cannot be begun so, and what must be tried again, goes to a pool of threads.
+
+    parts ─▶ `_at_once` ─▶ begin each ─▶ as they are answered: finish here
+                              └─ not possible, or failed ─▶ finish in the pool, with retries
 
 Invariants: 1. a pull or push that a shard refused for its partition map is split again by the map that
 this shard has, and nothing else of the step is sent twice; 2. a pool thread never waits for another
-task of the pool, so a full pool is slow and never stuck.
+task of the pool, so a full pool is slow and never stuck; 3. a thread that holds a lane waits for another
+lane only in the pool, where it holds no other.
 Thread safety: any number of threads.
 """
 
 from collections import deque
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, TypeVar
@@ -21,19 +26,22 @@ import numpy as np
 from numpy.typing import NDArray
 from rowhouse import dtype
 from rowhouse.error import BusyError, DeadlineExceededError, RowhouseError, StalePartitionMapError
-from rowhouse.message import TableGradients
+from rowhouse.message import PullRequest, PullResponse, PushResponse, TableGradients
 from rowhouse.placement import PartitionMap
 
 from ps_client.cluster import Cluster
+from ps_client.data_link import as_ended
 from ps_client.kernel import as_read_only, scatter
 from ps_client.lane import REFUSALS, Lane
 from ps_client.plan import Distinct, Piece, check_answer, pull_request, split_pull, split_push
 from ps_client.retry import Backoff, Retry
-from ps_client.transport import Transport
+from ps_client.transport import Begun, Transport
 
 THREADS_PER_SHARD: Final = 4
 """Calls under way to one shard at once, for callers that pull and push from several threads."""
 
+P = TypeVar("P")
+R = TypeVar("R")
 T = TypeVar("T")
 
 
@@ -43,6 +51,29 @@ class _Refused:
 
     stale: StalePartitionMapError
     batches: list[Sequence[TableGradients]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Push:
+    """What the parts of one push have in common; each has its own attempts, `within` the time of all."""
+
+    partition_map: PartitionMap
+    within: Backoff
+
+
+@dataclass(frozen=True, slots=True)
+class _Pull:
+    """What the parts of one pull have in common; `rows` of each table are written as they come."""
+
+    partition_map: PartitionMap
+    wire_dtype: int
+    read_only: bool
+    rows: list[NDArray[np.float32]]
+    within: Backoff
+
+    def request(self, pieces: Sequence[Piece]) -> PullRequest:
+        """The message for one shard."""
+        return pull_request(pieces, self.partition_map, self.wire_dtype, self.read_only)
 
 
 class Exchange:
@@ -66,8 +97,8 @@ class Exchange:
                 if piece.positions is not None and not rows[piece.index].shape[0]:
                     count = tables[piece.index].ids.shape[0]
                     rows[piece.index] = np.empty((count, piece.table.dim), np.float32)
-            ask = partial(self._pull_part, partition_map, wire_dtype, read_only, rows, backoff.remaining_s())
-            outcomes = self._parallel([partial(ask, shard, part) for shard, part in parts.items()])
+            step = _Pull(partition_map, wire_dtype, read_only, rows, backoff)
+            outcomes = self._at_once(parts, partial(self._begin_pull, step), partial(self._pull_part, step))
             pieces = []
             for (shard, part), outcome in zip(parts.items(), outcomes, strict=True):
                 if isinstance(outcome, StalePartitionMapError):
@@ -77,26 +108,25 @@ class Exchange:
                     raise outcome
         return rows
 
+    def _begin_pull(self, step: _Pull, shard: int, pieces: Sequence[Piece]) -> Begun[PullResponse] | None:
+        return self._cluster.transports[shard].begin_pull(step.request(pieces), step.within.remaining_s())
+
     def _pull_part(
-        self,
-        partition_map: PartitionMap,
-        wire_dtype: int,
-        read_only: bool,
-        rows: list[NDArray[np.float32]],
-        timeout_s: float,
-        shard: int,
-        pieces: Sequence[Piece],
+        self, step: _Pull, shard: int, pieces: Sequence[Piece], begun: Begun[PullResponse] | None
     ) -> None:
+        """The rows of one shard; `begun` is the first attempt."""
         transport = self._cluster.transports[shard]
-        request = pull_request(pieces, partition_map, wire_dtype, read_only)
-        response = self._persist(partial(transport.pull, request), self._retry.start(timeout_s))
+        request = step.request(pieces)
+        response = self._persist(
+            partial(transport.pull, request), self._retry.start(step.within.remaining_s()), begun
+        )
         check_answer(transport.endpoint, request, response)
         for piece, answer in zip(pieces, response.tables, strict=True):
-            values = dtype.widen(answer.rows, wire_dtype)
+            values = dtype.widen(answer.rows, step.wire_dtype)
             if piece.positions is None:
-                rows[piece.index] = values
+                step.rows[piece.index] = values
             else:
-                scatter(as_read_only(values), piece.positions, rows[piece.index])
+                scatter(as_read_only(values), piece.positions, step.rows[piece.index])
 
     def push(self, tables: Sequence[TableGradients]) -> None:
         """Push distinct ids with their summed gradients; see Client.push_many for what an error leaves."""
@@ -106,9 +136,9 @@ class Exchange:
         while batches:
             partition_map = self._cluster.partition_map
             parts = split_push(batches.popleft(), partition_map)
-            timeout_s = backoff.remaining_s()
-            outcomes = self._parallel(
-                [partial(self._push_part, s, partition_map, timeout_s, part) for s, part in parts.items()]
+            step = _Push(partition_map, backoff)
+            outcomes = self._at_once(
+                parts, partial(self._begin_push, step), partial(self._push_part, step), self._abandon_push
             )
             for shard, outcome in zip(parts, outcomes, strict=True):
                 if isinstance(outcome, RowhouseError):
@@ -125,12 +155,9 @@ class Exchange:
     def settle(self) -> None:
         """Send again, on every shard, the push whose answer is missing, if there is one."""
         failures: list[RowhouseError] = []
-        partition_map = self._cluster.partition_map
+        step = _Push(self._cluster.partition_map, self._retry.start())
         waiting = [shard for shard, lane in enumerate(self._cluster.lanes) if lane.pending is not None]
-        send = partial(
-            self._push_part, partition_map=partition_map, timeout_s=self._retry.timeout_s, tables=()
-        )
-        for outcome in self._parallel([partial(send, shard) for shard in waiting]):
+        for outcome in self._parallel([partial(self._push_part, step, shard, (), None) for shard in waiting]):
             if isinstance(outcome, RowhouseError):
                 failures.append(outcome)
             elif outcome is not None:
@@ -138,24 +165,61 @@ class Exchange:
                     self.push(batch)
         _raise_first(failures)
 
+    def _begin_push(
+        self, step: _Push, shard: int, tables: Sequence[TableGradients]
+    ) -> Begun[PushResponse] | None:
+        """Take the shard's lane and send, if that can be done without waiting; else leave all as it is."""
+        lane = self._cluster.lanes[shard]
+        if not lane.lock.acquire(blocking=False):
+            return None
+        begun = None
+        try:
+            if lane.pending is None:
+                request = lane.begin(step.partition_map.version, tables)
+                begun = self._cluster.transports[shard].begin_push(request, step.within.remaining_s())
+                if begun is None:
+                    lane.refuse()
+        except BaseException:
+            self._abandon_push(shard)
+            raise
+        if begun is None:
+            lane.lock.release()
+        return begun
+
+    def _abandon_push(self, shard: int) -> None:
+        """Let go of a lane whose push was begun; whether it was applied is not known."""
+        lane = self._cluster.lanes[shard]
+        lane.note_failure(maybe_applied=True)
+        lane.keep()
+        lane.lock.release()
+
     def _push_part(
-        self, shard: int, partition_map: PartitionMap, timeout_s: float, tables: Sequence[TableGradients]
+        self,
+        step: _Push,
+        shard: int,
+        tables: Sequence[TableGradients],
+        begun: Begun[PushResponse] | None,
     ) -> _Refused | None:
-        """Settle the shard's lane, then push `tables` (none: settle only)."""
-        backoff = self._retry.start(timeout_s)
+        """Settle the shard's lane, then push `tables` (none: settle only).
+
+        With `begun` the lane is held already, and this is the first attempt of its push.
+        """
+        left_s = step.within.remaining_s()
+        backoff = self._retry.start(left_s)
         lane, transport = self._cluster.lanes[shard], self._cluster.transports[shard]
-        if not lane.lock.acquire(timeout=backoff.remaining_s()):
+        if begun is None and not lane.lock.acquire(timeout=backoff.remaining_s()):
             raise DeadlineExceededError(
-                f"shard at {transport.endpoint}: another thread's push took the whole {timeout_s:.1f} s; "
+                f"shard at {transport.endpoint}: another thread's push took the whole {left_s:.1f} s; "
                 "this push was not sent"
             )
         refused: list[_Refused] = []
         try:
-            if lane.pending is not None:
+            if begun is None and lane.pending is not None:
                 refused += self._send(lane, transport, backoff)
             if tables:
-                lane.begin(partition_map.version, tables)
-                refused += self._send(lane, transport, backoff)
+                if begun is None:
+                    lane.begin(step.partition_map.version, tables)
+                refused += self._send(lane, transport, backoff, begun)
         except BaseException:
             lane.keep()
             raise
@@ -163,12 +227,14 @@ class Exchange:
             lane.lock.release()
         return _Refused(refused[-1].stale, [b for r in refused for b in r.batches]) if refused else None
 
-    def _send(self, lane: Lane, transport: Transport, backoff: Backoff) -> list[_Refused]:
+    def _send(
+        self, lane: Lane, transport: Transport, backoff: Backoff, begun: Begun[PushResponse] | None = None
+    ) -> list[_Refused]:
         """Send the pending push until its fate is known; the lane is idle afterwards unless it raises."""
         while True:
             assert lane.pending is not None
             try:
-                response = transport.push(lane.pending, backoff.remaining_s())
+                response = begun.result() if begun else transport.push(lane.pending, backoff.remaining_s())
             except StalePartitionMapError as stale:
                 return [_Refused(stale, [lane.refuse()])]
             except REFUSALS:
@@ -183,6 +249,7 @@ class Exchange:
             else:
                 if lane.acknowledge(response):
                     return []
+            begun = None
 
     def _wait(self, lane: Lane, failure: RowhouseError, backoff: Backoff) -> None:
         """Wait for the next attempt of a push; when there is none, say what became of the push."""
@@ -216,15 +283,16 @@ class Exchange:
         _raise_first([a for a in answers if isinstance(a, RowhouseError)])
         return [a for a in answers if not isinstance(a, RowhouseError)]
 
-    def _persist(self, call: Callable[[float], T], backoff: Backoff) -> T:
+    def _persist(self, call: Callable[[float], T], backoff: Backoff, begun: Begun[T] | None = None) -> T:
         """The answer of a call that may be made any number of times; a stale map is the caller's to mend."""
         while True:
             try:
-                return call(backoff.remaining_s())
+                return begun.result() if begun else call(backoff.remaining_s())
             except StalePartitionMapError:
                 raise
             except RowhouseError as failure:
                 backoff.wait(failure)
+                begun = None
 
     def reload_map(self, stale_map: PartitionMap) -> None:
         """Ask a shard for its partition map, after `stale_map` was refused."""
@@ -236,6 +304,47 @@ class Exchange:
     ) -> None:
         if not self._cluster.reload(shard, stale_map, backoff):
             backoff.wait(stale)
+
+    def _at_once(
+        self,
+        parts: Mapping[int, P],
+        begin: Callable[[int, P], Begun[R] | None],
+        finish: Callable[[int, P, Begun[R] | None], T],
+        abandon: Callable[[int], None] = lambda _: None,
+    ) -> list[T | RowhouseError]:
+        """Outcome of each shard's part: all are sent before any is waited for, where they can be begun.
+
+        `finish` gets what `begin` gave, or None; `abandon` is for what was begun and will not be finished.
+        """
+        if len(parts) == 1:
+            return [_outcome(partial(finish, shard, part, None)) for shard, part in parts.items()]
+        begun: dict[int, Begun[R]] = {}
+        waited: dict[int, Future[T | RowhouseError]] = {}
+        outcomes: dict[int, T | RowhouseError] = {}
+        try:
+            for shard, part in parts.items():
+                if (first := begin(shard, part)) is not None:
+                    begun[shard] = first
+            later = [shard for shard in parts if shard not in begun]
+            here = None if begun else later.pop(0)
+            for shard in later:
+                waited[shard] = self._pool.submit(_outcome, partial(finish, shard, parts[shard], None))
+            if here is not None:
+                outcomes[here] = _outcome(partial(finish, here, parts[here], None))
+            for shard in as_ended({shard: first.call for shard, first in begun.items()}):
+                first = begun.pop(shard)
+                finishing = partial(_outcome, partial(finish, shard, parts[shard], first))
+                if first.call.succeeded:
+                    outcomes[shard] = finishing()
+                else:  # it may have to wait before it tries again
+                    waited[shard] = self._pool.submit(finishing)
+        except BaseException:
+            for shard, first in begun.items():
+                first.call.cancel()
+                abandon(shard)
+            raise
+        outcomes |= {shard: future.result() for shard, future in waited.items()}
+        return [outcomes[shard] for shard in parts]
 
     def _parallel(self, calls: Sequence[Callable[[], T]]) -> list[T | RowhouseError]:
         """Outcomes of the calls, each an answer or the error it raised; the first runs on this thread."""

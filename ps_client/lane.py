@@ -47,11 +47,12 @@ class Lane:
         self.attempted = self.uncertain = False
         self._client_id = client_id
 
-    def begin(self, map_version: int, tables: Sequence[TableGradients]) -> None:
-        """Give a push the next number and make it the pending one."""
+    def begin(self, map_version: int, tables: Sequence[TableGradients]) -> PushRequest:
+        """Give a push the next number, make it the pending one, and return it."""
         assert self.pending is None, "an earlier push must be settled first"
         self.pending = PushRequest(map_version, self._client_id, self.sequence, tuple(tables))
         self.attempted = self.uncertain = False
+        return self.pending
 
     def note_failure(self, maybe_applied: bool) -> None:
         """Note that an attempt of the pending push ended without an answer to it."""

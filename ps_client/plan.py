@@ -87,8 +87,8 @@ def split_pull(
         order, bounds = group_by_shard(as_read_only(piece.ids), partition_map.shards, shard_count)
         for shard in np.flatnonzero(np.diff(bounds)).tolist():
             chosen = order[bounds[shard] : bounds[shard + 1]]
-            positions = chosen if piece.positions is None else piece.positions[chosen]
-            part = Piece(piece.index, piece.table, piece.ids[chosen], positions)
+            positions = chosen if piece.positions is None else piece.positions.take(chosen)
+            part = Piece(piece.index, piece.table, piece.ids.take(chosen), positions)
             parts.setdefault(shard, []).append(part)
     for shard, part_pieces in parts.items():
         element_bytes = dtype.STORAGE[wire_dtype].itemsize

@@ -5,10 +5,32 @@
 their own. A transport does not retry, does not route and knows no sequence numbers.
 """
 
-from typing import Protocol
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
 
 from rowhouse.message import Contribution, PullRequest, PullResponse, PushRequest, PushResponse
 from rowhouse.v1 import rowhouse_pb2 as pb
+
+from ps_client.data_link import DataCall
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Begun(Generic[T]):
+    """A call whose request is on its way.
+
+    Attributes
+    ----------
+    call
+        Goes on whenever it is given a turn (data_link.as_ended).
+    result
+        Waits for the answer; raises as the call itself.
+    """
+
+    call: DataCall
+    result: Callable[[], T]
 
 
 class Transport(Protocol):
@@ -26,6 +48,12 @@ class Transport(Protocol):
 
     def push(self, request: PushRequest, timeout_s: float) -> PushResponse:
         """Gradients of one step."""
+
+    def begin_pull(self, request: PullRequest, timeout_s: float) -> Begun[PullResponse] | None:
+        """A pull that is sent, and not waited for; None where only `pull` can be had."""
+
+    def begin_push(self, request: PushRequest, timeout_s: float) -> Begun[PushResponse] | None:
+        """A push that is sent, and not waited for; None where only `push` can be had."""
 
     def get_cluster(self, request: pb.GetClusterRequest, timeout_s: float) -> pb.GetClusterResponse:
         """Tables, shards and the partition map."""

@@ -66,13 +66,13 @@ class TableGradients:
 
     def chosen(self, places: NDArray[np.int64]) -> "TableGradients":
         """The rows at `places`, (m,) int64, copied."""
-        shows = None if self.shows is None else self.shows[places]
-        clicks = None if self.clicks is None else self.clicks[places]
+        shows = None if self.shows is None else self.shows.take(places)
+        clicks = None if self.clicks is None else self.clicks.take(places)
         return TableGradients(
             self.table,
             self.dtype,
-            self.ids[places],
-            self.gradients[places],
+            self.ids.take(places),
+            self.gradients.take(places, axis=0),
             self.learning_rate,
             shows,
             clicks,

@@ -149,7 +149,7 @@ def pull_frames_at_once(endpoint: str, clients: int) -> list[float]:
         together.wait(120)
         for _ in range(PULLS):
             started_s = time.monotonic()
-            rows = codec.decode_pull_response(link.call(frame.PULL, parts, 300)).tables[0].rows
+            rows = codec.decode_pull_response(link.begin(frame.PULL, parts, 300).result()).tables[0].rows
             seconds.append(time.monotonic() - started_s)
             assert rows.shape == (IDS, 16) and np.isfinite(rows).all()
         link.close()

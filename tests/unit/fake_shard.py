@@ -24,8 +24,9 @@ from ps_client import Client
 from ps_client.cluster import Cluster
 from ps_client.embedded import EmbeddedTransport
 from ps_client.retry import Retry
+from ps_client.transport import Transport
 
-Fault = Callable[[], None]
+Fault = Callable[[], object]
 Row = NDArray[np.float32]
 
 
@@ -171,11 +172,16 @@ class FakeShard:
         self.closed = True
 
 
-def local_client(shards: Sequence[FakeShard], wire_dtype: str = "fp32", retry: Retry | None = None) -> Client:
+def local_client(
+    shards: Sequence[FakeShard],
+    wire_dtype: str = "fp32",
+    retry: Retry | None = None,
+    transport: Callable[[FakeShard, str], Transport] = EmbeddedTransport,
+) -> Client:
     """A client of shards in this process; retries take no time unless `retry` says so."""
     retry = retry or Retry(timeout_s=5.0, sleep=lambda _: None)
     names = [str(number) for number in range(len(shards))]
-    dial = lambda name: EmbeddedTransport(shards[int(name)], name)  # noqa: E731
+    dial = lambda name: transport(shards[int(name)], name)  # noqa: E731
     return Client(Cluster.join(names, dial, retry.start()), retry, wire_dtype)
 
 

@@ -200,7 +200,7 @@ def test_a_port_that_is_another_shards_by_now_applies_nothing(rig: Rig) -> None:
     link = data_link.DataLink(rig_endpoint, f":{port}", 12345)
     assert not link.open()
     with pytest.raises(error.UnavailableError, match="data connection lost"):
-        link.call(2, [b"\x08\x01"], 5)
+        link.begin(2, [b"\x08\x01"], 5).result()
     assert not rig.shard.calls and [name for name, _ in first.calls].count("push") == 1
 
 
@@ -249,7 +249,7 @@ def test_words_of_a_newer_shard_mean_grpc(rig: Rig, told: str) -> None:
 def test_an_answer_that_cannot_be_read_is_an_internal_error(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rig.server._service, "answer", lambda kind, data: [b"\xff\xff"])
+    monkeypatch.setattr(rig.server._service, "answer", lambda *_: [b"\xff\xff"])
     pull = message.PullRequest(1, dtype.FLOAT32, False, ())
     member = pb.Member(group=5)
     calls: list[Callable[[], Any]] = [

@@ -23,6 +23,7 @@ from rowhouse.error import (
 from ps_client.retry import Retry
 
 from .fake_shard import FakeShard, local_client, raising
+from .linked_shard import LinkedTransport
 
 SHARDS = 2
 IDS = np.arange(24)
@@ -95,3 +96,28 @@ def test_each_push_is_applied_once_or_was_refused(schedule: tuple[Any, Any]) -> 
             assert applied[step] + refused[number].get(step, False) == 1, (number, step, shard.noted, refused)
         assert shard.noted == sorted(shard.noted)
         assert list(shard.sequences.values()) in ([], [len(shard.noted)])
+
+
+PASSING = st.lists(
+    st.none()
+    | st.tuples(
+        st.sampled_from(["before", "after"]), st.sampled_from([UnavailableError, DeadlineExceededError])
+    ),
+    max_size=6,
+)
+"""Faults after which a call is tried again."""
+
+
+@settings(max_examples=60, deadline=None)
+@given(schedule=st.tuples(PASSING, PASSING), steps=st.integers(1, 4))
+def test_steps_of_several_shards_over_data_ports_are_applied_once_and_in_order(
+    schedule: tuple[Any, Any], steps: int
+) -> None:
+    shards = [NotingShard(number) for number in range(SHARDS)]
+    retry = Retry(timeout_s=20.0, sleep=lambda _: None)
+    with local_client(shards, retry=retry, transport=LinkedTransport) as client:
+        for shard, faults in zip(shards, schedule, strict=True):
+            arm(shard, faults)
+        for step in range(1, steps + 1):
+            client.push("user", IDS, np.ones((IDS.shape[0], 2)), learning_rate=step)
+    assert [shard.noted for shard in shards] == [list(range(1, steps + 1))] * SHARDS

@@ -76,7 +76,7 @@ class Script:
 
     def call(self, body: bytes, timeout_s: float = 20) -> bytes:
         """One call over the link."""
-        return bytes(self.link.call(frame.PULL, [body[:3], b"", body[3:]], timeout_s))
+        return bytes(self.link.begin(frame.PULL, [body[:3], b"", body[3:]], timeout_s).result())
 
     def close(self) -> None:
         self.link.close()
@@ -119,7 +119,9 @@ def test_threads_at_once_have_a_connection_each(script: Script) -> None:
 def test_many_pieces_and_big_answers(script: Script) -> None:
     pieces = [bytes([n % 251]) * (n % 5) for n in range(3_000)]
     big = bytes(5 << 20)
-    assert bytes(script.link.call(frame.PUSH, [*pieces, big], 20)) == b"re: " + b"".join(pieces) + big
+    assert (
+        bytes(script.link.begin(frame.PUSH, [*pieces, big], 20).result()) == b"re: " + b"".join(pieces) + big
+    )
 
 
 def test_an_error_frame_is_raised_and_its_connection_is_used_again(script: Script) -> None:
@@ -191,7 +193,7 @@ def test_a_deadline_while_the_request_goes_out() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:  # it takes the connection and reads nothing
         link = DataLink("127.0.0.1:1", f":{listener.getsockname()[1]}", TOKEN)
         with pytest.raises(DeadlineExceededError):
-            link.call(frame.PUSH, [bytes(100 << 20)], 0.5)
+            link.begin(frame.PUSH, [bytes(100 << 20)], 0.5).result()
         assert not link.busy
 
 
@@ -253,7 +255,7 @@ def test_a_port_that_nobody_listens_on_is_not_opened() -> None:
     link = DataLink("127.0.0.1:1", f":{port}", TOKEN)
     assert not link.open()
     with pytest.raises(UnavailableError, match=r"no data connection: .*refused"):
-        link.call(frame.PULL, [b""], 5)
+        link.begin(frame.PULL, [b""], 5).result()
     assert link.lost
     assert not DataLink("unix:/a", "unix:/nowhere/at/all.data", TOKEN).open()
 
@@ -301,14 +303,14 @@ import os, sys
 from rowhouse import frame
 from ps_client.data_link import DataLink
 link = DataLink("127.0.0.1:1", sys.argv[1], int(sys.argv[2]))
-assert bytes(link.call(frame.PULL, [b"parent"], 20)) == b"re: parent"
+assert bytes(link.begin(frame.PULL, [b"parent"], 20).result()) == b"re: parent"
 pid = os.fork()
 if pid == 0:
-    assert bytes(link.call(frame.PULL, [b"child"], 20)) == b"re: child"
+    assert bytes(link.begin(frame.PULL, [b"child"], 20).result()) == b"re: child"
     link.close()
     os._exit(0)
 assert os.waitpid(pid, 0)[1] == 0
-assert bytes(link.call(frame.PULL, [b"parent again"], 20)) == b"re: parent again"
+assert bytes(link.begin(frame.PULL, [b"parent again"], 20).result()) == b"re: parent again"
 """
 
 
