@@ -39,6 +39,8 @@ class Settings:
         Folder of drawn batches, and of data that goes away after the run.
     peers
         Peers with an environment of their own that take part (benchmarks/peer/roster.py).
+    discard
+        Tables in `scratch` need not be closed: the process ends without them, as that of a worker does.
     """
 
     runs: int
@@ -50,6 +52,7 @@ class Settings:
     cache: Path
     scratch: Path
     peers: tuple[str, ...] = ()
+    discard: bool = False
 
 
 @dataclass(frozen=True, slots=True)

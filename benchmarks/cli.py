@@ -130,7 +130,8 @@ def _run(arguments: argparse.Namespace) -> int:
     except ValueError as error:
         print(f"benchmarks: {error}", file=sys.stderr)
         return 2
-    kept = {key: value for key, value in settings_json(settings).items() if key not in ("cache", "scratch")}
+    hidden = ("cache", "scratch", "discard")
+    kept = {key: value for key, value in settings_json(settings).items() if key not in hidden}
     head = result.describe_run(kept, ROOT)
     console = Console(stderr=True)
     console.print(f"settings: {json.dumps(settings_json(settings))}")
@@ -142,13 +143,18 @@ def _run(arguments: argparse.Namespace) -> int:
         print(f"benchmarks: {error}", file=sys.stderr)
         return 2
     bars: list[Bar] = []
-    for workload in chosen:
+    run_began_s = time.monotonic()
+    for number, workload in enumerate(chosen, 1):
         began_s = time.monotonic()
         measured = _measure(workload, settings)
-        bars += [replace(bar, detail={**bar.detail, "commit": head["commit"]}) for bar in measured]
+        took_s = time.monotonic() - began_s
+        about = {"commit": head["commit"], "workload_s": round(took_s, 1)}
+        bars += [replace(bar, detail={**bar.detail, **about}) for bar in measured]
         for bar in measured:
             line = " · ".join(report.cells(bar)[1:7])
-            console.print(f"{bar.id} [{time.monotonic() - began_s:.0f} s] {line} {bar.skipped}", markup=False)
+            console.print(f"{bar.id} [{took_s:.0f} s] {line} {bar.skipped}", markup=False)
+        passed_s = time.monotonic() - run_began_s
+        console.print(f"{number} of {len(chosen)} workloads, {passed_s:.0f} s", markup=False)
         # each time: a run that is broken off leaves what it has measured
         Result(head, tuple(result.in_catalog_order([*result.without(others, chosen), *bars]))).save(path)
     if arguments.json:

@@ -17,8 +17,8 @@ import numpy as np
 import pyarrow as pa
 
 from benchmarks.bar import Bar, Goal, Settings, make_bar
-from benchmarks.cross_peer import Run, find_peers, peer_name
-from benchmarks.cross_throughput import take_turns
+from benchmarks.cross_peer import RemoteRun, Run, find_peers, peer_name
+from benchmarks.cross_throughput import all_turns
 from examples.click.generate import generate
 from feature_cross import Engine, load
 
@@ -133,16 +133,20 @@ def measure_config(settings: Settings, name: str, goal: Goal, rows: int = ROWS) 
     done = max(1, rows // distinct) * distinct
     few = engine.transform(table.slice(0, CHECKED_ROWS))
     per_row = sum(len(few[name][0]) for name in few.features) / len(few)
-    facts = {"features": len(few.features), "ids_per_row": round(per_row, 2)}
-    if "polars" not in peers:
-        mine, _, detail = take_turns(settings, ours, None, (done, 0), passes=1)
-        return [make_bar(name, what, "M rows/s", goal, mine, detail=detail | facts, skipped=why)]
+    forms = FORMS if "polars" in peers else {}
+    sides: list[Run | RemoteRun] = [ours, *(_polars_run(table, engine, form) for form in forms)]
+    rates, foreign = all_turns(settings, sides, [done, *(distinct for _ in forms)], passes=1)
+    mine, *others = rates
+    detail = {
+        "rows": done, "foreign_cores": foreign, "features": len(few.features),
+        "ids_per_row": round(per_row, 2),
+    }  # fmt: skip
+    if not forms:
+        return [make_bar(name, what, "M rows/s", goal, mine, detail=detail, skipped=why)]
     bars = []
-    for form in FORMS:
-        theirs = _polars_run(table, engine, form)
-        mine, other, detail = take_turns(settings, ours, theirs, (done, distinct), passes=1)
+    for form, theirs in zip(forms, others, strict=True):
         peer = peer_name("polars").partition(",")[0] + f", the same features, {form}"
-        bars.append(make_bar(f"{name}.{form}", what, "M rows/s", goal, mine, peer, other, detail | facts))
+        bars.append(make_bar(f"{name}.{form}", what, "M rows/s", goal, mine, peer, theirs, detail))
     return bars
 
 

@@ -37,11 +37,11 @@ def take_turns(
     `counts` is what a pass of each side does; a turn lasts settings.seconds of CPU, and `passes` at least.
     """
     sides: list[Run | RemoteRun] = [ours] if theirs is None else [ours, theirs]
-    rates, foreign = _all_turns(settings, sides, counts, passes)
+    rates, foreign = all_turns(settings, sides, counts, passes)
     return rates[0], rates[1] if len(rates) > 1 else [], {"rows": counts[0], "foreign_cores": foreign}
 
 
-def _all_turns(
+def all_turns(
     settings: Settings, sides: Sequence[Run | RemoteRun], counts: Sequence[int], passes: int
 ) -> tuple[list[list[float]], float]:
     """The same of any number of sides; the cores that others took are those beside the first."""
@@ -117,7 +117,7 @@ def _cross(settings: Settings, goal: Goal, *asked: _Rows) -> list[Bar]:
                     remote += [side] if isinstance(side, RemoteRun) else []
                     sides.append(side)
                     counts.append(len(part))
-        rates, foreign = _all_turns(settings, sides, counts, passes=1)
+        rates, foreign = all_turns(settings, sides, counts, passes=1)
     finally:
         for side in remote:
             side.close()

@@ -5,7 +5,7 @@ Rows are made by pushing zero gradients, which leaves every weight at its initia
 row; so a peer is given the same rows by pulling them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -13,6 +13,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.bar import Settings
 from benchmarks.batch import DIM, Batch, ids_of
 from ps_client import connect
 from ps_client.client import Client
@@ -28,6 +29,9 @@ SGD: Final[dict[str, Any]] = {"kind": "sgd", "learning_rate": 0.01}
 LOG_BYTES_PER_S: Final = 1 << 29
 """More than a step logs here. Log pages that were written before are dirty, or at least in memory, and cost
 what they cost in a long run; new ones cost what the kernel makes of the whole machine's dirty pages."""
+
+LOG_S_MIN: Final = 2.0
+"""Seconds of writing that a segment has room for at least: the runs of a quick run, and its warm-up."""
 
 
 def table_config(optimizer: dict[str, Any], **cluster: Any) -> dict[str, Any]:
@@ -46,6 +50,23 @@ def embedded(folder: Path, config: dict[str, Any]) -> Iterator[Client]:
     """A client of a fresh embedded shard in `folder`, closed at the end."""
     with connect(f"embedded:{folder}", config=config) as client:
         yield client
+
+
+@contextmanager
+def embedded_scratch(settings: Settings, name: str, config: dict[str, Any]) -> Iterator[Client]:
+    """As `embedded`, in a folder of `settings.scratch`; nobody reads it afterwards.
+
+    A shard that closes writes every row that changed, seconds for two million. Under `settings.discard` it is
+    left as it is, and ends with the process.
+    """
+    client = connect(f"embedded:{settings.scratch / name}", config=config)
+    try:
+        yield client
+    except BaseException:
+        client.close()
+        raise
+    if not settings.discard:
+        client.close()
 
 
 def create_rows(client: Client, ids: int, start: int = 0) -> None:
@@ -75,12 +96,30 @@ def require_equal(what: str, ours: NDArray[np.float32], theirs: NDArray[np.float
     return difference
 
 
-def write_log(client: Client, batches: list[Batch], seconds: float) -> None:
-    """Make the log's segments as long as a run of so many seconds needs, and drop them for it to use."""
+def write_log(client: Client, batches: list[Batch], seconds: float) -> Callable[[], None]:
+    """Make the log's segments as long as a run of so many seconds needs, and drop them for it to use.
+
+    Returns
+    -------
+    Callable
+        What to do before such a run: a checkpoint where the segment in use has no room left for it. It writes
+        every row that changed, which takes seconds for two million, so a short run comes without one.
+    """
+    room = LOG_BYTES_PER_S * max(seconds, LOG_S_MIN)
+    same = batches[0]  # whichever rows fill the log: the checkpoint after these writes few
     for _ in range(2):  # the one in use, and the one before it
-        place = 0
-        while client.stats()[0].log_bytes < LOG_BYTES_PER_S * seconds:
-            for batch in batches[place : place + 16]:
-                client.push(TABLE, batch.distinct, batch.gradients)
-            place = (place + 16) % len(batches)
+        while _log_bytes(client) < room:
+            for _ in range(16):
+                client.push(TABLE, same.distinct, same.gradients)
         client.checkpoint()
+
+    def before_run() -> None:
+        if _log_bytes(client) + LOG_BYTES_PER_S * seconds > room:
+            client.checkpoint()
+
+    return before_run
+
+
+def _log_bytes(client: Client) -> int:
+    """Of the shard that has the most."""
+    return max(shard.log_bytes for shard in client.stats())

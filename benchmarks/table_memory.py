@@ -11,7 +11,7 @@ from typing import Final
 import psutil
 
 from benchmarks.bar import Bar, Goal, Settings, make_bar
-from benchmarks.embedded import SGD, create_rows, embedded, table_config
+from benchmarks.embedded import SGD, create_rows, embedded_scratch, table_config
 from ps_client.client import Client
 
 BASE_ROWS: Final = 100_000
@@ -31,7 +31,7 @@ def measure(settings: Settings, name: str, dtype: str, goal: Goal) -> list[Bar]:
     rows = max(settings.ids, 4 * BASE_ROWS)
     raw = RAW_BYTES[dtype]
     config = table_config(SGD, dtype=dtype, durability="none")
-    with embedded(settings.scratch / "table", config) as client:
+    with embedded_scratch(settings, "table", config) as client:
         create_rows(client, BASE_ROWS)
         resident, charged = process.memory_info().rss, _charged_bytes(client)
         create_rows(client, rows, start=BASE_ROWS)

@@ -13,7 +13,15 @@ import numpy as np
 from benchmarks.bar import Bar, Goal, Settings, make_bar
 from benchmarks.batch import BATCH_IDS, DIM, Batch, ids_of, load_batches
 from benchmarks.contest import Step, contest
-from benchmarks.embedded import SGD, TABLE, all_rows, create_rows, embedded, require_equal, table_config
+from benchmarks.embedded import (
+    SGD,
+    TABLE,
+    all_rows,
+    create_rows,
+    embedded_scratch,
+    require_equal,
+    table_config,
+)
 from benchmarks.peer_rocksdict import RocksTable
 from benchmarks.wire_server import Contender, against_servers
 from ps_client.kernel import gather
@@ -36,7 +44,7 @@ def measure(settings: Settings, name: str, distribution: str, goal: Goal) -> lis
     """Ours against RocksDB with everything cached."""
     batches = load_batches(distribution, settings.cache, settings.ids)
     ours_out, peer_out = np.empty((BATCH_IDS, DIM), np.float32), np.empty((BATCH_IDS, DIM), np.float32)
-    with embedded(settings.scratch / "table", table_config(SGD)) as client:
+    with embedded_scratch(settings, "table", table_config(SGD)) as client:
         create_rows(client, settings.ids)
         peer = RocksTable(settings.scratch / "rocks", ids_of(0, settings.ids), all_rows(client, settings.ids))
         pull = rocks_pull(peer, peer_out)

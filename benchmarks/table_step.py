@@ -2,7 +2,7 @@
 """table.adagrad.* and table.log: an Adagrad step of the embedded table.
 
 A step is what a trainer does: pull the batch's distinct ids, push one gradient for each. No checkpoint falls
-into a timed run, one stands before each; `.sustained` is the same step with the default
+into a timed run; where the log needs one it stands before; `.sustained` is the same step with the default
 `checkpoint_log_bytes`, so that checkpoints run beside it all the time.
 """
 
@@ -18,7 +18,7 @@ from benchmarks.embedded import (
     TABLE,
     all_rows,
     create_rows,
-    embedded,
+    embedded_scratch,
     require_equal,
     table_config,
     write_log,
@@ -49,7 +49,7 @@ def measure_adagrad(settings: Settings, name: str, distribution: str, goal: Goal
     from benchmarks.peer_torch import TorchTable  # noqa: PLC0415 # torch is optional
 
     batches = load_batches(distribution, settings.cache, settings.ids)
-    with embedded(settings.scratch / "table", table_config(ADAGRAD, durability="os")) as client:
+    with embedded_scratch(settings, "table", table_config(ADAGRAD, durability="os")) as client:
         create_rows(client, settings.ids)
         peer = TorchTable(all_rows(client, settings.ids))
         peer.prepare(batches)
@@ -62,8 +62,8 @@ def measure_adagrad(settings: Settings, name: str, distribution: str, goal: Goal
             ours = client.pull(TABLE, batch.distinct)
             difference = max(difference, require_equal(name, ours, peer.pull(batch), ROUNDING))
         peer.choose_threads(batches)
-        write_log(client, batches, settings.seconds)
-        mine, theirs = contest([step, peer.step], batches, settings, client.checkpoint)
+        before_run = write_log(client, batches, settings.seconds)
+        mine, theirs = contest([step, peer.step], batches, settings, before_run)
     detail = {
         **mine.detail("ours"), **theirs.detail("peer"), "largest_difference": difference,
         "ours_durability": "os (push log)", "ids": settings.ids,
@@ -81,10 +81,10 @@ def _sustained(
     """The step of a long training, checkpoints and all, beside the peer's (which keeps nothing on disk)."""
     config = table_config(ADAGRAD, durability="os")
     del config["checkpoint_log_bytes"]
-    with embedded(settings.scratch / "sustained", config) as client:
+    with embedded_scratch(settings, "sustained", config) as client:
         create_rows(client, settings.ids)
         step = adagrad_step(client)
-        _run(step, batches, SUSTAINED_S / 2)
+        _run(step, batches, SUSTAINED_S / 4)
         timing = contest([step], batches, replace(settings, seconds=SUSTAINED_S / settings.runs))[0]
     detail: dict[str, Any] = {**timing.detail("ours"), "seconds": SUSTAINED_S}
     what = f"{what}, checkpoints running beside it"
@@ -104,8 +104,8 @@ def measure_log(settings: Settings, name: str, distribution: str, goal: Goal) ->
     logged = table_config(ADAGRAD, durability="os")
     bare = table_config(ADAGRAD, durability="none")
     with (
-        embedded(settings.scratch / "os", logged) as with_log,
-        embedded(settings.scratch / "none", bare) as without,
+        embedded_scratch(settings, "os", logged) as with_log,
+        embedded_scratch(settings, "none", bare) as without,
     ):
         for client in (with_log, without):
             create_rows(client, settings.ids)
@@ -115,8 +115,8 @@ def measure_log(settings: Settings, name: str, distribution: str, goal: Goal) ->
                 step(batch)
         sample = batches[0].distinct
         require_equal(name, with_log.pull(TABLE, sample), without.pull(TABLE, sample), 0.0)
-        write_log(with_log, batches, settings.seconds)
-        on, off = contest(steps, batches, settings, with_log.checkpoint)
+        before_run = write_log(with_log, batches, settings.seconds)
+        on, off = contest(steps, batches, settings, before_run)
     detail = {**on.detail("ours"), **off.detail("peer")}
     millis = [26.624 / rate for rate in on.millions]
     bare_millis = [26.624 / rate for rate in off.millions]

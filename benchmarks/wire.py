@@ -21,7 +21,7 @@ from benchmarks.embedded import (
     TABLE,
     all_rows,
     create_rows,
-    embedded,
+    embedded_scratch,
     require_equal,
     table_config,
     write_log,
@@ -82,7 +82,7 @@ def measure_overhead(settings: Settings, name: str, distribution: str, goal: Goa
     scratch, config = settings.scratch, table_config(ADAGRAD)
     with (
         remote(scratch / "shard", config) as far,
-        embedded(scratch / "embedded", config) as near,
+        embedded_scratch(settings, "embedded", config) as near,
         serving(["-m", "benchmarks.peer_grpc"], scratch / "bare.txt") as bare_server,
         serving(["-m", "benchmarks.peer_flight"], scratch / "flight.txt") as flight_server,
     ):
@@ -132,12 +132,12 @@ def measure_adagrad(
         for batch in batches[:CHECK_BATCHES]:
             require_equal(name, client.pull(TABLE, batch.distinct), peer.pull(batch), ROUNDING)
         peer.choose_threads(batches)
-        write_log(client, batches, settings.seconds)
-        mine, theirs = contest([step, peer.step], batches, settings, client.checkpoint)
+        before_run = write_log(client, batches, settings.seconds)
+        mine, theirs = contest([step, peer.step], batches, settings, before_run)
         what = f"Adagrad step over TCP, {distribution}"
         start = np.zeros((settings.ids, DIM), np.float32)
         contender = Contender(
-            f"{name}.server", what, "step", step, start, server_goal, mine.millions, client.checkpoint
+            f"{name}.server", what, "step", step, start, server_goal, mine.millions, before_run
         )
         servers = against_servers(contender, batches, settings)
     detail = {**mine.detail("ours"), **theirs.detail("peer"), "ours_durability": "os (push log)"}

@@ -53,9 +53,8 @@ def measure(settings: Settings, name: str, distribution: str, goal: Goal) -> lis
                 side(batch)
         ids = batches[0].distinct
         require_equal(name, clients[0].pull(TABLE, ids), clients[1].pull(TABLE, ids), 0.0)
-        for client in clients:
-            write_log(client, batches, settings.seconds)
-        two, one = contest(sides, batches, settings, lambda: [client.checkpoint() for client in clients])
+        before_run = [write_log(client, batches, settings.seconds) for client in clients]
+        two, one = contest(sides, batches, settings, lambda: [before() for before in before_run])
     what = f"pushes to two shards on one machine, {distribution}"
     detail = {**two.detail("ours"), **one.detail("peer")}
     return [make_bar(name, what, "M rows/s", goal, two.millions, "one shard", one.millions, detail)]

@@ -6,11 +6,13 @@ the scratch folder is deleted by whoever started it.
 """
 
 import json
+import os
 import subprocess
 import sys
+import traceback
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 from benchmarks.bar import Bar, Settings
 from benchmarks.catalog import Workload, select
@@ -53,16 +55,27 @@ def _failed(workload: Workload, why: str) -> Bar:
     return Bar(id=workload.name, what=workload.summary, unit="", goal=goal, peer=workload.peer, skipped=why)
 
 
-def main(request: Path, answer: Path) -> None:
-    """Measure what the request names, in this process."""
+def main(request: Path, answer: Path, discard: bool = False) -> None:
+    """Measure what the request names, in this process; `discard` as in Settings."""
     document = json.loads(request.read_text(encoding="utf-8"))
     workload = select([document["name"]])[0]
     try:
-        bars = workload.measure(settings_from(document["settings"]))
+        bars = workload.measure(replace(settings_from(document["settings"]), discard=discard))
     except ModuleNotFoundError as missing:
         bars = [_failed(workload, f"skipped: {missing.name} is not installed")]
     answer.write_text(json.dumps([bar.to_json() for bar in bars]), encoding="utf-8")
 
 
+def _end(code: int) -> NoReturn:
+    """End at once: tables that were discarded have threads, which a plain exit would wait for."""
+    sys.stderr.flush()
+    os._exit(code)
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    try:
+        main(Path(sys.argv[1]), Path(sys.argv[2]), discard=True)
+    except BaseException:
+        traceback.print_exc()
+        _end(1)
+    _end(0)

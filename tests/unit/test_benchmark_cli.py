@@ -55,7 +55,10 @@ def test_a_small_run_gives_a_result_that_compare_and_report_take(
     flags = ["--quick", "--runs", "2", "--seconds", "0.01", "--warmup-batches", "1", "--ids", "5000"]
     scratch = ["--scratch", str(tmp_path / "scratch"), "--output", str(output)]
     assert cli.main(["run", "table.pull.zipf", *flags, *scratch, "--json"]) == 0
-    (bar,) = json.loads(capsys.readouterr().out)
+    said = capsys.readouterr()
+    (bar,) = json.loads(said.out)
+    assert bar["detail"]["workload_s"] > 0 and "1 of 1 workloads, " in said.err
+    assert "discard" not in json.loads(output.read_text(encoding="utf-8"))["settings"]
     assert bar["id"] == "table.pull.zipf"
     assert bar["figure"] > 0 and bar["peer_figure"] > 0 and bar["ratio"] > 0
     assert {"goal", "figure", "peer", "ratio", "met"} <= set(bar)

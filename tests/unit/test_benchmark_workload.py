@@ -8,10 +8,21 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from rowhouse.error import RowhouseError
 
 from benchmarks import cli, table_size
+from benchmarks import embedded as embedded_module
 from benchmarks.bar import Goal, Settings
 from benchmarks.batch import BATCH_IDS, load_batches
+from benchmarks.embedded import (
+    ADAGRAD,
+    TABLE,
+    create_rows,
+    embedded,
+    embedded_scratch,
+    table_config,
+    write_log,
+)
 from benchmarks.peer_grpc import BareCalls
 from benchmarks.server import serving
 from benchmarks.table_disk import cold_batches, small_budget
@@ -120,3 +131,36 @@ def test_reopening_and_the_wire(
     bars = run_small(tmp_path, monkeypatch, capsys, "table.reopen.zipf", "wire.overhead.zipf", *flags)
     assert float(str(bars["table.reopen.zipf"]["figure"])) > 0
     assert float(str(bars["wire.overhead.zipf"]["peer_figure"])) > 0
+
+
+@pytest.mark.parametrize("discard", [False, True])
+def test_a_table_that_nobody_reads_again_is_closed_unless_it_is_discarded(
+    tmp_path: Path, discard: bool
+) -> None:
+    settings = Settings(
+        runs=1, seconds=0.01, warmup_batches=1, ids=1, rows=1, log_bytes=1, cache=tmp_path, scratch=tmp_path,
+        discard=discard,
+    )  # fmt: skip
+    with embedded_scratch(settings, "table", table_config(ADAGRAD, durability="os")) as client:
+        create_rows(client, 1000)
+    if discard:
+        assert client.stats()[0].tables[0].hot_rows == 1000
+        client.close()
+    with pytest.raises(RowhouseError):
+        client.stats()
+
+
+def test_a_run_has_a_checkpoint_before_it_only_where_the_log_has_no_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedded_module, "LOG_BYTES_PER_S", 1 << 20)
+    batches = load_batches("uniform", tmp_path, 50_000, 2)
+    with embedded(tmp_path / "table", table_config(ADAGRAD, durability="os")) as client:
+        before_run = write_log(client, batches, 1.0)  # room for 2 MB
+        assert client.stats()[0].log_bytes < 1 << 16
+        before_run()
+        client.push(TABLE, batches[1].distinct, batches[1].gradients)
+        held = client.stats()[0].log_bytes
+        assert held > 1 << 20
+        before_run()  # another megabyte would not fit
+        assert client.stats()[0].log_bytes < 1 << 16
