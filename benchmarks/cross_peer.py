@@ -154,15 +154,19 @@ def _pandas_rows(table: pa.Table) -> Run:
     return lambda: pandas.util.hash_pandas_object(frame, index=False)
 
 
+def _texts(table: pa.Table, name: str) -> list[str]:
+    return list(table[name].cast(pa.string()).to_pylist())  # decoded first: a tenth of the time
+
+
 def _sklearn(table: pa.Table) -> Run:
     hasher = import_module("sklearn.feature_extraction").FeatureHasher(input_type="string")
-    columns = [table[name].to_pylist() for name in table.schema.names]
+    columns = [_texts(table, name) for name in table.schema.names]
     # zip makes each row a tuple of one string: a sample with one feature, without a line of Python per row
     return lambda: hasher.transform(zip(map("_".join, zip(*columns, strict=True))))
 
 
 def _keras_text(table: pa.Table) -> RemoteRun:
-    return RemoteRun([np.array(table[name].to_pylist(), np.bytes_) for name in table.schema.names])
+    return RemoteRun([np.array(_texts(table, name), np.bytes_) for name in table.schema.names])
 
 
 def _keras_integers(table: pa.Table) -> RemoteRun:
