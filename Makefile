@@ -17,7 +17,7 @@ PIP_FLAGS := -qq --disable-pip-version-check --no-input --root-user-action=ignor
 help:
 	@echo "make demo [EXAMPLE=click|retail|dota2] [DATA=file.parquet]   train, kill -9, recover, report"
 	@echo "make test    stubs, format, lint, types, every tier of tests, coverage"
-	@echo "make bench   ours beside its peers, 15 to 20 minutes: prints the README's table; page in build/bench/report"
+	@echo "make bench   ours beside its peers, about 10 minutes: prints the README's table; page in build/bench/report"
 	@echo "make figures every workload beside every peer, two hours: benchmarks/result.json and the README's table"
 	@echo "make lint    stubs, format, lint, types"
 	@echo "make venv    the environment in .venv (the targets above make it themselves)"
