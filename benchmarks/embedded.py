@@ -105,7 +105,8 @@ def write_log(client: Client, batches: list[Batch], seconds: float) -> Callable[
         What to do before such a run: a checkpoint where the segment in use has no room left for it. It writes
         every row that changed, which takes seconds for two million, so a short run comes without one.
     """
-    room = LOG_BYTES_PER_S * max(seconds, LOG_S_MIN)
+    shards = len(client.stats())
+    room, needed = LOG_BYTES_PER_S * max(seconds, LOG_S_MIN) / shards, LOG_BYTES_PER_S * seconds / shards
     same = batches[0]  # whichever rows fill the log: the checkpoint after these writes few
     for _ in range(2):  # the one in use, and the one before it
         while _log_bytes(client) < room:
@@ -114,7 +115,7 @@ def write_log(client: Client, batches: list[Batch], seconds: float) -> Callable[
         client.checkpoint()
 
     def before_run() -> None:
-        if _log_bytes(client) + LOG_BYTES_PER_S * seconds > room:
+        if _log_bytes(client) + needed > room:
             client.checkpoint()
 
     return before_run
