@@ -30,6 +30,8 @@ class Workload:
         None: reported only.
     arguments
         Further arguments of the function.
+    short
+        Whether a pattern finds it in a quick run too; by its name it is always found.
     """
 
     name: str
@@ -38,6 +40,7 @@ class Workload:
     function: str
     goal: Goal | None
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    short: bool = True
 
     def measure(self, settings: Settings) -> list[Bar]:
         """Run it in this process."""
@@ -76,6 +79,14 @@ WORKLOADS: Final[tuple[Workload, ...]] = (
     *_pair(
         "table.adagrad", "Adagrad step, embedded", "torch EmbeddingBag(sparse) + Adagrad in process",
         "benchmarks.table_step:measure_adagrad", (_at_least(2.0), _at_least(3.0)),
+    ),
+    *(
+        Workload(
+            name=f"table.{kind}", summary=f"{title} step, embedded, Zipf and uniform",
+            peer=f"torch EmbeddingBag(sparse) + {peer} in process",
+            function="benchmarks.table_step:measure_optimizer", goal=None, arguments={"kind": kind}, short=False,
+        )
+        for kind, title, peer in (("sgd", "SGD", "SGD"), ("adam", "Adam", "SparseAdam"))
     ),
     *_pair(
         "table.pull", "pull into the caller's array, embedded", "rocksdict multi_get, all cached",
@@ -183,8 +194,10 @@ WORKLOADS: Final[tuple[Workload, ...]] = (
 )  # fmt: skip
 
 
-def select(patterns: list[str]) -> list[Workload]:
+def select(patterns: list[str], quick: bool = False) -> list[Workload]:
     """Workloads of the given names, prefixes ("table") or patterns ("*.zipf"), in catalog order.
+
+    Under `quick` a prefix or pattern finds short ones only.
 
     Raises
     ------
@@ -196,7 +209,8 @@ def select(patterns: list[str]) -> list[Workload]:
         found = {
             w.name
             for w in WORKLOADS
-            if w.name == pattern or w.name.startswith(f"{pattern}.") or fnmatchcase(w.name, pattern)
+            if w.name == pattern
+            or ((w.short or not quick) and (w.name.startswith(f"{pattern}.") or fnmatchcase(w.name, pattern)))
         }
         if not found:
             raise KeyError(pattern)

@@ -121,7 +121,7 @@ def _list(as_json: bool) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     try:
-        chosen = select(arguments.names)
+        chosen = select(arguments.names, arguments.quick)
     except KeyError as unknown:
         print(f"no workload matches {unknown.args[0]!r}; see `list`", file=sys.stderr)
         return 2

@@ -25,7 +25,7 @@ from benchmarks.batch import BATCH_IDS, DIM, Batch, load_batches
 from benchmarks.embedded import ADAGRAD, SGD, TABLE, create_rows, embedded, table_config
 from benchmarks.table_disk import cold_batches, fill_compacted, read_files, small_budget
 from benchmarks.table_load import shard_folder
-from benchmarks.table_step import adagrad_step
+from benchmarks.table_step import training_step
 
 PACKAGES: Final = ("ps_server", "ps_client", "feature_cross", "rowhouse")
 LEAVES: Final = (
@@ -106,7 +106,7 @@ def _step(settings: Settings, distribution: str) -> Iterator[Work]:
     batches = load_batches(distribution, settings.cache, settings.ids)
     with embedded(settings.scratch / "table", table_config(ADAGRAD, durability="os")) as client:
         create_rows(client, settings.ids)
-        step = adagrad_step(client)
+        step = training_step(client)
         yield lambda i: step(batches[i % len(batches)])
 
 

@@ -18,7 +18,7 @@ from benchmarks.batch import BATCH_IDS, BATCHES, DIM, Batch, draw_ranks, make_ba
 from benchmarks.contest import contest
 from benchmarks.embedded import ADAGRAD, TABLE, create_rows, embedded, table_config
 from benchmarks.table_load import noise_rows, shard_folder
-from benchmarks.table_step import adagrad_step
+from benchmarks.table_step import training_step
 from ps_client import connect
 from ps_server.bulk import bulk_load
 
@@ -86,7 +86,7 @@ def _pull_and_step(settings: Settings, rows: int) -> dict[str, float]:
         def pull(batch: Batch) -> None:
             client.pull(TABLE, batch.requested, out)
 
-        pulls, steps = contest([pull, adagrad_step(client)], batches, settings)
+        pulls, steps = contest([pull, training_step(client)], batches, settings)
     shutil.rmtree(folder)
     return {"pull": float(np.median(pulls.median_s)), "step": float(np.median(steps.median_s))}
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""table.adagrad.* and table.log: an Adagrad step of the embedded table.
+"""table.adagrad.*, table.sgd, table.adam and table.log: a step of the embedded table.
 
 A step is what a trainer does: pull the batch's distinct ids, push one gradient for each. No checkpoint falls
 into a timed run; where the log needs one it stands before; `.sustained` is the same step with the default
@@ -15,6 +15,7 @@ from benchmarks.batch import Batch, load_batches
 from benchmarks.contest import Step, contest
 from benchmarks.embedded import (
     ADAGRAD,
+    SGD,
     TABLE,
     all_rows,
     create_rows,
@@ -25,16 +26,21 @@ from benchmarks.embedded import (
 )
 from ps_client.client import Client
 
+ADAM_EPS: Final = 1e-15
+"""SparseAdam adds eps before the bias correction, ours, as torch.optim.Adam, after it: none to speak of."""
+
+ADAM: Final = {"kind": "adam", "learning_rate": 0.01, "eps": ADAM_EPS}
+OPTIMIZERS: Final = {"adagrad": ADAGRAD, "sgd": SGD, "adam": ADAM}
 CHECK_BATCHES: Final = 3
 ROUNDING: Final = 2e-6
-"""float32 rounding of a few Adagrad steps on weights below 0.1; the formulas are the same."""
+"""float32 rounding of a few steps on weights below 0.1; the formulas are the same."""
 
 
 SUSTAINED_S: Final = 8.0
 """Long enough for a few checkpoints."""
 
 
-def adagrad_step(client: Client) -> Step:
+def training_step(client: Client) -> Step:
     """Ours: the work of one step."""
 
     def step(batch: Batch) -> None:
@@ -46,19 +52,36 @@ def adagrad_step(client: Client) -> Step:
 
 def measure_adagrad(settings: Settings, name: str, distribution: str, goal: Goal) -> list[Bar]:
     """Ours against torch in process; both checked equal over the first batches."""
+    bar, batches, rates = _beside_torch(settings, name, distribution, goal, "adagrad")
+    return [bar, _sustained(settings, f"{name}.sustained", bar.what, bar.peer, rates, batches)]
+
+
+def measure_optimizer(settings: Settings, name: str, kind: str, goal: Goal | None) -> list[Bar]:
+    """The same with another optimizer, over both distributions."""
+    return [_beside_torch(settings, f"{name}.{d}", d, goal, kind)[0] for d in ("zipf", "uniform")]
+
+
+def _beside_torch(
+    settings: Settings, name: str, distribution: str, goal: Goal | None, kind: str
+) -> tuple[Bar, list[Batch], list[float]]:
+    """The bar, its batches, and the peer's rates."""
     from benchmarks.peer_torch import TorchTable  # noqa: PLC0415 # torch is optional
 
     batches = load_batches(distribution, settings.cache, settings.ids)
-    with embedded_scratch(settings, "table", table_config(ADAGRAD, durability="os")) as client:
+    config = table_config(OPTIMIZERS[kind], durability="os")
+    with embedded_scratch(settings, f"table-{name}", config) as client:
         create_rows(client, settings.ids)
-        peer = TorchTable(all_rows(client, settings.ids))
+        peer = TorchTable(all_rows(client, settings.ids), kind, ADAM_EPS)
+        peer.touch_all()
         peer.prepare(batches)
-        step = adagrad_step(client)
+        step = training_step(client)
         difference = 0.0
-        for batch in batches[:CHECK_BATCHES]:
+        # Adam counts a row's own steps, SparseAdam those of the table: equal until a row misses one.
+        checked = batches[: 1 if kind == "adam" else CHECK_BATCHES]
+        for batch in checked:
             step(batch)
             peer.step(batch)
-        for batch in batches[:CHECK_BATCHES]:
+        for batch in checked:
             ours = client.pull(TABLE, batch.distinct)
             difference = max(difference, require_equal(name, ours, peer.pull(batch), ROUNDING))
         peer.choose_threads(batches)
@@ -68,11 +91,9 @@ def measure_adagrad(settings: Settings, name: str, distribution: str, goal: Goal
         **mine.detail("ours"), **theirs.detail("peer"), "largest_difference": difference,
         "ours_durability": "os (push log)", "ids": settings.ids,
     }  # fmt: skip
-    what = f"Adagrad step, {distribution}"
-    return [
-        make_bar(name, what, "M rows/s", goal, mine.millions, peer.name, theirs.millions, detail),
-        _sustained(settings, f"{name}.sustained", what, peer.name, theirs.millions, batches),
-    ]
+    what = f"{kind.capitalize() if kind != 'sgd' else 'SGD'} step, {distribution}"
+    bar = make_bar(name, what, "M rows/s", goal, mine.millions, peer.name, theirs.millions, detail)
+    return bar, batches, theirs.millions
 
 
 def _sustained(
@@ -83,7 +104,7 @@ def _sustained(
     del config["checkpoint_log_bytes"]
     with embedded_scratch(settings, "sustained", config) as client:
         create_rows(client, settings.ids)
-        step = adagrad_step(client)
+        step = training_step(client)
         _run(step, batches, SUSTAINED_S / 4)
         timing = contest([step], batches, replace(settings, seconds=SUSTAINED_S / settings.runs))[0]
     detail: dict[str, Any] = {**timing.detail("ours"), "seconds": SUSTAINED_S}
@@ -109,7 +130,7 @@ def measure_log(settings: Settings, name: str, distribution: str, goal: Goal) ->
     ):
         for client in (with_log, without):
             create_rows(client, settings.ids)
-        steps = [adagrad_step(with_log), adagrad_step(without)]
+        steps = [training_step(with_log), training_step(without)]
         for batch in batches[:CHECK_BATCHES]:
             for step in steps:
                 step(batch)

@@ -31,7 +31,7 @@ from benchmarks.peer_flight import FlightCalls
 from benchmarks.peer_grpc import NAME as BARE_NAME
 from benchmarks.peer_grpc import BareCalls
 from benchmarks.server import serving, shard_arguments
-from benchmarks.table_step import CHECK_BATCHES, ROUNDING, adagrad_step
+from benchmarks.table_step import CHECK_BATCHES, ROUNDING, training_step
 from benchmarks.wire_server import Contender, against_servers
 from ps_client import connect
 from ps_client.client import Client
@@ -125,7 +125,7 @@ def measure_adagrad(
         create_rows(client, settings.ids)
         peer = TorchTable(all_rows(client, settings.ids))
         peer.prepare(batches)
-        step = adagrad_step(client)
+        step = training_step(client)
         for batch in batches[:CHECK_BATCHES]:
             step(batch)
             peer.step(batch)

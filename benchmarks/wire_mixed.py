@@ -21,7 +21,7 @@ from benchmarks.batch import BATCH_IDS, DIM, load_batches
 from benchmarks.contest import CpuMeter
 from benchmarks.embedded import ADAGRAD, TABLE, create_rows, table_config
 from benchmarks.server import serving, shard_arguments
-from benchmarks.table_step import adagrad_step
+from benchmarks.table_step import training_step
 from ps_client import connect
 
 CLIENTS: Final = (("step", "zipf"), ("step", "uniform"), ("pull", "zipf"), ("pull", "uniform"))
@@ -100,7 +100,7 @@ def run_client(endpoint: str, kind: str, distribution: str, request: dict[str, A
     batches = load_batches(distribution, Path(request["cache"]), request["ids"])
     out = np.empty((BATCH_IDS, DIM), np.float32)
     with connect(endpoint, timeout_s=120.0) as client:
-        step = adagrad_step(client)
+        step = training_step(client)
         side = (
             step if kind == "step" else lambda batch: client.pull(TABLE, batch.requested, out, read_only=True)
         )

@@ -24,6 +24,11 @@ def test_names_prefixes_and_patterns_select() -> None:
     assert [w.name for w in select(["table.pull.zipf"])] == ["table.pull.zipf"]
     assert [w.name for w in select(["table.pull"])] == ["table.pull.zipf", "table.pull.uniform"]
     assert {w.name.split(".")[-1] for w in select(["*.zipf"])} == {"zipf"}
+    assert {w.name for w in select(["*"])} - {w.name for w in select(["*"], quick=True)} == {
+        "table.sgd",
+        "table.adam",
+    }
+    assert [w.name for w in select(["table.sgd"], quick=True)] == ["table.sgd"]
 
 
 def test_list_cuts_no_name_in_a_narrow_terminal(
