@@ -84,7 +84,8 @@ WORKLOADS: Final[tuple[Workload, ...]] = (
         Workload(
             name=f"table.{kind}", summary=f"{title} step, embedded, Zipf and uniform",
             peer=f"torch EmbeddingBag(sparse) + {peer} in process",
-            function="benchmarks.table_step:measure_optimizer", goal=None, arguments={"kind": kind}, short=False,
+            function="benchmarks.table_step:measure_optimizer", goal=None, arguments={"kind": kind},
+            short=False,
         )
         for kind, title, peer in (("sgd", "SGD", "SGD"), ("adam", "Adam", "SparseAdam"))
     ),
