@@ -14,6 +14,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -153,7 +154,7 @@ def _make(environment: Environment, folder: Path) -> None:
         flags = ["--no-deps", "--no-binary", source.split("==", maxsplit=1)[0], "--dest", str(folder)]
         _run(name, [sys.executable, "-m", "pip", "download", *pip_flags, *flags, source], folder)
         for archive in folder.glob("*.tar.gz"):
-            shutil.unpack_archive(archive, folder, filter="data")
+            _unpack(name, archive, folder)
             archive.unlink()
     if environment.debian:
         (folder / "debian").mkdir()
@@ -161,6 +162,26 @@ def _make(environment: Environment, folder: Path) -> None:
         for package in sorted((folder / "debian").glob("*.deb")):
             _run(name, ["dpkg", "-x", package.name, "."], folder / "debian")
             package.unlink()
+
+
+def _unpack(name: str, archive: Path, folder: Path) -> None:
+    """Unpack a source archive; Unavailable if it is damaged, or reaches outside `folder`."""
+    try:
+        with tarfile.open(archive) as source:
+            # "data" refuses paths outside, and devices; Python 3.11 has it since 3.11.4.
+            if hasattr(tarfile, "data_filter"):
+                source.extractall(folder, filter="data")
+            else:
+                within = folder.resolve()
+                for member in source.getmembers():
+                    plain = member.isfile() or member.isdir()
+                    if not plain or not (folder / member.name).resolve().is_relative_to(within):
+                        raise Unavailable(
+                            f"{name}: {archive.name} holds {member.name!r}, which is no plain file"
+                        )
+                source.extractall(folder)  # checked above
+    except (OSError, tarfile.TarError) as error:
+        raise Unavailable(f"{name}: {archive.name}: {error}") from None
 
 
 def _run(name: str, command: Sequence[str], folder: Path) -> None:

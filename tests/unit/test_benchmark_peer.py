@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Peers in processes and environments of their own: started, checked, timed, skipped with a reason."""
 
+import io
 import os
 import signal
 import subprocess
 import sys
+import tarfile
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -152,6 +154,35 @@ def test_an_environment_that_cannot_be_made_says_why(tmp_path: Path) -> None:
     assert not (tmp_path / "nothing" / environment.STAMP).exists()  # tried again next time
     with pytest.raises(Unavailable, match=r"rowhouse_no_such_module cannot be imported by"):
         prepare(Environment(modules=("rowhouse_no_such_module",)), tmp_path)
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_an_archive_stays_within_its_folder(
+    old: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if old:  # Python 3.11.2 has no filters
+        monkeypatch.delattr(tarfile, "data_filter", raising=False)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+
+    def pack(member: tarfile.TarInfo) -> Path:
+        archive = folder / "one.tar.gz"
+        with tarfile.open(archive, "w:gz") as packed:
+            member.size = 0 if member.issym() else 5
+            packed.addfile(member, io.BytesIO(b"words"))
+        return archive
+
+    environment._unpack("one", pack(tarfile.TarInfo("one-1.0/file")), folder)
+    assert (folder / "one-1.0" / "file").read_bytes() == b"words"
+    link = tarfile.TarInfo("one-1.0/link")
+    link.type, link.linkname = tarfile.SYMTYPE, str(tmp_path)
+    for wrong in (tarfile.TarInfo("../outside"), link):
+        with pytest.raises(Unavailable, match=r"one.*(outside|link)"):
+            environment._unpack("one", pack(wrong), folder)
+    assert not (tmp_path / "outside").exists() and not (folder / "one-1.0" / "link").is_symlink()
+    (folder / "one.tar.gz").write_bytes(b"no archive")
+    with pytest.raises(Unavailable, match=r"one\.tar\.gz"):
+        environment._unpack("one", folder / "one.tar.gz", folder)
 
 
 def test_an_environment_is_made_once_and_again_when_its_list_changes(
