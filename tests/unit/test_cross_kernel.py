@@ -93,7 +93,7 @@ def _check_hashes(data: NDArray[np.uint8], offsets: NDArray[Any]) -> None:
 def test_hash_ascii_stops_at_the_chunk_that_one_must_look_at(width: type) -> None:
     count, length = 9_001, 13
     data = np.random.default_rng(10).integers(0, 128, count * length, np.uint8)
-    offsets = np.arange(count + 1, dtype=width) * length
+    offsets: NDArray[Any] = np.arange(count + 1, dtype=width) * length
     wanted, out = np.zeros(count, np.uint64), np.zeros(count, np.uint64)
     hash_strings(data, offsets, 3, wanted)
     assert hash_ascii(data, offsets, 3, out) == count and out.tolist() == wanted.tolist()
