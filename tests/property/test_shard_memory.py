@@ -13,8 +13,9 @@ import pytest
 from tests.conftest import ROOT
 from tests.workload import MEMORY
 
-SMALL_BYTES, SMALL_ALLOWANCE_BYTES, SMALL_ALLOWANCE_SHARE = 192 << 20, 20 << 20, 1 / 8
-"""A budget below this keeps less free than is needed beside the rows (budget.split), and may be passed."""
+SMALL_BYTES, SMALL_ALLOWANCE_BYTES, SMALL_ALLOWANCE_SHARE = 192 << 20, 24 << 20, 1 / 8
+"""A budget below this keeps less free than is needed beside the rows (budget.split), and may be passed;
+16 to 21 MiB and an eighth were seen, as the allocator had it."""
 
 
 def allowance(budget_bytes: int) -> int:
