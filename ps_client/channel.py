@@ -17,7 +17,8 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, Final, TypeVar
+from dataclasses import dataclass
+from typing import Any, Final, Generic, TypeVar
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -57,6 +58,22 @@ _LINK_RETRY_MAX_S: Final = 600.0
 _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class _Method(Generic[T]):
+    """A hot call as frames."""
+
+    kind: int
+    encode: Callable[[Any], list[codec.Part]]
+    decode: Callable[[memoryview], T]
+
+
+_PULL: Final = _Method(frame.PULL, codec.pull_request_parts, codec.decode_pull_response)
+_PUSH: Final = _Method(frame.PUSH, codec.push_request_parts, codec.decode_push_response)
+_CONTRIBUTE: Final = _Method(
+    frame.CONTRIBUTE, codec.contribution_parts, lambda data: pb.ContributeResponse.FromString(bytes(data))
+)
 
 
 def to_error(failure: grpc.RpcError, endpoint: str) -> error.RowhouseError:
@@ -141,38 +158,31 @@ class GrpcTransport:
 
     def pull(self, request: PullRequest, timeout_s: float) -> PullResponse:
         """Rows of one step."""
-        begun = self.begin_pull(request, timeout_s)
+        begun = self._begin(self._link or self._open_link(), _PULL, request, timeout_s)
         response: PullResponse = begun.result() if begun else self._call_hot(self._pull, request, timeout_s)
         return response
 
     def push(self, request: PushRequest, timeout_s: float) -> PushResponse:
         """Gradients of one step."""
-        begun = self.begin_push(request, timeout_s)
+        begun = self._begin(self._link or self._open_link(), _PUSH, request, timeout_s)
         response: PushResponse = begun.result() if begun else self._call_hot(self._push, request, timeout_s)
         return response
 
     def contribute(self, request: Contribution, timeout_s: float) -> pb.ContributeResponse:
         """One trainer's gradients of one step."""
-        begun = self._begin(
-            frame.CONTRIBUTE, codec.contribution_parts, request, timeout_s,
-            lambda data: pb.ContributeResponse.FromString(bytes(data)),
-        )  # fmt: skip
+        begun = self._begin(self._link or self._open_link(), _CONTRIBUTE, request, timeout_s)
         response: pb.ContributeResponse = (
             begun.result() if begun else self._call_hot(self._contribute, request, timeout_s)
         )
         return response
 
     def begin_pull(self, request: PullRequest, timeout_s: float) -> Begun[PullResponse] | None:
-        """A pull that is sent, and not waited for; None without a data port."""
-        return self._begin(
-            frame.PULL, codec.pull_request_parts, request, timeout_s, codec.decode_pull_response
-        )
+        """A pull that is sent, and not waited for; None without a link, whose opening would be waited for."""
+        return self._begin(self._link, _PULL, request, timeout_s)
 
     def begin_push(self, request: PushRequest, timeout_s: float) -> Begun[PushResponse] | None:
-        """A push that is sent, and not waited for; None without a data port."""
-        return self._begin(
-            frame.PUSH, codec.push_request_parts, request, timeout_s, codec.decode_push_response
-        )
+        """A push that is sent, and not waited for; None as for `begin_pull`."""
+        return self._begin(self._link, _PUSH, request, timeout_s)
 
     def get_cluster(self, request: pb.GetClusterRequest, timeout_s: float) -> pb.GetClusterResponse:
         """Tables, shards and the partition map; and where the data port is, for the next hot call."""
@@ -195,18 +205,12 @@ class GrpcTransport:
             raise error.InternalError(text) from failure
 
     def _begin(
-        self,
-        kind: int,
-        encode: Callable[[Any], list[codec.Part]],
-        request: Any,
-        timeout_s: float,
-        decode: Callable[[memoryview], T],
+        self, link: DataLink | None, method: _Method[T], request: Any, timeout_s: float
     ) -> Begun[T] | None:
-        """A call over the data port; None when there is none to use now."""
-        link = self._link or self._open_link()
+        """A call over the data port; None without a link."""
         if link is None:
             return None
-        call = link.begin(kind, encode(request), timeout_s)
+        call = link.begin(method.kind, method.encode(request), timeout_s)
 
         def result() -> T:
             try:
@@ -217,7 +221,7 @@ class GrpcTransport:
                 if link.lost:
                     self._lose(link)
                 raise
-            return self._decoded(decode, data)
+            return self._decoded(method.decode, data)
 
         return Begun(call, result)
 

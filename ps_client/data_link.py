@@ -43,7 +43,7 @@ class DataCall:
     link
         Whose connection it uses.
     peer
-        The connection; the call's own until it ends.
+        The connection; the call's own until it ends. None: there is none, and the call has ended.
     parts
         The frame of the request, in pieces.
     timeout_s
@@ -56,10 +56,10 @@ class DataCall:
     """
 
     def __init__(
-        self, link: "DataLink", peer: socket.socket, parts: Sequence[Part], timeout_s: float
+        self, link: "DataLink", peer: socket.socket | None, parts: Sequence[Part], timeout_s: float
     ) -> None:
         self._link, self._timeout_s = link, timeout_s
-        self._peer: socket.socket | None = peer
+        self._peer = peer
         self._unsent = [memoryview(part) for part in parts if len(part)]
         self._into = memoryview(bytearray(frame.HEAD.size))
         self._got, self._kind = 0, -1  # -1 while the head is awaited
@@ -69,8 +69,8 @@ class DataCall:
     @classmethod
     def failed(cls, link: "DataLink", failure: RowhouseError) -> "DataCall":
         """A call that ended before anything was sent."""
-        call = cls.__new__(cls)
-        call._link, call._peer, call._failure, call._kind = link, None, failure, -1
+        call = cls(link, None, (), 0.0)
+        call._failure = failure
         return call
 
     @property

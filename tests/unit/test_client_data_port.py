@@ -106,6 +106,19 @@ def test_every_hot_call_takes_the_data_port(rig: Rig) -> None:
         rig.transport.contribute(message.Contribution(member, message.PushRequest(1, 6, 1, (GRADIENTS,))), 5)
 
 
+def test_what_is_begun_waits_for_no_connection(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of many shards whose ports are hidden, each would hold up the others."""
+    request = message.PushRequest(1, 2, 1, (GRADIENTS,))
+    pull = message.PullRequest(1, dtype.FLOAT32, False, ())
+    with monkeypatch.context() as patched:
+        patched.setattr(channel, "_open", None)
+        assert rig.transport.begin_push(request, 5) is None and rig.transport.begin_pull(pull, 5) is None
+    assert "push" not in [name for name, _ in rig.shard.calls]
+    assert rig.push(1) == "frame"
+    begun = rig.transport.begin_push(message.PushRequest(1, 2, 2, (GRADIENTS,)), 5)
+    assert begun is not None and not begun.result().duplicate
+
+
 def test_a_port_that_cannot_be_reached_costs_one_warning(
     rig: Rig, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
