@@ -72,7 +72,8 @@ def _beside_torch(
     with embedded_scratch(settings, f"table-{name}", config) as client:
         create_rows(client, settings.ids)
         peer = TorchTable(all_rows(client, settings.ids), kind, ADAM_EPS)
-        peer.touch_all()
+        if kind == "adam":
+            peer.touch_all()
         peer.prepare(batches)
         step = training_step(client)
         difference = 0.0

@@ -4,9 +4,8 @@
 Fresh memory costs a page fault for every 4 KiB, half a microsecond to two: as long as the ids that go into it
 take. Whether the allocator gives pages back between two batches depends on what else the process allocates,
 so a stream keeps its own arrays and writes in them again once nobody looks at them any more; the engine keeps
-them for the next stream. Whoever holds
-ids (a NumPy view, an Arrow array or a tensor over one) refers to the array under them, and an array to which
-only the workspace refers is free.
+them for the next stream. Whoever holds ids (a NumPy view, an Arrow array or a tensor over one) refers to the
+array under them, and an array to which only the workspace refers is free.
 Invariants: 1. an array that anybody can still see is never written again; 2. a dictionary is taken for one
 seen before only if it is the same memory, kept from being freed, of a source that leaves it unchanged.
 Thread safety: any threads.

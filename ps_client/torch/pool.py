@@ -7,8 +7,8 @@
 
 Torch's own backward of a pooled table sorts the ids of the batch again (and gives ids after the last bag
 what is in its memory); here their distinct rows are known, and one pass over the output's gradient sums
-what each row gets. Where torch must see the rows
-themselves (mode "max", weights that want a gradient, another device) they enter the graph instead.
+what each row gets. Where torch must see the rows themselves (mode "max", weights that want a gradient,
+another device) they enter the graph instead.
 
 Invariants: 1. both ways give the same outputs and, but for rounding, the same pushes; 2. a distinct id's
 gradients are added in fp32 in the order of its appearance, so a push has the same bits whether the rows
