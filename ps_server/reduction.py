@@ -104,18 +104,20 @@ def check_share(step: int, parts: Sequence[tuple[Table, TablePush]], trainers: i
     InvalidRequestError
         An element is not below the share.
     """
+    if trainers == 1:
+        return  # what is checked is the sum
     for table, push in parts:
-        optimizer = table.config.optimizer
-        bound = gradient_bound(optimizer.kind, optimizer.clip_value, optimizer.clip_norm)
         # The greatest float32 where any finite sum will do; a half of it is left for the rounding of the sum.
-        share = min(bound, FLOAT32_MAX) / (2 * trainers)
+        optimizer = table.config.optimizer
+        bound = min(gradient_bound(optimizer.kind, optimizer.clip_value, optimizer.clip_norm), FLOAT32_MAX)
+        share = bound / (2 * trainers)
         bad = int(first_not_below(push.gradients, share))
-        if trainers > 1 and bad >= 0:
+        if bad >= 0:
             row, column = divmod(bad, table.layout.dim)
             raise InvalidRequestError(
                 f"step {step}: table {table.name!r}: the gradient of id {int(push.ids[row])} (column "
                 f"{column}) is {push.gradients[row, column]:g}; with {trainers} trainers each must be below "
-                f"{share:g}, so that their sum is below {min(bound, FLOAT32_MAX):g}"
+                f"{share:g}, so that their sum is below {bound:g}"
             )
 
 
