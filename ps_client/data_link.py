@@ -19,7 +19,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final, TypeVar
 
-import numpy as np
 from rowhouse import frame
 from rowhouse.codec import Part
 from rowhouse.error import DeadlineExceededError, InvalidRequestError, RowhouseError, UnavailableError
@@ -122,7 +121,7 @@ class DataCall:
                 kind, size, _ = frame.decode_head(self._into)
                 if kind not in (frame.ANSWER, frame.ERROR):
                     raise InvalidRequestError(f"a frame of kind {kind} is no answer")
-                self._kind, self._got, self._into = kind, 0, np.empty(size, np.uint8).data
+                self._kind, self._got, self._into = kind, 0, frame.body_memory(size)
         except BlockingIOError:
             return False
 

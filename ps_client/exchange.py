@@ -26,12 +26,13 @@ import numpy as np
 from numpy.typing import NDArray
 from rowhouse import dtype
 from rowhouse.error import BusyError, DeadlineExceededError, RowhouseError, StalePartitionMapError
+from rowhouse.ids import as_read_only
 from rowhouse.message import PullRequest, PullResponse, PushResponse, TableGradients
 from rowhouse.placement import PartitionMap
 
 from ps_client.cluster import Cluster
 from ps_client.data_link import as_ended
-from ps_client.kernel import as_read_only, scatter
+from ps_client.kernel import scatter
 from ps_client.lane import REFUSALS, Lane
 from ps_client.plan import Distinct, Piece, check_answer, pull_request, split_pull, split_push
 from ps_client.retry import Backoff, Retry

@@ -11,15 +11,14 @@ Thread safety: pure functions; scratch is allocated by each call.
 """
 
 import math
-from typing import Final, TypeVar
+from typing import Final
 
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
+from rowhouse.ids import as_read_only
 from rowhouse.mix import mix64_scalar
 from rowhouse.placement import PARTITION_SHIFT
-
-Scalar = TypeVar("Scalar", bound=np.generic)
 
 _EMPTY: Final = np.int32(-1)
 _EXPONENT: Final = np.uint32(0x7F800000)
@@ -244,13 +243,6 @@ def _largest_exponent(bits: NDArray[np.uint32]) -> np.uint32:
     for i in range(bits.shape[0]):
         largest = max(largest, bits[i] & _EXPONENT)
     return largest
-
-
-def as_read_only(array: NDArray[Scalar]) -> NDArray[Scalar]:
-    """A view that kernels see as one type wherever the array came from, so that they compile once."""
-    view = array.view()
-    view.flags.writeable = False
-    return view
 
 
 def magnitude_bound(values: NDArray[np.float32]) -> float:

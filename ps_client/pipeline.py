@@ -27,9 +27,10 @@ from typing import Any, ClassVar, Final, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from rowhouse.error import ConfigError, LimitExceededError, PreconditionError
+from rowhouse.ids import as_read_only
 from rowhouse.message import TableGradients
 
-from ps_client.kernel import as_read_only, deduplicate, scatter
+from ps_client.kernel import deduplicate, scatter
 from ps_client.step import Asked, StepClient, UniqueRows
 from ps_client.table import Table
 
@@ -246,7 +247,7 @@ class Pipeline(StepClient):
         answers = list(found)
         for (index, positions), newer in zip(touched.items(), fresh, strict=True):
             old = found[index]
-            rows = old.rows if old.rows.flags.writeable else old.rows.copy()
+            rows = old.own_rows()
             scatter(as_read_only(newer), positions, rows)
             answers[index] = UniqueRows(old.ids, old.inverse, rows)
         return answers

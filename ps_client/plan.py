@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rowhouse import dtype
 from rowhouse.error import InternalError, LimitExceededError
+from rowhouse.ids import as_read_only, ascend
 from rowhouse.limit import (
     IDS_PER_REQUEST_MAX,
     MESSAGE_BYTES_MAX,
@@ -29,7 +30,7 @@ from rowhouse.limit import (
 from rowhouse.message import PullRequest, PullResponse, TableGradients, TableIds
 from rowhouse.placement import PartitionMap
 
-from ps_client.kernel import as_read_only, deduplicate, group_by_shard
+from ps_client.kernel import deduplicate, group_by_shard
 from ps_client.table import Table
 
 TABLE_HEAD_BYTES_MAX: Final = TABLE_NAME_BYTES_MAX + 64
@@ -70,6 +71,8 @@ class Piece:
 
 def distinct(table: Table, ids: NDArray[np.uint64]) -> Distinct:
     """Dedup with inverse of a checked (n,) uint64 array."""
+    if ascend(as_read_only(ids)):  # as np.unique and torch.unique leave them
+        return Distinct(table, ids.copy(), np.arange(ids.shape[0]))
     inverse = np.empty(ids.shape[0], np.int64)
     return Distinct(table, deduplicate(as_read_only(ids), inverse), inverse)
 

@@ -20,9 +20,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from rowhouse import dtype
 from rowhouse.error import PreconditionError
+from rowhouse.ids import as_read_only
 from rowhouse.message import TableGradients
 
-from ps_client.kernel import as_read_only, gather, sum_duplicates
+from ps_client.kernel import gather, sum_duplicates
 from ps_client.plan import distinct
 from ps_client.table import Table, find_table
 from ps_client.validation import as_events, as_gradients, as_ids, check_learning_rate, check_out
@@ -48,6 +49,11 @@ class UniqueRows:
     ids: NDArray[np.uint64]
     inverse: NDArray[np.int64]
     rows: NDArray[np.float32]
+
+    def own_rows(self) -> NDArray[np.float32]:
+        """`rows` where they may be written and torch takes them as they are (aligned), else a copy."""
+        usable = self.rows.flags.writeable and self.rows.flags.aligned and self.rows.flags.c_contiguous
+        return self.rows if usable else np.array(self.rows)
 
 
 class StepClient(ABC):
@@ -145,9 +151,7 @@ class StepClient(ABC):
         if out is not None:
             check_out(declared, checked.shape[0], out)
         unique = self._fetch([(declared, checked)], read_only)[0]
-        answer = np.empty((checked.shape[0], declared.dim), np.float32) if out is None else out
-        gather(as_read_only(unique.rows), unique.inverse, answer)
-        return answer
+        return _in_order(unique, out)
 
     def pull_many(
         self, ids: Mapping[str, ArrayLike], *, read_only: bool = False
@@ -168,9 +172,7 @@ class StepClient(ABC):
         """
         answers = {}
         for table, unique in self.pull_unique(ids, read_only=read_only).items():
-            answer = np.empty((unique.inverse.shape[0], unique.rows.shape[1]), np.float32)
-            gather(as_read_only(unique.rows), unique.inverse, answer)
-            answers[table] = answer
+            answers[table] = _in_order(unique, None)
         return answers
 
     def pull_unique(self, ids: Mapping[str, ArrayLike], *, read_only: bool = False) -> dict[str, UniqueRows]:
@@ -311,3 +313,16 @@ class StepClient(ABC):
             for e in (shows, clicks)
         ]
         return TableGradients(table.name, self._wire_dtype, plan.ids, narrow, rate, *events)
+
+
+def _in_order(unique: UniqueRows, out: NDArray[np.float32] | None) -> NDArray[np.float32]:
+    """Rows in the order of the caller's ids, (n, dim), in `out` if there is one."""
+    count = unique.inverse.shape[0]
+    if unique.ids.shape[0] == count:  # each id once, so in the caller's order
+        if out is None:
+            return unique.own_rows()
+        np.copyto(out, unique.rows)
+        return out
+    answer = np.empty((count, unique.rows.shape[1]), np.float32) if out is None else out
+    gather(as_read_only(unique.rows), unique.inverse, answer)
+    return answer

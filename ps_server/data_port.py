@@ -28,7 +28,6 @@ from functools import partial
 from pathlib import Path
 from typing import Final, Protocol
 
-import numpy as np
 from rowhouse import frame
 from rowhouse.codec import Part
 from rowhouse.error import InvalidRequestError, RowhouseError
@@ -319,7 +318,7 @@ class DataPort:
         try:
             self._service.take(size)
             c.held_bytes = size
-            c.body = np.empty(size, np.uint8).data
+            c.body = frame.body_memory(size)
         except RowhouseError as error:
             c.refusal, c.left = error, size
 

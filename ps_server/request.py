@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rowhouse import dtype, message
 from rowhouse.error import InvalidRequestError, StalePartitionMapError, TableFrozenError, UnknownTableError
+from rowhouse.ids import as_read_only
 from rowhouse.limit import gradient_bound
 from rowhouse.placement import PartitionMap
 from rowhouse.v1 import rowhouse_pb2 as pb
@@ -23,13 +24,6 @@ from ps_server.table import Table, TablePush
 FREEZE_MODES: Final = {
     pb.FREEZE_MODE_OFF: "off", pb.FREEZE_MODE_REFUSE: "refuse", pb.FREEZE_MODE_IGNORE: "ignore",
 }  # fmt: skip
-
-
-def as_read_only(array: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """A view that kernels see as one type wherever the array came from, so they compile once."""
-    view = array.view()
-    view.flags.writeable = False
-    return view
 
 
 def table_of(name: str, tables: Mapping[str, Table]) -> Table:

@@ -23,6 +23,7 @@ from typing import Final
 from rowhouse import message
 from rowhouse.codec import Part, encode_push_request
 from rowhouse.error import CorruptionError, PoisonedError, StoreError, TableFrozenError
+from rowhouse.ids import as_read_only
 from rowhouse.placement import PartitionMap
 from rowhouse.v1 import rowhouse_pb2 as pb
 
@@ -33,7 +34,6 @@ from ps_server.config import ClusterConfig
 from ps_server.eviction import Moment, evict_by_policy, spared
 from ps_server.recovery import Opened, encode_eviction, freezes, open_directory
 from ps_server.request import (
-    as_read_only,
     check_dim,
     check_map,
     checked_parts,

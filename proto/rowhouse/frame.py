@@ -22,6 +22,7 @@ import struct
 from typing import Final
 
 import grpc
+import numpy as np
 
 from rowhouse.error import InvalidRequestError, RowhouseError, from_status
 from rowhouse.limit import MESSAGE_BYTES_MAX
@@ -38,6 +39,8 @@ CONTRIBUTE: Final = 3
 REQUESTS: Final = (PULL, PUSH, CONTRIBUTE)
 ANSWER: Final = 16
 ERROR: Final = 17
+
+_LINE_BYTES: Final = 64
 
 _PARTS_MAX: Final = 512
 """Pieces of one sendmsg; Linux takes 1,024."""
@@ -64,6 +67,14 @@ def decode_head(data: bytes | bytearray | memoryview) -> tuple[int, int, int]:
     if body_bytes > MESSAGE_BYTES_MAX:
         raise InvalidRequestError(f"a frame says {body_bytes} bytes; at most {MESSAGE_BYTES_MAX}")
     return kind, body_bytes, token
+
+
+def body_memory(size_bytes: int) -> memoryview:
+    """Memory to receive a body in. It ends where a cache line does, so that the array which ends a message
+    (the rows of a pull, the gradients of a push) is aligned."""
+    memory = np.empty(size_bytes + _LINE_BYTES - 1, np.uint8)
+    start = -(memory.__array_interface__["data"][0] + size_bytes) % _LINE_BYTES
+    return memory[start : start + size_bytes].data
 
 
 def encode_error(error: RowhouseError) -> bytes:

@@ -83,10 +83,7 @@ class Step:
 
     def tensor(self, table: str) -> Tensor:
         """The distinct rows of one table, (u, D) float32 on `device`."""
-        rows = self.unique[table].rows
-        # torch takes only memory that it may write and that is aligned; an answer's view is neither.
-        usable = rows.flags.writeable and rows.flags.aligned and rows.flags.c_contiguous
-        return torch.from_numpy(rows if usable else np.array(rows)).to(self.device)
+        return torch.from_numpy(self.unique[table].own_rows()).to(self.device)
 
     def push(self, sums: Mapping[str, NDArray[np.float32]]) -> None:
         """Push new (u, D) float32 arrays, a gradient for each distinct id of each table named; they are

@@ -22,10 +22,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from rowhouse.ids import as_read_only
 from torch import Tensor
 from torch.nn import functional
 
-from ps_client.kernel import are_bags, as_read_only, gather, sum_pooled
+from ps_client.kernel import are_bags, gather, sum_pooled
 from ps_client.torch.lookup import Found, Step, found_rows
 
 

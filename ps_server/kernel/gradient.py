@@ -9,12 +9,13 @@ Thread safety: pure functions, but for `clip`, which writes its argument.
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
+from rowhouse.ids import ascend
 from rowhouse.mix import mix64_scalar
 
 from ps_server.kernel.intrinsic import float_bits
 
 _U32, _U64 = np.uint32, np.uint64
-_CHECK_BLOCK, _ASCEND_BLOCK = 4096, 256
+_CHECK_BLOCK = 4096
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -34,19 +35,6 @@ def first_not_below(gradients: NDArray[np.float32], bound: float) -> int:
                 if block[i] & _U32(0x7FFFFFFF) >= limit:
                     return begin + i
     return -1
-
-
-@njit(nogil=True, cache=True)
-def ascend(ids: NDArray[np.uint64]) -> bool:
-    """Whether each id is greater than the one before it; a batch in another order is told within a block."""
-    for begin in range(0, ids.shape[0], _ASCEND_BLOCK):
-        block = ids[begin : min(begin + _ASCEND_BLOCK + 1, ids.shape[0])]
-        falls = np.int64(0)
-        for i in range(1, block.shape[0]):  # counted without an exit, in vectors
-            falls += np.int64(block[i] <= block[i - 1])
-        if falls:
-            return False
-    return True
 
 
 @njit(nogil=True, cache=True, error_model="numpy")

@@ -59,6 +59,27 @@ def test_twenty_steps_equal_a_dict_of_rows(shard_count: int) -> None:
         np.testing.assert_array_equal(held[row_id], row)
 
 
+@pytest.mark.parametrize("wire", ["fp32", "bf16"])
+@pytest.mark.parametrize("shard_count", [1, 3])
+@pytest.mark.parametrize("ids", [[0, 3, 4, 7, 2**64 - 1], [7, 3, 0, 4]])
+def test_ids_that_are_distinct_come_back_in_memory_of_the_caller(
+    ids: list[int], shard_count: int, wire: str
+) -> None:
+    shards = make_shards(shard_count)
+    asked = np.array(ids, np.uint64)
+    with local_client(shards, wire_dtype=wire) as client:
+        rows, out = client.pull("user", asked), np.empty((len(ids), 4), np.float32)
+        assert client.pull("user", asked, out) is out
+        np.testing.assert_array_equal(rows, out)
+        assert rows.flags.writeable and rows.flags.aligned and rows.flags.c_contiguous
+        rows[:] = np.nan
+        np.testing.assert_array_equal(client.pull("user", asked), out)
+        unique = client.pull_unique({"user": asked})["user"]
+        asked[:] = 1  # the caller's array again, whatever was made of it
+        assert unique.ids.tolist() == ids and unique.inverse.tolist() == list(range(len(ids)))
+        np.testing.assert_array_equal(unique.own_rows(), out)
+
+
 @pytest.mark.parametrize("shard_count", [1, 3])
 def test_pull_writes_into_out_and_a_pull_of_nothing_sends_nothing(shard_count: int) -> None:
     shards = make_shards(shard_count)

@@ -203,6 +203,7 @@ def test_ctrl_c_in_mid_answer_leaves_no_half_read_connection(script: Script) -> 
 
     def halting(peer: socket.socket, body: bytes) -> bool:
         peer.sendall(ANSWER[:200])
+        time.sleep(0.1)  # let it wait for the rest
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
         finish.wait(20)
         return True

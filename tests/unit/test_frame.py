@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Heads and errors of frames: the layout of the docs, every error of the tree, nothing else accepted."""
 
+import numpy as np
 import pytest
 from rowhouse import frame
 from rowhouse.error import InvalidRequestError, RowhouseError, error_class_names
@@ -18,6 +19,14 @@ def test_a_head_has_the_layout_that_the_module_states() -> None:
 @pytest.mark.parametrize("size", [0, MESSAGE_BYTES_MAX])
 def test_sizes_up_to_the_bound_are_read(size: int) -> None:
     assert frame.decode_head(frame.encode_head(frame.PULL, size, 7)) == (frame.PULL, size, 7)
+
+
+@pytest.mark.parametrize("size", [0, 1, 63, 64, 100_003])
+def test_a_body_ends_where_a_cache_line_does(size: int) -> None:
+    body = frame.body_memory(size)
+    assert len(body) == size and not body.readonly
+    end = np.frombuffer(body, np.uint8).__array_interface__["data"][0] + size if size else 0
+    assert end % 64 == 0
 
 
 def test_another_magic_and_a_size_past_the_bound_are_refused() -> None:

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from rowhouse.error import InvalidRequestError
 
 from ps_server import optimizer
-from ps_server.kernel.gradient import ascend, clip, first_not_below, sum_duplicates
+from ps_server.kernel.gradient import clip, first_not_below, sum_duplicates
 from ps_server.optimizer import Adagrad, Adam, Ftrl, Optimizer, OptimizerConfig, Sgd
 from tests import naive
 
@@ -131,17 +131,6 @@ def test_the_first_gradient_that_is_not_below_a_bound_is_found(sign: float) -> N
 
 def test_no_gradients_are_finite() -> None:
     assert first_not_below(np.empty((0, 16), np.float32), 1.0) == -1
-
-
-@pytest.mark.parametrize("count", [0, 1, 2, 256, 257, 258, 1000])
-def test_ascending_ids_are_told_from_others(count: int) -> None:
-    ids = np.arange(count, dtype=np.uint64) + np.uint64(2**64 - 1 - count)
-    assert ascend(ids)
-    for place in {1, 255, 256, 257, count - 1} & set(range(1, count)):
-        for wrong in (ids[place - 1], np.uint64(0)):
-            other = ids.copy()
-            other[place] = wrong
-            assert not ascend(other)
 
 
 IDS = st.lists(st.sampled_from([0, 1, 2, 3, 2**32, 2**63, 2**64 - 1, 2**64 - 2]), max_size=40)
