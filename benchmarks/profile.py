@@ -81,6 +81,10 @@ def patched(clock: Clock) -> Iterator[None]:
             if isinstance(value, dispatcher):
                 saved.append((module, name, value))
                 setattr(module, name, clock.wrap(f"{value.py_func.__name__} (kernel)", value))
+            elif isinstance(value, dict) and any(isinstance(v, dispatcher) for v in value.values()):
+                saved.append((module, name, value))
+                timed = {k: clock.wrap(f"{name} {k} (kernel)", v) for k, v in value.items()}
+                setattr(module, name, timed)
     for module_name, class_name, method in LEAVES:
         owner = getattr(import_module(module_name), class_name)
         saved.append((owner, method, getattr(owner, method)))

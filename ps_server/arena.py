@@ -17,8 +17,10 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 from rowhouse import dtype
+from rowhouse.ids import as_read_only
 
 from ps_server.kernel import index, lookup, record
+from ps_server.kernel.step import StepHot
 from ps_server.row import RowLayout
 
 Slots = NDArray[np.int64]
@@ -157,6 +159,43 @@ class Arena:
             layout.weights_at, layout.dim * storage.itemsize, mode, out.reshape(-1).view(np.uint8), missing,
         )  # fmt: skip
         return missing[:count]
+
+    def step(
+        self,
+        step_hot: StepHot,
+        ids: Ids,
+        gradients: NDArray[np.float32],
+        hyper: NDArray[np.float64],
+        lsn: int,
+    ) -> tuple[Slots, int]:
+        """Step the rows of those ids that are here; they become dirty.
+
+        Parameters
+        ----------
+        step_hot
+            The optimizer's of kernel/step.py.
+        ids
+            (n,) uint64, distinct.
+        gradients
+            (n, dim) float32, one per id.
+        hyper
+            The optimizer's hyperparameters.
+        lsn
+            The push's; seeds stochastic rounding.
+
+        Returns
+        -------
+        tuple
+            Slot of each id ((n,) int64, -1: not here) and how many are not here.
+        """
+        layout = self.layout
+        slots = np.empty(ids.shape[0], np.int64)
+        missing = step_hot(
+            as_read_only(ids), self._entries, self._caps, self._geometry, self.records64,
+            index.REFERENCED | index.DIRTY, self.records32, self.records16, layout.dtype,
+            layout.weights_at, layout.state_at, as_read_only(gradients), hyper, lsn, slots,
+        )  # fmt: skip
+        return slots, int(missing)
 
     def clear_flags(self, ids: Ids, flags: int) -> None:
         """Clear flags of the entries of those ids that are here."""

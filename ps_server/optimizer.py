@@ -2,14 +2,14 @@
 """Optimizer configs: what a table's author writes, and what the kernels take.
 
 `OptimizerConfig` is a union discriminated by `kind`. A config says how much state a row carries, how
-that state begins, which kernel steps it and with which hyperparameters; the kernels' docstrings
-(kernel/optimizer.py, kernel/optimizer_proximal.py) state each formula and its paper.
+that state begins, and with which hyperparameters it is stepped (by the kernel that kernel/step.py has for
+`kind`); the kernels' docstrings (kernel/optimizer.py, kernel/optimizer_proximal.py) state each formula and
+its paper.
 
 Thread safety: configs are immutable.
 """
 
 import math
-from collections.abc import Callable
 from typing import Annotated, ClassVar, Literal, Self
 
 import numpy as np
@@ -17,19 +17,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from rowhouse.error import InvalidRequestError
 
-from ps_server.kernel import optimizer as kernel
-from ps_server.kernel import optimizer_proximal as proximal
 from ps_server.kernel.gradient import clip
-
-Kernel = Callable[
-    [
-        NDArray[np.float32], NDArray[np.int64],
-        NDArray[np.float32], NDArray[np.int64],
-        NDArray[np.float32], NDArray[np.float64],
-    ],
-    None,
-]  # fmt: skip
-"""kernel(weights, weight_at, state, state_at, gradients, hyper); see kernel/optimizer.py."""
 
 _LARGEST = 3e38  # kernels compute in float32
 Positive = Annotated[float, Field(strict=True, ge=1e-30, le=_LARGEST, allow_inf_nan=False)]
@@ -58,11 +46,6 @@ class Optimizer(BaseModel):
 
     zero_rate_allowed: ClassVar[bool] = True
     """Whether a push may bring learning rate 0 (the first step of a warm-up)."""
-
-    @property
-    def kernel(self) -> Kernel:
-        """The kernel that steps a batch of rows."""
-        raise NotImplementedError
 
     def state_size(self, dim: int) -> int:
         """Number of float32 values of state beside a row of `dim` weights."""
@@ -122,11 +105,6 @@ class Sgd(DecayedOptimizer):
     kind: Literal["sgd"] = "sgd"
     learning_rate: Positive = 0.01
 
-    @property
-    def kernel(self) -> Kernel:
-        """kernel.optimizer.sgd."""
-        return kernel.sgd
-
     def state_size(self, dim: int) -> int:
         """None."""
         return 0
@@ -152,11 +130,6 @@ class Momentum(DecayedOptimizer):
             )
         return self
 
-    @property
-    def kernel(self) -> Kernel:
-        """kernel.optimizer.momentum."""
-        return kernel.momentum
-
     def state_size(self, dim: int) -> int:
         """One velocity per weight."""
         return dim
@@ -172,11 +145,6 @@ class Adagrad(DecayedOptimizer):
     learning_rate: Positive = 0.01
     initial_accumulator_value: NotNegative = 0.0
     eps: Positive = 1e-10
-
-    @property
-    def kernel(self) -> Kernel:
-        """kernel.optimizer.adagrad."""
-        return kernel.adagrad
 
     def state_size(self, dim: int) -> int:
         """One accumulator per weight."""
@@ -198,11 +166,6 @@ class RowwiseAdagrad(DecayedOptimizer):
     initial_accumulator_value: NotNegative = 0.0
     eps: Positive = 1e-8
 
-    @property
-    def kernel(self) -> Kernel:
-        """kernel.optimizer.rowwise_adagrad."""
-        return kernel.rowwise_adagrad
-
     def state_size(self, dim: int) -> int:
         """One accumulator."""
         return 1
@@ -222,11 +185,6 @@ class _AdamLike(DecayedOptimizer):
     eps: Positive = 1e-8
 
     decoupled: ClassVar[bool]
-
-    @property
-    def kernel(self) -> Kernel:
-        """kernel.optimizer.adam."""
-        return kernel.adam
 
     def state_size(self, dim: int) -> int:
         """Two moments per weight, and the row's step count."""
@@ -291,22 +249,12 @@ class Ftrl(_FtrlLike):
 
     kind: Literal["ftrl"] = "ftrl"
 
-    @property
-    def kernel(self) -> Kernel:
-        """kernel.optimizer_proximal.ftrl."""
-        return proximal.ftrl
-
 
 class GroupFtrl(_FtrlLike):
     """FTRL whose l21 zeroes whole rows at once, and l1 single weights; conventions as Ftrl's."""
 
     kind: Literal["group_ftrl"] = "group_ftrl"
     l21: NotNegative = 0.0
-
-    @property
-    def kernel(self) -> Kernel:
-        """kernel.optimizer_proximal.group_ftrl."""
-        return proximal.group_ftrl
 
     def _hyper(self) -> tuple[float, ...]:
         return (*super()._hyper(), self.l21)
@@ -319,11 +267,6 @@ class Fobos(Optimizer):
     learning_rate: Positive = 0.01
     l1: NotNegative = 0.0
     l2: NotNegative = 0.0
-
-    @property
-    def kernel(self) -> Kernel:
-        """kernel.optimizer_proximal.fobos."""
-        return proximal.fobos
 
     def state_size(self, dim: int) -> int:
         """None."""
@@ -342,11 +285,6 @@ class FobosAdagrad(Optimizer):
     l2: NotNegative = 0.0
     initial_accumulator_value: NotNegative = 0.1
     eps: Positive = 1e-10
-
-    @property
-    def kernel(self) -> Kernel:
-        """kernel.optimizer_proximal.fobos_adagrad."""
-        return proximal.fobos_adagrad
 
     def state_size(self, dim: int) -> int:
         """One accumulator per weight."""

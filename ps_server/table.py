@@ -22,8 +22,7 @@ from ps_server.admission import AdmissionFilter
 from ps_server.arena import Ids, Slots
 from ps_server.config import TableConfig
 from ps_server.kernel import index, record
-from ps_server.kernel.gradient import clip
-from ps_server.kernel.rounding import round_rows, widen_rows
+from ps_server.kernel.step import STEP_HOT
 from ps_server.score import ShowClick
 from ps_server.tier import Tier, TierParts
 
@@ -182,18 +181,19 @@ class Table:
         ids = part.ids
         with self.tier.changing():
             admitted = self.admission.admit(ids, lsn) if self.admission else None
-            slots, missing = self.tier.arena.find(ids, index.REFERENCED | index.DIRTY)
-            pinned = False
-            if missing:
-                pinned = self._bring_in(ids, slots, admitted)
             row_lsn = self.tier.arena.row_lsn
+            if row_lsn is None:
+                slots, missing = self._step(part, lsn, time_s)
+                left = slots < 0
+            else:  # recovery: a row may hold this push already
+                slots, missing = self.tier.arena.find(ids)
+                left = np.ones(ids.shape[0], np.bool_)
+            pinned = missing > 0 and self._bring_in(ids, slots, admitted)
             if missing or row_lsn is not None:
-                keep = slots >= 0
+                left &= slots >= 0
                 if row_lsn is not None:
-                    keep &= row_lsn[slots] < lsn  # -1 wraps to the last one and is masked anyway
-                if not keep.all():
-                    part, slots = part.only(keep), slots[keep]
-            self._apply(part, slots, lsn, time_s)
+                    left &= row_lsn[slots] < lsn  # -1 wraps to the last one and is masked anyway
+                self._step(part if left.all() else part.only(left), lsn, time_s)
             if pinned:
                 self.tier.arena.clear_flags(ids, index.PINNED)
             self.tier.applied_lsn = lsn
@@ -233,28 +233,17 @@ class Table:
         values[:, at : at + state.shape[0]] = state
         return values
 
-    def _apply(self, part: TablePush, slots: Slots, lsn: int, time_s: int) -> None:
-        """Run the optimizer on hot rows; the caller holds the lock."""
-        ids, gradients = part.ids, part.gradients
-        if not ids.shape[0]:
-            return
-        layout, optimizer, arena = self.layout, self.config.optimizer, self.tier.arena
-        if optimizer.clip_value is not None or optimizer.clip_norm is not None:
-            gradients = gradients.copy()
-            clip(gradients, optimizer.clip_value or 0.0, optimizer.clip_norm or 0.0)
-        hyper = optimizer.hyper(part.learning_rate)
-        state_at = slots * (layout.stride // 4) + layout.state_at // 4
-        if layout.dtype == dtype.FLOAT32:
-            weights_at = slots * (layout.stride // 4) + layout.weights_at // 4
-            optimizer.kernel(arena.records32, weights_at, arena.records32, state_at, gradients, hyper)
-        else:
-            row_at = slots * (layout.stride // 2) + layout.weights_at // 2
-            tile = np.empty((ids.shape[0], layout.dim), np.float32)
-            widen_rows(arena.records16, row_at, layout.dim, layout.dtype, tile)
-            tile_at = np.arange(ids.shape[0], dtype=np.int64) * layout.dim
-            optimizer.kernel(tile.reshape(-1), tile_at, arena.records32, state_at, gradients, hyper)
-            round_rows(tile, ids, lsn, layout.dim, layout.dtype, arena.records16, row_at)
-        self._note_push(part.events, slots, time_s)
+    def _step(self, part: TablePush, lsn: int, time_s: int) -> tuple[Slots, int]:
+        """Run the optimizer on the rows of a push that are hot; the slots of all, -1 where they are not, and
+        how many are not. The caller holds the lock."""
+        optimizer = self.config.optimizer
+        slots, missing = self.tier.arena.step(
+            STEP_HOT[optimizer.kind], part.ids, optimizer.clipped(part.gradients),
+            optimizer.hyper(part.learning_rate), lsn,
+        )  # fmt: skip
+        here = slots >= 0 if missing else slice(None)
+        self._note_push(None if part.events is None else part.events[here], slots[here], time_s)
+        return slots, missing
 
     def _note_push(self, events: NDArray[np.float32] | None, slots: Slots, time_s: int) -> None:
         """Bring the rows' metadata up to date, as far as the table's policies need it."""

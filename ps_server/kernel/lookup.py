@@ -32,8 +32,8 @@ from ps_server.kernel.vector import copy_row, lowest_bit, scan_line, widen_bfloa
 COPY, WIDEN_HALF, WIDEN_BFLOAT = 0, 1, 2
 """What `gather` does to a row's weights."""
 
-_BLOCK = 64  # ids per pass: enough to cover memory latency, small enough for the first-level cache
-_PREFETCH_WORDS = 64  # 512 bytes of a record at most: past it the processor follows the stream by itself
+BLOCK = 64  # ids per pass: enough to cover memory latency, small enough for the first-level cache
+PREFETCH_WORDS = 64  # 512 bytes of a record at most: past it the processor follows the stream by itself
 
 
 @njit(inline="always")
@@ -81,6 +81,29 @@ def _settled(
 
 
 @njit(nogil=True, cache=True)
+def find_block(
+    ids: Array, entries: Array, caps: Array, geometry: Array, records: Array, words: int, set_flags: int,
+    tags: Array, segments: Array, at: Array, slots: Array,
+) -> int:  # fmt: skip
+    """`find` for at most BLOCK ids; `words` uint64 of each record come into the cache. `tags` uint64,
+    `segments` and `at` int64 are scratch of BLOCK."""
+    missing = 0
+    flags = np.uint64(set_flags) << S32
+    _candidates(ids, 0, ids.shape[0], entries, caps, geometry, records, words, tags, segments, at)
+    for j in range(ids.shape[0]):
+        position = _settled(ids[j], at[j], entries, caps, geometry, records)
+        if position < 0:
+            slots[j] = -1
+            missing += 1
+        else:
+            entry = entries[position]
+            slots[j] = slot_of(entry)
+            if entry & flags != flags:
+                entries[position] = entry | flags
+    return missing
+
+
+@njit(nogil=True, cache=True)
 def find(
     ids: Array, entries: Array, caps: Array, geometry: Array, records: Array, set_flags: int, slots: Array
 ) -> int:
@@ -89,24 +112,15 @@ def find(
     `ids` is (n,) uint64. Returns how many were not found.
     """
     missing = 0
-    n = ids.shape[0]
-    flags = np.uint64(set_flags) << S32
-    tags = np.empty(_BLOCK, np.uint64)
-    segments = np.empty(_BLOCK, np.int64)
-    at = np.empty(_BLOCK, np.int64)
-    for start in range(0, n, _BLOCK):
-        size = min(_BLOCK, n - start)
-        _candidates(ids, start, size, entries, caps, geometry, records, 1, tags, segments, at)
-        for j in range(size):
-            position = _settled(ids[start + j], at[j], entries, caps, geometry, records)
-            if position < 0:
-                slots[start + j] = -1
-                missing += 1
-            else:
-                entry = entries[position]
-                slots[start + j] = slot_of(entry)
-                if entry & flags != flags:
-                    entries[position] = entry | flags
+    tags = np.empty(BLOCK, np.uint64)
+    segments = np.empty(BLOCK, np.int64)
+    at = np.empty(BLOCK, np.int64)
+    for start in range(0, ids.shape[0], BLOCK):
+        stop = min(start + BLOCK, ids.shape[0])
+        missing += find_block(
+            ids[start:stop], entries, caps, geometry, records, 1, set_flags, tags, segments, at,
+            slots[start:stop],
+        )  # fmt: skip
     return missing
 
 
@@ -128,12 +142,12 @@ def gather(
     bytes8 = records.view(np.uint8)
     stride = geometry[STRIDE] * 8
     count = width // 2  # 16-bit weights of a row, where they are widened
-    words = min((first + width + 7) // 8, _PREFETCH_WORDS)
-    tags = np.empty(_BLOCK, np.uint64)
-    segments = np.empty(_BLOCK, np.int64)
-    at = np.empty(_BLOCK, np.int64)
-    for start in range(0, n, _BLOCK):
-        size = min(_BLOCK, n - start)
+    words = min((first + width + 7) // 8, PREFETCH_WORDS)
+    tags = np.empty(BLOCK, np.uint64)
+    segments = np.empty(BLOCK, np.int64)
+    at = np.empty(BLOCK, np.int64)
+    for start in range(0, n, BLOCK):
+        size = min(BLOCK, n - start)
         _candidates(ids, start, size, entries, caps, geometry, records, words, tags, segments, at)
         for j in range(size):
             position = _settled(ids[start + j], at[j], entries, caps, geometry, records)

@@ -28,8 +28,6 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from ps_server.kernel.intrinsic import PREFETCH_ROWS, prefetch_row
-
 _F32, _U64 = np.float32, np.uint64
 
 
@@ -47,8 +45,6 @@ def sgd(
     count, dim = gradients.shape
     rate, decay = _F32(hyper[0]), _F32(hyper[1])
     for i in range(count):
-        if i + PREFETCH_ROWS < count:
-            prefetch_row(weights, weight_at[i + PREFETCH_ROWS], dim)
         w = _U64(weight_at[i])
         for j in range(_U64(dim)):
             weights[w + j] -= rate * (gradients[i, j] + decay * weights[w + j])
@@ -71,9 +67,6 @@ def momentum(
     rate, decay, factor = _F32(hyper[0]), _F32(hyper[1]), _F32(hyper[2])
     damped, nesterov = _F32(1.0 - hyper[3]), hyper[4] != 0.0
     for i in range(count):
-        if i + PREFETCH_ROWS < count:
-            prefetch_row(weights, weight_at[i + PREFETCH_ROWS], dim)
-            prefetch_row(state, state_at[i + PREFETCH_ROWS], dim)
         w, s = _U64(weight_at[i]), _U64(state_at[i])
         gain = damped
         if damped != _F32(1.0):
@@ -102,9 +95,6 @@ def adagrad(
     count, dim = gradients.shape
     rate, decay, eps = _F32(hyper[0]), _F32(hyper[1]), _F32(hyper[2])
     for i in range(count):
-        if i + PREFETCH_ROWS < count:
-            prefetch_row(weights, weight_at[i + PREFETCH_ROWS], dim)
-            prefetch_row(state, state_at[i + PREFETCH_ROWS], dim)
         w, s = _U64(weight_at[i]), _U64(state_at[i])
         for j in range(_U64(dim)):
             g = gradients[i, j] + decay * weights[w + j]
@@ -128,9 +118,6 @@ def rowwise_adagrad(
     count, dim = gradients.shape
     rate, decay, eps = _F32(hyper[0]), _F32(hyper[1]), _F32(hyper[2])
     for i in range(count):
-        if i + PREFETCH_ROWS < count:
-            prefetch_row(weights, weight_at[i + PREFETCH_ROWS], dim)
-            prefetch_row(state, state_at[i + PREFETCH_ROWS], 1)
         w, s = _U64(weight_at[i]), _U64(state_at[i])
         square = 0.0  # summed in float64, so that the order of the sum cannot be seen
         for j in range(_U64(dim)):
@@ -182,9 +169,6 @@ def adam(
     gain1, keep2, gain2 = _F32(1.0 - beta1), _F32(beta2), _F32(1.0 - beta2)
     last, step_size, root = _F32(-1.0), _F32(0.0), _F32(1.0)
     for i in range(count):
-        if i + PREFETCH_ROWS < count:
-            prefetch_row(weights, weight_at[i + PREFETCH_ROWS], dim)
-            prefetch_row(state, state_at[i + PREFETCH_ROWS], 2 * dim + 1)
         w, m = _U64(weight_at[i]), _U64(state_at[i])
         v = m + _U64(dim)
         t = state[v + _U64(dim)] + _F32(1.0)

@@ -9,8 +9,6 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from ps_server.kernel.intrinsic import PREFETCH_ROWS, prefetch_row
-
 _F32, _U64 = np.float32, np.uint64
 
 
@@ -48,9 +46,6 @@ def ftrl(
     count, dim = gradients.shape
     rate, beta, l1, l2 = _F32(hyper[0]), _F32(hyper[1]), _F32(hyper[2]), _F32(hyper[3])
     for i in range(count):
-        if i + PREFETCH_ROWS < count:
-            prefetch_row(weights, weight_at[i + PREFETCH_ROWS], dim)
-            prefetch_row(state, state_at[i + PREFETCH_ROWS], 2 * dim)
         w, z = _U64(weight_at[i]), _U64(state_at[i])
         n = z + _U64(dim)
         for j in range(_U64(dim)):
@@ -87,9 +82,6 @@ def group_ftrl(
     rate, beta, l1, l2 = _F32(hyper[0]), _F32(hyper[1]), _F32(hyper[2]), _F32(hyper[3])
     threshold = hyper[4] * np.sqrt(np.float64(dim))
     for i in range(count):
-        if i + PREFETCH_ROWS < count:
-            prefetch_row(weights, weight_at[i + PREFETCH_ROWS], dim)
-            prefetch_row(state, state_at[i + PREFETCH_ROWS], 2 * dim)
         w, z = _U64(weight_at[i]), _U64(state_at[i])
         n = z + _U64(dim)
         for j in range(_U64(dim)):
@@ -124,8 +116,6 @@ def fobos(
     count, dim = gradients.shape
     rate, l1, l2 = _F32(hyper[0]), _F32(hyper[1]), _F32(hyper[2])
     for i in range(count):
-        if i + PREFETCH_ROWS < count:
-            prefetch_row(weights, weight_at[i + PREFETCH_ROWS], dim)
         w = _U64(weight_at[i])
         for j in range(_U64(dim)):
             half = weights[w + j] - rate * gradients[i, j]
@@ -147,9 +137,6 @@ def fobos_adagrad(
     count, dim = gradients.shape
     rate, l1, l2, eps = _F32(hyper[0]), _F32(hyper[1]), _F32(hyper[2]), _F32(hyper[3])
     for i in range(count):
-        if i + PREFETCH_ROWS < count:
-            prefetch_row(weights, weight_at[i + PREFETCH_ROWS], dim)
-            prefetch_row(state, state_at[i + PREFETCH_ROWS], dim)
         w, s = _U64(weight_at[i]), _U64(state_at[i])
         for j in range(_U64(dim)):
             g = gradients[i, j]

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from rowhouse.dtype import BFLOAT16
 from rowhouse.mix import mix64_scalar
 
-from ps_server.kernel.intrinsic import PREFETCH_ROWS, bits_float, float_bits, half_to_float, prefetch_row
+from ps_server.kernel.intrinsic import bits_float, float_bits, half_to_float
 
 _U16, _U32, _U64 = np.uint16, np.uint32, np.uint64
 _TWO_24 = np.float32(2.0**24)
@@ -77,8 +77,6 @@ def widen_rows(
     """
     count = row_at.shape[0]
     for i in range(count):
-        if i + PREFETCH_ROWS < count:
-            prefetch_row(words, row_at[i + PREFETCH_ROWS], dim)
         start = _U64(row_at[i])
         if code == BFLOAT16:
             for j in range(_U64(dim)):

@@ -19,10 +19,11 @@ from numba import njit
 from numpy.typing import NDArray
 from rowhouse.mix import mix64_scalar
 
-from ps_server.kernel.intrinsic import PREFETCH_ROWS, prefetch_write
+from ps_server.kernel.intrinsic import prefetch_write
 
 LINE_BYTES: Final = 64
 _ROWS: Final = 4
+_AHEAD: Final = 24  # ids: more than latency asks for, as lines are written back too
 _U64 = np.uint64
 
 
@@ -58,8 +59,8 @@ def sketch_add(
         hashes[i] = mix64_scalar(ids[i] ^ key)
     out = np.empty(count, np.uint16)
     for i in range(count):
-        if i + PREFETCH_ROWS < count:
-            ahead = (hashes[i + PREFETCH_ROWS] >> _U64(32)) & (lines - _U64(1))
+        if i + _AHEAD < count:
+            ahead = (hashes[i + _AHEAD] >> _U64(32)) & (lines - _U64(1))
             prefetch_write(counters, ahead * _U64(line))
         h = hashes[i]
         start = ((h >> _U64(32)) & (lines - _U64(1))) * _U64(line)

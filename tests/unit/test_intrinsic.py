@@ -15,7 +15,6 @@ from ps_server.kernel.intrinsic import (
     float_to_half_bits,
     half_to_float,
     prefetch_read,
-    prefetch_row,
     prefetch_write,
 )
 
@@ -66,7 +65,6 @@ def _prefetched_sum(array: NDArray[np.float32], ahead: int) -> float:
     for i in range(array.shape[0]):
         prefetch_read(array, i + ahead)
         prefetch_write(array, np.uint64(i))
-        prefetch_row(array, np.int64(i), 40)
         total += array[i]
     return total
 

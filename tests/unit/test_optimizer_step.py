@@ -28,6 +28,8 @@ from ps_server.optimizer import (
 )
 from tests import naive
 
+from .optimizer_kernel import kernel_of
+
 ROWS, STEPS = 6, 1000
 DIMS = [1, 7, 16]
 
@@ -49,7 +51,7 @@ class Rows:
     ) -> None:
         at = self.weight_at[ids.astype(np.int64)]
         buffer, hyper = self.buffer, self.optimizer.hyper(rate)
-        self.optimizer.kernel(buffer, at, buffer, at + self.dim, self.optimizer.clipped(gradients), hyper)
+        kernel_of(self.optimizer)(buffer, at, buffer, at + self.dim, self.optimizer.clipped(gradients), hyper)
 
     @property
     def weights(self) -> NDArray[np.float32]:
@@ -286,9 +288,9 @@ def test_narrow_rows_follow_the_wide_ones(ours: Optimizer, code: int) -> None:
     for lsn in range(steps):
         gradients = np.tile(rng.standard_normal(dim).astype(np.float32) + 0.3, (copies, 1))
         hyper, size = ours.hyper(), state.shape[2]
-        ours.kernel(wide.reshape(-1), at * dim, state[0].reshape(-1), at * size, gradients, hyper)
+        kernel_of(ours)(wide.reshape(-1), at * dim, state[0].reshape(-1), at * size, gradients, hyper)
         widen_rows(words, at * dim, dim, code, tile)
-        ours.kernel(tile.reshape(-1), at * dim, state[1].reshape(-1), at * size, gradients, hyper)
+        kernel_of(ours)(tile.reshape(-1), at * dim, state[1].reshape(-1), at * size, gradients, hyper)
         round_rows(tile, at.astype(np.uint64), lsn, dim, code, words, at * dim)
     widen_rows(words, at * dim, dim, code, tile)
     error = np.abs(tile.mean(axis=0) - wide[0]).max() / max(np.abs(wide).max(), 1.0)

@@ -46,13 +46,13 @@ def test_half_a_push_never_reaches_the_store(
     """Ctrl-C in embedded mode: rows have changed, their table's LSN has not, and a checkpoint is running."""
     driver.push({"user": (IDS, ones(3))})
     user = driver.shard._tables["user"]
-    apply = user._apply
+    step = user._step
 
     def interrupted(*arguments: Any) -> None:
-        apply(*arguments)
+        step(*arguments)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(user, "_apply", interrupted)
+    monkeypatch.setattr(user, "_step", interrupted)
     with pytest.raises(KeyboardInterrupt):
         driver.push({"user": (IDS, ones(3))})
     with pytest.raises(PoisonedError, match="a push or a write broke off"):

@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A push's gradients on the rows that are hot: found and stepped in one pass.
+
+Rows are worked on in the blocks of kernel/lookup.py: while a block's ids are looked up its records are on
+their way to the cache, and they are stepped while they are there. In two passes, the second one with
+prefetches of its own, every row came from memory twice: 1.3 ms for 26,447 rows of dim 16, and not 0.8.
+
+Arguments of the index are those of kernel/index.py, those of an optimizer's kernel those of
+kernel/optimizer.py. Thread safety: none; the table's lock covers each call. All kernels release the GIL.
+"""
+
+from collections.abc import Callable
+from typing import Any, Final
+
+import numpy as np
+from numba import njit
+from rowhouse.dtype import FLOAT32
+
+from ps_server.kernel import optimizer, optimizer_proximal
+from ps_server.kernel.index import STRIDE
+from ps_server.kernel.lookup import BLOCK, PREFETCH_WORDS, find_block
+from ps_server.kernel.rounding import round_rows, widen_rows
+
+StepHot = Callable[..., int]
+
+
+@njit(nogil=True)
+def _step_hot(kernel: Any, arguments: Any) -> int:
+    """Step the row of each id that is here, and OR `set_flags` into its entry; see STEP_HOT."""
+    (
+        ids, entries, caps, geometry, records, set_flags, records32, records16, code, weights_at, state_at,
+        gradients, hyper, lsn, slots,
+    ) = arguments  # fmt: skip
+    missing = 0
+    count, dim = gradients.shape
+    stride = geometry[STRIDE] * 8
+    width = 4 if code == FLOAT32 else 2
+    words = min(geometry[STRIDE], PREFETCH_WORDS)
+    tags = np.empty(BLOCK, np.uint64)
+    scratch = np.empty((2, BLOCK), np.int64)
+    row_at = np.empty(BLOCK, np.int64)
+    row_state_at = np.empty(BLOCK, np.int64)
+    tile = np.empty((BLOCK, dim), np.float32)
+    tile_at = np.arange(BLOCK) * dim
+    for start in range(0, count, BLOCK):
+        size = min(BLOCK, count - start)
+        here = slots[start : start + size]
+        missing += find_block(
+            ids[start : start + size], entries, caps, geometry, records, words, set_flags,
+            tags, scratch[0], scratch[1], here,
+        )  # fmt: skip
+        for j in range(size):
+            row_at[j] = (here[j] * stride + weights_at) // width
+            row_state_at[j] = (here[j] * stride + state_at) // 4
+        begin = 0
+        for j in range(size + 1):
+            if j < size and here[j] >= 0:
+                continue
+            if begin < j:  # a run of rows that are here
+                at, to_state = row_at[begin:j], row_state_at[begin:j]
+                first, last = start + begin, start + j
+                if code == FLOAT32:
+                    kernel(records32, at, records32, to_state, gradients[first:last], hyper)
+                else:
+                    widen_rows(records16, at, dim, code, tile)
+                    flat = tile.reshape(-1)
+                    kernel(flat, tile_at[: j - begin], records32, to_state, gradients[first:last], hyper)
+                    round_rows(tile, ids[first:last], lsn, dim, code, records16, at)
+            begin = j + 1
+    return missing
+
+
+# numba keeps a kernel on disk only if what it calls is named where it stands: hence one per optimizer.
+@njit(nogil=True, cache=True)
+def _sgd(*arguments: Any) -> int:
+    return _step_hot(optimizer.sgd, arguments)
+
+
+@njit(nogil=True, cache=True)
+def _momentum(*arguments: Any) -> int:
+    return _step_hot(optimizer.momentum, arguments)
+
+
+@njit(nogil=True, cache=True)
+def _adagrad(*arguments: Any) -> int:
+    return _step_hot(optimizer.adagrad, arguments)
+
+
+@njit(nogil=True, cache=True)
+def _rowwise_adagrad(*arguments: Any) -> int:
+    return _step_hot(optimizer.rowwise_adagrad, arguments)
+
+
+@njit(nogil=True, cache=True)
+def _adam(*arguments: Any) -> int:
+    return _step_hot(optimizer.adam, arguments)
+
+
+@njit(nogil=True, cache=True)
+def _ftrl(*arguments: Any) -> int:
+    return _step_hot(optimizer_proximal.ftrl, arguments)
+
+
+@njit(nogil=True, cache=True)
+def _group_ftrl(*arguments: Any) -> int:
+    return _step_hot(optimizer_proximal.group_ftrl, arguments)
+
+
+@njit(nogil=True, cache=True)
+def _fobos(*arguments: Any) -> int:
+    return _step_hot(optimizer_proximal.fobos, arguments)
+
+
+@njit(nogil=True, cache=True)
+def _fobos_adagrad(*arguments: Any) -> int:
+    return _step_hot(optimizer_proximal.fobos_adagrad, arguments)
+
+
+STEP_HOT: Final[dict[str, StepHot]] = {
+    "sgd": _sgd,
+    "momentum": _momentum,
+    "adagrad": _adagrad,
+    "rowwise_adagrad": _rowwise_adagrad,
+    "adam": _adam,
+    "adamw": _adam,
+    "ftrl": _ftrl,
+    "group_ftrl": _group_ftrl,
+    "fobos": _fobos,
+    "fobos_adagrad": _fobos_adagrad,
+}
+"""By an optimizer's kind:
+
+    (ids, entries, caps, geometry, records, set_flags, records32, records16, code, weights_at, state_at,
+     gradients, hyper, lsn, slots) -> how many ids are not here
+
+`ids` is (n,) uint64 distinct, `gradients` (n, dim) float32. A record's weights, of wire code `code`, begin at
+its byte `weights_at`, its state at byte `state_at`; `records32` and `records16` are its float32 and uint16
+views. Weights of 16 bits are rounded by `lsn`. `slots` (n,) int64 gets each id's slot, -1 where it is not
+here."""
