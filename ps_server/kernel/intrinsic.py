@@ -15,12 +15,19 @@ Thread safety: no state.
 from collections.abc import Callable
 from typing import Any, Final
 
+import numpy as np
 from llvmlite import ir
-from numba import extending, types
+from numba import extending, njit, types
 from numba.core.errors import TypingError
+from numpy.typing import NDArray
 
 # numba passes the typing context by itself, which its own annotations do not know.
 intrinsic: Final[Callable[[Callable[..., Any]], Any]] = extending.intrinsic
+
+_LINE_BYTES: Final = 64
+_PREFETCH_BYTES_MAX: Final = 512
+"""Head of a row that is prefetched. Past it the processor has seen the stream and follows it by
+itself, and whole rows of dim 1024 ahead would drive each other out of a 32 KiB cache."""
 
 
 def pointer_to(context: Any, builder: Any, array: Any, value: Any, index: Any, place: Any) -> Any:
@@ -166,3 +173,16 @@ def bits_double(typing_context: Any, bits: Any) -> Any:
         return builder.bitcast(arguments[0], ir.DoubleType())
 
     return types.float64(bits), codegen
+
+
+@njit(inline="always")
+def prefetch_row(array: NDArray[Any], start: np.int64, count: int) -> None:
+    """Prefetch `array[start : start + count]`, to be written soon (only its head if it is long).
+
+    A row need not begin on a cache line, so its last element is prefetched as well.
+    """
+    if count > 0:
+        end = min(count, _PREFETCH_BYTES_MAX // array.itemsize)
+        for k in range(0, end, _LINE_BYTES // array.itemsize):
+            prefetch_write(array, start + k)
+        prefetch_write(array, start + end - 1)

@@ -14,6 +14,9 @@ One signature for all of them, and for those of optimizer_proximal.py:
 | gradients  | (n, dim) float32        | row i's gradient, duplicates summed and clipped; not written |
 | hyper      | (count,) float64        | hyper[0] is the learning rate; each kernel names the rest |
 
+`weight_at` and `state_at` may both be longer: what follows are places of rows to come, which are
+prefetched.
+
 "Lazy" throughout: a row that a push does not touch does not move, nor does its state, whatever its
 momentum or weight decay. Arithmetic is float32 in the order of torch.optim on float32 tensors.
 `error_model="numpy"` makes a division by zero an infinity, not an exception, and lets LLVM
@@ -27,6 +30,8 @@ weights, state, gradient and `hyper` alone. Thread safety: concurrent calls must
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
+
+from ps_server.kernel.intrinsic import prefetch_row
 
 _F32, _U64 = np.float32, np.uint64
 
@@ -43,8 +48,11 @@ def sgd(
     Approximation Method").
     """
     count, dim = gradients.shape
+    ahead = weight_at.shape[0] - count
     rate, decay = _F32(hyper[0]), _F32(hyper[1])
     for i in range(count):
+        if ahead > 0:
+            prefetch_row(weights, weight_at[i + ahead], dim)
         w = _U64(weight_at[i])
         for j in range(_U64(dim)):
             weights[w + j] -= rate * (gradients[i, j] + decay * weights[w + j])
@@ -64,9 +72,13 @@ def momentum(
     importance of initialization and momentum in deep learning", section 2).
     """
     count, dim = gradients.shape
+    ahead = weight_at.shape[0] - count
     rate, decay, factor = _F32(hyper[0]), _F32(hyper[1]), _F32(hyper[2])
     damped, nesterov = _F32(1.0 - hyper[3]), hyper[4] != 0.0
     for i in range(count):
+        if ahead > 0:
+            prefetch_row(weights, weight_at[i + ahead], dim)
+            prefetch_row(state, state_at[i + ahead], dim)
         w, s = _U64(weight_at[i]), _U64(state_at[i])
         gain = damped
         if damped != _F32(1.0):
@@ -93,8 +105,12 @@ def adagrad(
     lr_decay = 0 (Duchi, Hazan, Singer 2011, "Adaptive Subgradient Methods", section 1.1, diagonal).
     """
     count, dim = gradients.shape
+    ahead = weight_at.shape[0] - count
     rate, decay, eps = _F32(hyper[0]), _F32(hyper[1]), _F32(hyper[2])
     for i in range(count):
+        if ahead > 0:
+            prefetch_row(weights, weight_at[i + ahead], dim)
+            prefetch_row(state, state_at[i + ahead], dim)
         w, s = _U64(weight_at[i]), _U64(state_at[i])
         for j in range(_U64(dim)):
             g = gradients[i, j] + decay * weights[w + j]
@@ -116,8 +132,12 @@ def rowwise_adagrad(
     for Fast and Scalable Training of Deep Learning Recommendation Models", section 4.1.1).
     """
     count, dim = gradients.shape
+    ahead = weight_at.shape[0] - count
     rate, decay, eps = _F32(hyper[0]), _F32(hyper[1]), _F32(hyper[2])
     for i in range(count):
+        if ahead > 0:
+            prefetch_row(weights, weight_at[i + ahead], dim)
+            prefetch_row(state, state_at[i + ahead], 1)
         w, s = _U64(weight_at[i]), _U64(state_at[i])
         square = 0.0  # summed in float64, so that the order of the sum cannot be seen
         for j in range(_U64(dim)):
@@ -162,6 +182,7 @@ def adam(
     2). A float32 t counts to 2^24, where both corrections have long been 1, and stays there.
     """
     count, dim = gradients.shape
+    ahead = weight_at.shape[0] - count
     rate, decay, beta1, beta2 = hyper[0], hyper[1], hyper[2], hyper[3]
     eps, decoupled = _F32(hyper[4]), hyper[5] != 0.0
     coupled = _F32(0.0) if decoupled else _F32(decay)
@@ -169,6 +190,9 @@ def adam(
     gain1, keep2, gain2 = _F32(1.0 - beta1), _F32(beta2), _F32(1.0 - beta2)
     last, step_size, root = _F32(-1.0), _F32(0.0), _F32(1.0)
     for i in range(count):
+        if ahead > 0:
+            prefetch_row(weights, weight_at[i + ahead], dim)
+            prefetch_row(state, state_at[i + ahead], 2 * dim + 1)
         w, m = _U64(weight_at[i]), _U64(state_at[i])
         v = m + _U64(dim)
         t = state[v + _U64(dim)] + _F32(1.0)

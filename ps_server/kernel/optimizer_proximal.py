@@ -9,6 +9,8 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from ps_server.kernel.intrinsic import prefetch_row
+
 _F32, _U64 = np.float32, np.uint64
 
 
@@ -44,8 +46,12 @@ def ftrl(
     subtracted, not g² divided by their sum: that telescopes exactly even where g² is lost against n.
     """
     count, dim = gradients.shape
+    ahead = weight_at.shape[0] - count
     rate, beta, l1, l2 = _F32(hyper[0]), _F32(hyper[1]), _F32(hyper[2]), _F32(hyper[3])
     for i in range(count):
+        if ahead > 0:
+            prefetch_row(weights, weight_at[i + ahead], dim)
+            prefetch_row(state, state_at[i + ahead], 2 * dim)
         w, z = _U64(weight_at[i]), _U64(state_at[i])
         n = z + _U64(dim)
         for j in range(_U64(dim)):
@@ -79,9 +85,13 @@ def group_ftrl(
     The minimiser is exact where a row's n are equal, and has the same zero rows otherwise.
     """
     count, dim = gradients.shape
+    ahead = weight_at.shape[0] - count
     rate, beta, l1, l2 = _F32(hyper[0]), _F32(hyper[1]), _F32(hyper[2]), _F32(hyper[3])
     threshold = hyper[4] * np.sqrt(np.float64(dim))
     for i in range(count):
+        if ahead > 0:
+            prefetch_row(weights, weight_at[i + ahead], dim)
+            prefetch_row(state, state_at[i + ahead], 2 * dim)
         w, z = _U64(weight_at[i]), _U64(state_at[i])
         n = z + _U64(dim)
         for j in range(_U64(dim)):
@@ -114,8 +124,11 @@ def fobos(
     Forward Backward Splitting", section 5 (equations for L1, L2² and both).
     """
     count, dim = gradients.shape
+    ahead = weight_at.shape[0] - count
     rate, l1, l2 = _F32(hyper[0]), _F32(hyper[1]), _F32(hyper[2])
     for i in range(count):
+        if ahead > 0:
+            prefetch_row(weights, weight_at[i + ahead], dim)
         w = _U64(weight_at[i])
         for j in range(_U64(dim)):
             half = weights[w + j] - rate * gradients[i, j]
@@ -135,8 +148,12 @@ def fobos_adagrad(
     TensorFlow's ProximalAdagrad is the case eps = 0.
     """
     count, dim = gradients.shape
+    ahead = weight_at.shape[0] - count
     rate, l1, l2, eps = _F32(hyper[0]), _F32(hyper[1]), _F32(hyper[2]), _F32(hyper[3])
     for i in range(count):
+        if ahead > 0:
+            prefetch_row(weights, weight_at[i + ahead], dim)
+            prefetch_row(state, state_at[i + ahead], dim)
         w, s = _U64(weight_at[i]), _U64(state_at[i])
         for j in range(_U64(dim)):
             g = gradients[i, j]

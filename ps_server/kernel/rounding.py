@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from rowhouse.dtype import BFLOAT16
 from rowhouse.mix import mix64_scalar
 
-from ps_server.kernel.intrinsic import bits_float, float_bits, half_to_float
+from ps_server.kernel.intrinsic import bits_float, float_bits, half_to_float, prefetch_row
 
 _U16, _U32, _U64 = np.uint16, np.uint32, np.uint64
 _TWO_24 = np.float32(2.0**24)
@@ -67,7 +67,7 @@ def widen_rows(
     words
         (words,) uint16 view of the records.
     row_at
-        (n,) int64, index in `words` of each row's first weight.
+        (n,) int64, index in `words` of each row's first weight; or longer, by rows to come (prefetched).
     dim
         Weights per row.
     code
@@ -75,8 +75,11 @@ def widen_rows(
     out
         (n, dim) float32, written.
     """
-    count = row_at.shape[0]
+    count = out.shape[0]
+    ahead = row_at.shape[0] - count
     for i in range(count):
+        if ahead > 0:
+            prefetch_row(words, row_at[i + ahead], dim)
         start = _U64(row_at[i])
         if code == BFLOAT16:
             for j in range(_U64(dim)):

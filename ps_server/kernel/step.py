@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """A push's gradients on the rows that are hot: found and stepped in one pass.
 
-Rows are worked on in the blocks of kernel/lookup.py: while a block's ids are looked up its records are on
-their way to the cache, and they are stepped while they are there. In two passes, the second one with
-prefetches of its own, every row came from memory twice: 1.3 ms for 26,447 rows of dim 16, and not 0.8.
+Rows of a few cache lines are worked on in the blocks of kernel/lookup.py: while a block's ids are looked up
+its records are on their way to the cache, and they are stepped while they are there. In two passes every row
+comes from memory twice (dim 16, a uniform push over TCP: 1.1 times as long). For wide rows that is worse (1.3
+to 1.5 times as long from dim 64 on): nothing is under way while a block is stepped. So all their ids are
+looked up first, and the optimizer's kernel prefetches some rows ahead.
 
 Arguments of the index are those of kernel/index.py, those of an optimizer's kernel those of
 kernel/optimizer.py. Thread safety: none; the table's lock covers each call. All kernels release the GIL.
@@ -18,8 +20,14 @@ from rowhouse.dtype import FLOAT32
 
 from ps_server.kernel import optimizer, optimizer_proximal
 from ps_server.kernel.index import STRIDE
-from ps_server.kernel.lookup import BLOCK, PREFETCH_WORDS, find_block
+from ps_server.kernel.lookup import BLOCK, find_block
 from ps_server.kernel.rounding import round_rows, widen_rows
+
+NARROW_BYTES: Final = 256
+"""Records of up to so many bytes are stepped block by block."""
+
+AHEAD: Final = 24
+"""Rows that kernels prefetch ahead: more than latency asks for, as a push writes lines back too."""
 
 StepHot = Callable[..., int]
 
@@ -35,38 +43,43 @@ def _step_hot(kernel: Any, arguments: Any) -> int:
     count, dim = gradients.shape
     stride = geometry[STRIDE] * 8
     width = 4 if code == FLOAT32 else 2
-    words = min(geometry[STRIDE], PREFETCH_WORDS)
+    narrow = stride <= NARROW_BYTES
+    words = geometry[STRIDE] if narrow else 1
+    group, ahead = (BLOCK, 0) if narrow else (max(count, BLOCK), AHEAD)
     tags = np.empty(BLOCK, np.uint64)
     scratch = np.empty((2, BLOCK), np.int64)
-    row_at = np.empty(BLOCK, np.int64)
-    row_state_at = np.empty(BLOCK, np.int64)
+    row_at, row_state_at = np.empty(group, np.int64), np.empty(group, np.int64)
     tile = np.empty((BLOCK, dim), np.float32)
-    tile_at = np.arange(BLOCK) * dim
-    for start in range(0, count, BLOCK):
-        size = min(BLOCK, count - start)
+    tile_at = np.arange(BLOCK + AHEAD) * dim
+    for start in range(0, count, group):
+        size = min(group, count - start)
+        for first in range(start, start + size, BLOCK):
+            last = min(first + BLOCK, start + size)
+            missing += find_block(
+                ids[first:last], entries, caps, geometry, records, words, set_flags,
+                tags, scratch[0], scratch[1], slots[first:last],
+            )  # fmt: skip
         here = slots[start : start + size]
-        missing += find_block(
-            ids[start : start + size], entries, caps, geometry, records, words, set_flags,
-            tags, scratch[0], scratch[1], here,
-        )  # fmt: skip
         for j in range(size):
             row_at[j] = (here[j] * stride + weights_at) // width
             row_state_at[j] = (here[j] * stride + state_at) // 4
         begin = 0
         for j in range(size + 1):
-            if j < size and here[j] >= 0:
+            if j < size and here[j] >= 0 and j - begin < BLOCK:
                 continue
-            if begin < j:  # a run of rows that are here
-                at, to_state = row_at[begin:j], row_state_at[begin:j]
+            if begin < j:  # a run of rows that are here, and places of some that come after
+                to = min(j + ahead, size)
+                at, to_state = row_at[begin:to], row_state_at[begin:to]
                 first, last = start + begin, start + j
                 if code == FLOAT32:
                     kernel(records32, at, records32, to_state, gradients[first:last], hyper)
                 else:
-                    widen_rows(records16, at, dim, code, tile)
-                    flat = tile.reshape(-1)
-                    kernel(flat, tile_at[: j - begin], records32, to_state, gradients[first:last], hyper)
-                    round_rows(tile, ids[first:last], lsn, dim, code, records16, at)
-            begin = j + 1
+                    run = tile[: j - begin]
+                    widen_rows(records16, at, dim, code, run)
+                    places = tile_at[: to - begin]
+                    kernel(run.reshape(-1), places, records32, to_state, gradients[first:last], hyper)
+                    round_rows(run, ids[first:last], lsn, dim, code, records16, at[: j - begin])
+            begin = j if j < size and here[j] >= 0 else j + 1
     return missing
 
 

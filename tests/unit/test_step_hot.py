@@ -57,7 +57,9 @@ def _step_one(
 
 @pytest.mark.parametrize("code", sorted(dtype.NAMES))
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("dim", "count", "missing"), [(16, 200, 0), (5, 200, 40), (1, 64, 64), (3, 65, 1)])
+@pytest.mark.parametrize(
+    ("dim", "count", "missing"), [(16, 200, 0), (5, 200, 40), (1, 64, 64), (3, 65, 1), (70, 150, 9)]
+)
 def test_rows_that_are_here_are_stepped_as_one_by_one(
     kind: Any, code: int, dim: int, count: int, missing: int
 ) -> None:
