@@ -6,7 +6,7 @@ stubs. What a call does is the shard's business; sockets, health and signals are
 
 Invariants: 1. every answer that is not OK carries the error's class name in the trailing metadata
 `rowhouse-error`; 2. bytes of requests, and of the rows that pulls ask for, held at once stay at or below
-the in-flight bound: the data port's until the peer has read them, gRPC's until they are gRPC's; 3. an
+the in-flight bound: they count until the peer has read the answer, or is gone; 3. an
 answer past that bound or MESSAGE_BYTES_MAX is refused before the shard works for it; 4. without a shard
 (it is recovering, or closed) every call is UNAVAILABLE.
 Thread safety: all methods may be called from any thread.
@@ -15,7 +15,7 @@ Thread safety: all methods may be called from any thread.
 import logging
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, Final, Protocol
 
 import grpc
@@ -98,6 +98,10 @@ class ServedShard(Protocol):
 
     def close(self) -> None:
         """Checkpoint, then let go of the directory."""
+
+
+Call = Callable[[ServedShard, Any, grpc.ServicerContext], Any]
+"""What a gRPC call does: the shard, the request and gRPC's context, to the answer."""
 
 
 class InFlight:
@@ -231,7 +235,7 @@ class ParameterService:
 
     def handler(self) -> grpc.GenericRpcHandler:
         """The gRPC handler to register under SERVICE_NAME."""
-        raw: dict[str, Callable[[ServedShard, bytes], Any]]
+        raw: dict[str, Call]
         raw = {"Pull": self._pull, "Push": self._push, "Contribute": self._contribute}
         methods: dict[str, grpc.RpcMethodHandler[Any, Any]]
         methods = {n: grpc.unary_unary_rpc_method_handler(self._guard(call)) for n, call in raw.items()}
@@ -252,12 +256,12 @@ class ParameterService:
             methods[name] = grpc.unary_unary_rpc_method_handler(self._guard(decoded))
         return grpc.method_handlers_generic_handler(SERVICE_NAME, methods)
 
-    def _guard(self, call: Callable[[ServedShard, Any], Any]) -> Callable[[Any, grpc.ServicerContext], Any]:
+    def _guard(self, call: Call) -> Callable[[Any, grpc.ServicerContext], Any]:
         """`call` with the shard looked up and every exception turned into a status."""
 
         def guarded(request: Any, context: grpc.ServicerContext) -> Any:
             try:
-                return call(self._served(), request)
+                return call(self._served(), request, context)
             except RowhouseError as error:
                 abort_with(context, error)
             except Exception as error:
@@ -286,16 +290,22 @@ class ParameterService:
             raise UnavailableError(f"shard {self._index} is starting or stopping; retry")
         return groups
 
-    def _contribute(self, _shard: ServedShard, data: bytes) -> bytes:
+    def _contribute(self, _shard: ServedShard, data: bytes, _context: grpc.ServicerContext) -> bytes:
         with self._in_flight.hold(len(data)):
             return self._contributed(data)
 
     def _contributed(self, data: bytes | memoryview) -> bytes:
         return self._of_trainers().contribute(codec.decode_contribution(data)).SerializeToString()
 
-    def _pull(self, shard: ServedShard, data: bytes) -> bytes:
-        with self._in_flight.hold(len(data)) as hold:
-            return codec.encode_pull_response(self._pulled(shard, data, hold))
+    def _pull(self, shard: ServedShard, data: bytes, context: grpc.ServicerContext) -> bytes:
+        with ExitStack() as held:
+            hold = held.enter_context(self._in_flight.hold(len(data)))
+            answer = codec.encode_pull_response(self._pulled(shard, data, hold))
+            # gRPC keeps the answer until the peer has read it, which may be never: only then the call ends
+            unread = held.pop_all()
+        if not context.add_callback(unread.close):
+            unread.close()  # it has ended already
+        return answer
 
     def _pulled(
         self, shard: ServedShard, data: bytes | memoryview, hold: Callable[[int], None]
@@ -304,17 +314,15 @@ class ParameterService:
         hold(_answer_bytes(request))
         return shard.pull(request)
 
-    def _push(self, shard: ServedShard, data: bytes) -> bytes:
+    def _push(self, shard: ServedShard, data: bytes, _context: grpc.ServicerContext) -> bytes:
         with self._in_flight.hold(len(data)):
             return codec.encode_push_response(shard.push(codec.decode_push_request(data), data))
 
 
-def _decoded(
-    call: Callable[[ServedShard, Any], Any], request_type: Any
-) -> Callable[[ServedShard, bytes], bytes]:
+def _decoded(call: Callable[[ServedShard, Any], Any], request_type: Any) -> Call:
     """`call` from bytes to bytes; malformed ones are the caller's fault, which gRPC would call ours."""
 
-    def decode_and_call(shard: ServedShard, data: bytes) -> bytes:
+    def decode_and_call(shard: ServedShard, data: bytes, _context: grpc.ServicerContext) -> bytes:
         try:
             request = request_type.FromString(data)
         except DecodeError as error:

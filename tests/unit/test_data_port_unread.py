@@ -4,33 +4,18 @@
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-import numpy as np
 import psutil
 import pytest
-from rowhouse import codec, frame, message
+from rowhouse import codec, frame
 from rowhouse.codec import Part
-from rowhouse.dtype import FLOAT32
 from rowhouse.error import UnknownTableError
 
 from ps_server.data_port import DataPort
 from ps_server.service import ParameterService
 from tests.data_peer import BIG, Counted, Peer, listener, serving, until
-from tests.fake_shard import FakeShard
-
-BOUND = 128 << 20
-ANSWER = 16 << 20
-"""Rows of one pull: more than both ends' sockets take (Linux: 4 and 6 MiB)."""
+from tests.unread import ANSWER, BOUND, Filled, held_bytes, pull_bytes
 
 PEERS = 300
-
-
-class Filled(FakeShard):
-    """Its rows are memory that is there, which zeros are not."""
-
-    def pull(self, request: message.PullRequest) -> message.PullResponse:
-        rows = [np.full((t.ids.shape[0], t.dim), 1.5, np.float32) for t in request.tables]
-        parts = zip(request.tables, rows, strict=True)
-        return message.PullResponse(7, tuple(message.TableRows(t.table, FLOAT32, r) for t, r in parts))
 
 
 @contextmanager
@@ -44,18 +29,6 @@ def serving_shard(service: ParameterService) -> Iterator[DataPort]:
     finally:
         port.stop(10)
         assert held_bytes(service) == 0
-
-
-def held_bytes(service: ParameterService) -> int:
-    return service._in_flight._held_bytes
-
-
-def pull_bytes(rows_bytes: int) -> bytes:
-    """A pull whose answer has that many bytes of rows."""
-    ids = np.arange(rows_bytes // 4096, dtype=np.uint64)
-    return codec.encode_pull_request(
-        message.PullRequest(0, FLOAT32, True, (message.TableIds("user", 1024, ids),))
-    )
 
 
 def test_peers_that_ask_and_never_read_find_it_busy_and_its_memory_bounded() -> None:
