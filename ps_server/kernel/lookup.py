@@ -33,7 +33,7 @@ COPY, WIDEN_HALF, WIDEN_BFLOAT = 0, 1, 2
 """What `gather` does to a row's weights."""
 
 BLOCK = 64  # ids per pass: enough to cover memory latency, small enough for the first-level cache
-PREFETCH_WORDS = 64  # 512 bytes of a record at most: past it the processor follows the stream by itself
+_PREFETCH_WORDS = 64  # 512 bytes of a record at most: past it the processor follows the stream by itself
 
 
 @njit(inline="always")
@@ -142,7 +142,7 @@ def gather(
     bytes8 = records.view(np.uint8)
     stride = geometry[STRIDE] * 8
     count = width // 2  # 16-bit weights of a row, where they are widened
-    words = min((first + width + 7) // 8, PREFETCH_WORDS)
+    words = min((first + width + 7) // 8, _PREFETCH_WORDS)
     tags = np.empty(BLOCK, np.uint64)
     segments = np.empty(BLOCK, np.int64)
     at = np.empty(BLOCK, np.int64)

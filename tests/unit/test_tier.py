@@ -148,6 +148,27 @@ def test_removal_leaves_a_tombstone_and_a_later_push_takes_it_away(driver: Drive
     driver.abandon()
 
 
+def test_a_row_that_was_flushed_before_its_tombstone_went_loses_it_in_recovery(
+    driver: Driver, tmp_path: Path
+) -> None:
+    """A kill between the two flushes of a checkpoint: the row holds its push, and still has a tombstone."""
+    push(driver, IDS)
+    driver.now_s += 100
+    assert driver.evict("t") == 10
+    tier = tier_of(driver)
+    tier.tombstones.flush()
+    last = push(driver, IDS)
+    assert sum(tier.write_back_segment(segment) for segment in range(tier.arena.segments)) == 10
+    tier.rows.flush()
+    driver.crash(tmp_path / "copy")
+    present, values = tier_of(driver).fetch(IDS)
+    assert present.all() and (get_lsn(values) == last).all()
+    assert tier_of(driver).tombstones.get(mix64(IDS))[0].all()
+    driver.reopen()
+    assert not tier_of(driver).tombstones.get(mix64(IDS))[0].any()
+    assert tier_of(driver).fetch(IDS)[0].all()
+
+
 def test_recovery_keeps_the_later_lsn_of_rows_that_are_written_back_meanwhile(driver: Driver) -> None:
     """A row newer than the record that is replayed must not be marked older than it is."""
     for _ in range(4):
