@@ -186,8 +186,8 @@ class Table:
                 slots, missing = self._step(part, lsn, time_s)
                 left = slots < 0
             else:
-                # Recovery: a row may hold this push already. It is dirty all the same: a kill may have come when
-                # it was flushed and the deletion of its tombstone was not; written again, it has none.
+                # Recovery: a row may hold this push already. It is dirty all the same: a kill may have
+                # come between its flush and that of its tombstone's deletion; written again, it has none.
                 slots, missing = self.tier.arena.find(ids, index.REFERENCED | index.DIRTY)
                 left = np.ones(ids.shape[0], np.bool_)
             pinned = missing > 0 and self._bring_in(ids, slots, admitted)
