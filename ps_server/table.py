@@ -9,7 +9,7 @@ Thread safety: `pull`, `prefetch` and `stats` from any thread; `push` from one t
 shard's push lock).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -179,25 +179,25 @@ class Table:
             The shard's clock when the push was logged, seconds.
         """
         ids = part.ids
+        part = replace(part, gradients=self.config.optimizer.clipped(part.gradients))
         with self.tier.changing():
             admitted = self.admission.admit(ids, lsn) if self.admission else None
             row_lsn = self.tier.arena.row_lsn
             if row_lsn is None:
                 slots, missing = self._step(part, lsn, time_s)
-                left = slots < 0
             else:
                 # Recovery: a row may hold this push already. It is dirty all the same: a kill may have
                 # come between its flush and that of its tombstone's deletion; written again, it has none.
                 slots, missing = self.tier.arena.find(ids, index.REFERENCED | index.DIRTY)
-                left = np.ones(ids.shape[0], np.bool_)
-            pinned = missing > 0 and self._bring_in(ids, slots, admitted)
             if missing or row_lsn is not None:
+                left = slots < 0 if row_lsn is None else np.ones(ids.shape[0], np.bool_)
+                pinned = missing > 0 and self._bring_in(ids, slots, admitted)
                 left &= slots >= 0
                 if row_lsn is not None:
                     left &= row_lsn[slots] < lsn  # -1 wraps to the last one and is masked anyway
                 self._step(part if left.all() else part.only(left), lsn, time_s)
-            if pinned:
-                self.tier.arena.clear_flags(ids, index.PINNED)
+                if pinned:
+                    self.tier.arena.clear_flags(ids, index.PINNED)
             self.tier.applied_lsn = lsn
         self.counters.pushed_ids += ids.shape[0]
 
@@ -236,13 +236,12 @@ class Table:
         return values
 
     def _step(self, part: TablePush, lsn: int, time_s: int) -> tuple[Slots, int]:
-        """Run the optimizer on the rows of a push that are hot; the slots of all, -1 where they are not, and
-        how many are not. The caller holds the lock."""
+        """Run the optimizer on the hot rows of a push whose gradients are clipped. Slots of all its rows, -1
+        where they are not hot, and how many are not. The caller holds the lock."""
         optimizer = self.config.optimizer
         slots, missing = self.tier.arena.step(
-            STEP_HOT[optimizer.kind], part.ids, optimizer.clipped(part.gradients),
-            optimizer.hyper(part.learning_rate), lsn,
-        )  # fmt: skip
+            STEP_HOT[optimizer.kind], part.ids, part.gradients, optimizer.hyper(part.learning_rate), lsn
+        )
         here = slots >= 0 if missing else slice(None)
         self._note_push(None if part.events is None else part.events[here], slots[here], time_s)
         return slots, missing

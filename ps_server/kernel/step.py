@@ -83,7 +83,7 @@ def _step_hot(kernel: Any, arguments: Any) -> int:
     return missing
 
 
-# numba keeps a kernel on disk only if what it calls is named where it stands: hence one per optimizer.
+# One per optimizer: a closure over a kernel is never found in numba's cache, but compiled at each start.
 @njit(nogil=True, cache=True)
 def _sgd(*arguments: Any) -> int:
     return _step_hot(optimizer.sgd, arguments)
