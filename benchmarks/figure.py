@@ -73,8 +73,8 @@ def plot_sizes(result: Result, path: Path) -> bool:
 
 def plot_bytes(_result: Result, path: Path) -> bool:
     """Bytes of a plan against rows, dim and dtype, with the constants that are shipped (psctl plan)."""
-    from ps_server.plan_constant import SHIPPED, Kind, fit, read_runs  # noqa: PLC0415 # loads the kernels
-    from ps_server.plan_row import disk_row, memory_row, raw_bytes  # noqa: PLC0415
+    from ps_server.plan.constant import SHIPPED, Kind, fit, read_runs  # noqa: PLC0415 # loads the kernels
+    from ps_server.plan.row_bytes import disk_row, memory_row, raw_bytes  # noqa: PLC0415
 
     constants = fit(read_runs(SHIPPED))
     figure = _figure(13, 4.5)

@@ -29,8 +29,8 @@ from benchmarks.table_step import training_step
 
 PACKAGES: Final = ("ps_server", "ps_client", "feature_cross", "rowhouse")
 LEAVES: Final = (
-    ("ps_server.log", "PushLog", "append"), ("ps_server.store", "RowFamily", "get"),
-    ("ps_server.store", "RowFamily", "put"),
+    ("ps_server.disk.log", "PushLog", "append"), ("ps_server.disk.store", "RowFamily", "get"),
+    ("ps_server.disk.store", "RowFamily", "put"),
 )  # fmt: skip
 """Methods that do a layer's work outside of kernels: the push log, and RocksDB."""
 

@@ -19,8 +19,8 @@ from benchmarks.bar import Bar, Goal, Settings, make_bar
 from benchmarks.batch import DIM, ids_of
 from benchmarks.embedded import SGD, TABLE, embedded, require_equal, table_config
 from benchmarks.peer_rocksdict import FILE_ROWS, NAME, key_list, memory_options, write_sorted
-from ps_server.bulk import bulk_load
-from ps_server.config import load_config, shard_directory
+from ps_server.bulk.load import bulk_load
+from ps_server.config.cluster import load_config, shard_directory
 
 CHUNK_ROWS: Final = 250_000
 

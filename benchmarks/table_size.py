@@ -20,7 +20,7 @@ from benchmarks.embedded import ADAGRAD, TABLE, create_rows, embedded, table_con
 from benchmarks.table_load import noise_rows, shard_folder
 from benchmarks.table_step import training_step
 from ps_client import connect
-from ps_server.bulk import bulk_load
+from ps_server.bulk.load import bulk_load
 
 SIZES: Final = (100_000, 1_000_000, 10_000_000, 50_000_000)
 MARGIN: Final = 2

@@ -31,29 +31,8 @@ class EmbeddedShard(Protocol):
     def push(self, request: PushRequest) -> PushResponse:
         """Gradients of one step."""
 
-    def get_cluster(self, request: pb.GetClusterRequest) -> pb.GetClusterResponse:
-        """Tables and the partition map."""
-
-    def create_checkpoint(self, request: pb.CreateCheckpointRequest) -> pb.CreateCheckpointResponse:
-        """Write every dirty row to the store."""
-
-    def get_stats(self, request: pb.GetStatsRequest) -> pb.GetStatsResponse:
-        """Live counters."""
-
-    def set_table_freeze(self, request: pb.SetTableFreezeRequest) -> pb.SetTableFreezeResponse:
-        """Stop pushes to one table, or allow them again."""
-
-    def evict_rows(self, request: pb.EvictRowsRequest) -> pb.EvictRowsResponse:
-        """Run one table's eviction policies now."""
-
-    def save_tables(self, request: pb.SaveTablesRequest) -> pb.SavedTables:
-        """Keep a copy of every table under a name."""
-
-    def get_saved_tables(self, request: pb.GetSavedTablesRequest) -> pb.SavedTables:
-        """What the shard was last saved as."""
-
-    def drop_saved_tables(self, request: pb.DropSavedTablesRequest) -> pb.DropSavedTablesResponse:
-        """Forget a saved copy."""
+    def call(self, method: str, request: Any) -> Any:
+        """Answer a control call."""
 
     def close(self) -> None:
         """Write what is dirty and release the directory."""
@@ -103,41 +82,41 @@ class EmbeddedTransport:
 
     def get_cluster(self, request: pb.GetClusterRequest, timeout_s: float) -> pb.GetClusterResponse:
         """Tables and the partition map."""
-        return self._shard.get_cluster(request)
+        return cast("pb.GetClusterResponse", self._shard.call("GetCluster", request))
 
     def create_checkpoint(
         self, request: pb.CreateCheckpointRequest, timeout_s: float
     ) -> pb.CreateCheckpointResponse:
         """Write every dirty row to the store."""
-        return self._shard.create_checkpoint(request)
+        return cast("pb.CreateCheckpointResponse", self._shard.call("CreateCheckpoint", request))
 
     def get_stats(self, request: pb.GetStatsRequest, timeout_s: float) -> pb.GetStatsResponse:
         """Live counters."""
-        return self._shard.get_stats(request)
+        return cast("pb.GetStatsResponse", self._shard.call("GetStats", request))
 
     def set_table_freeze(
         self, request: pb.SetTableFreezeRequest, timeout_s: float
     ) -> pb.SetTableFreezeResponse:
         """Stop pushes to one table, or allow them again."""
-        return self._shard.set_table_freeze(request)
+        return cast("pb.SetTableFreezeResponse", self._shard.call("SetTableFreeze", request))
 
     def evict_rows(self, request: pb.EvictRowsRequest, timeout_s: float) -> pb.EvictRowsResponse:
         """Run one table's eviction policies now."""
-        return self._shard.evict_rows(request)
+        return cast("pb.EvictRowsResponse", self._shard.call("EvictRows", request))
 
     def save_tables(self, request: pb.SaveTablesRequest, timeout_s: float) -> pb.SavedTables:
         """Keep a copy of every table under a name."""
-        return self._shard.save_tables(request)
+        return cast("pb.SavedTables", self._shard.call("SaveTables", request))
 
     def get_saved_tables(self, request: pb.GetSavedTablesRequest, timeout_s: float) -> pb.SavedTables:
         """What the shard was last saved as."""
-        return self._shard.get_saved_tables(request)
+        return cast("pb.SavedTables", self._shard.call("GetSavedTables", request))
 
     def drop_saved_tables(
         self, request: pb.DropSavedTablesRequest, timeout_s: float
     ) -> pb.DropSavedTablesResponse:
         """Forget a saved copy."""
-        return self._shard.drop_saved_tables(request)
+        return cast("pb.DropSavedTablesResponse", self._shard.call("DropSavedTables", request))
 
     def join_group(self, request: pb.JoinGroupRequest, timeout_s: float) -> pb.JoinGroupResponse:
         """A shard in one trainer's process has no others: ConfigError."""

@@ -21,12 +21,12 @@ from rich.console import Console
 from rich.table import Table
 from rowhouse.error import RowhouseError, StoreError, UnavailableError
 
-from ps_server.config import ClusterConfig, load_config, shard_directory
-from ps_server.directory import claim_data_dir
-from ps_server.saved import check_no_restore, restore_tables
-from ps_server.server import Server, StopFlag
-from ps_server.service import ServedShard
-from ps_server.supervisor import Supervisor
+from ps_server.config.cluster import ClusterConfig, load_config, shard_directory
+from ps_server.disk.directory import claim_data_dir
+from ps_server.life.saved import check_no_restore, restore_tables
+from ps_server.serve.server import Server, StopFlag
+from ps_server.serve.service import ServedShard
+from ps_server.serve.supervisor import Supervisor
 
 _PR_SET_PDEATHSIG: Final = 1
 """prctl(2): the signal that this process gets when its parent dies."""
@@ -121,8 +121,8 @@ def _follow_parent(parent_pid: int) -> None:
 def _open_shard(config: ClusterConfig, index: int, directory: Path) -> ServedShard:
     """Warm the kernels, open the shard, and say every few seconds how far a long recovery has come."""
     # Imported here: `up` runs no shard, and the kernels take a second to load.
-    from ps_server.shard import Shard  # noqa: PLC0415
-    from ps_server.warmup import warm_up  # noqa: PLC0415
+    from ps_server.serve.warmup import warm_up  # noqa: PLC0415
+    from ps_server.shard.shard import Shard  # noqa: PLC0415
 
     check_no_restore(directory)
     warm_up(config)
@@ -141,7 +141,7 @@ def _serve(arguments: argparse.Namespace, flag: StopFlag) -> None:
     if arguments.parent_pid is not None:
         _follow_parent(arguments.parent_pid)
     config = _config_from(arguments)
-    claim_data_dir(config)
+    claim_data_dir(config.data_dir, config.shard_count)
     began_s = time.monotonic()
     server = Server(config, arguments.shard, _open_shard)
     server.start()

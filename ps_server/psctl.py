@@ -21,8 +21,8 @@ from rowhouse.error import ERROR_METADATA_KEY, RowhouseError, from_status
 from rowhouse.v1 import rowhouse_pb2 as pb
 from rowhouse.v1 import rowhouse_pb2_grpc
 
-from ps_server import plan_flag
-from ps_server.endpoint import check_endpoint
+from ps_server.command import plan_flag
+from ps_server.config.endpoint import check_endpoint
 
 _EXAMPLES: Final = """\
 examples:
@@ -109,7 +109,7 @@ def _add_offline_flags(command: argparse.ArgumentParser, name: str) -> None:
     if name != "verify":
         command.add_argument("table", metavar="TABLE")
     if name == "load":
-        columns = "columns id, weights and, where the optimizer keeps any, state (ps_server/column.py)"
+        columns = "columns id, weights and, where the optimizer keeps any, state (ps_server/bulk/column.py)"
         command.add_argument("file", metavar="FILE", type=Path, help=f"Parquet file with {columns}")
         command.add_argument(
             "--config", metavar="FILE", help="the cluster's: makes the shards of a new DIR, and knows the "
@@ -249,12 +249,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     console = Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH)
     if arguments.command == "plan":
-        from ps_server import plan_command  # noqa: PLC0415 # the same
+        from ps_server.command import plan as plan_command  # noqa: PLC0415 # the same
 
         return plan_command.run(arguments, console)
     if arguments.command in _OFFLINE:
         # Imported here: the kernels take a second to load, and the other commands need none.
-        from ps_server import offline  # noqa: PLC0415
+        from ps_server.command import offline  # noqa: PLC0415
 
         return offline.run(arguments, console)
     method, request = _request(arguments)

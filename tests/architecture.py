@@ -30,7 +30,7 @@ FORBIDDEN_IMPORTS = {
 }
 """DESIGN.md section 3: the contract imports neither side, the sides never each other, crosses none."""
 
-PRIVATE_LIBRARIES = {"rocksdict": "ps_server/store.py", "torch": "ps_client/torch/"}
+PRIVATE_LIBRARIES = {"rocksdict": "ps_server/disk/store.py", "torch": "ps_client/torch/"}
 """A library and the one place of the packages that may import it."""
 
 BANNED_NAMES = {"utils", "util", "common", "helpers", "helper", "misc"}

@@ -12,7 +12,7 @@ from rowhouse import frame
 from rowhouse.codec import Part
 from rowhouse.error import BusyError
 
-from ps_server.data_port import DataPort
+from ps_server.serve.data_port import DataPort
 
 BIG = 40 << 20
 """An answer that no socket's buffer takes whole."""

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from rowhouse import dtype, message
 from rowhouse.v1 import rowhouse_pb2 as pb
 
-from ps_server.config import ClusterConfig, load_config
-from ps_server.row import LSN_BYTES, RowLayout
-from ps_server.shard import Shard
-from ps_server.store import Store
+from ps_server.config.cluster import ClusterConfig, load_config
+from ps_server.disk.row import LSN_BYTES
+from ps_server.disk.store import Store
+from ps_server.shard.shard import Shard
 
 Gradients = Mapping[str, tuple[NDArray[np.uint64], NDArray[np.float32]]]
 Dump = dict[str, tuple[NDArray[np.uint64], NDArray[np.uint8]]]
@@ -163,7 +163,7 @@ def snapshot(directory: Path, copy: Path) -> None:
 
 def open_store(config: ClusterConfig, directory: Path) -> Store:
     """The store of a closed shard, read-only."""
-    widths = {f"row.{t.name}": RowLayout.of(t).value_bytes for t in config.tables}
+    widths = {f"row.{t.name}": t.layout.value_bytes for t in config.tables}
     widths |= {f"tombstone.{t.name}": LSN_BYTES for t in config.tables}
     return Store(directory / "store", widths, cache_bytes=1 << 20, memtable_bytes=1 << 20, read_only=True)
 

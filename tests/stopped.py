@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 from rowhouse import dtype, message
 
-from ps_server.config import ClusterConfig, load_config
-from ps_server.directory import open_store, read_descriptor
-from ps_server.shard import Shard
+from ps_server.config.cluster import ClusterConfig, load_config
+from ps_server.disk.directory import open_store, read_descriptor
+from ps_server.shard.shard import Shard
 
 TABLES: list[dict[str, Any]] = [
     {"name": "user", "dim": 4, "optimizer": {"kind": "adagrad", "learning_rate": 0.1}},

@@ -5,7 +5,7 @@ import numpy as np
 from rowhouse import codec, message
 from rowhouse.dtype import FLOAT32
 
-from ps_server.service import ParameterService
+from ps_server.serve.service import ParameterService
 from tests.fake_shard import FakeShard
 
 BOUND = 128 << 20

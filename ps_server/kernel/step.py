@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A push's gradients on the rows that are hot: found and stepped in one pass.
 
-Rows of a few cache lines are worked on in the blocks of kernel/lookup.py: while a block's ids are looked up
+Rows of a few cache lines are worked on in the blocks of kernel/index.py: while a block's ids are looked up
 its records are on their way to the cache, and they are stepped while they are there. In two passes every row
 comes from memory twice (dim 16, a uniform push over TCP: 1.1 times as long). For wide rows that is worse (1.3
 to 1.5 times as long from dim 64 on): nothing is under way while a block is stepped. So all their ids are
@@ -19,8 +19,7 @@ from numba import njit
 from rowhouse.dtype import FLOAT32
 
 from ps_server.kernel import optimizer, optimizer_proximal
-from ps_server.kernel.index import STRIDE
-from ps_server.kernel.lookup import BLOCK, find_block
+from ps_server.kernel.index import BLOCK, STRIDE, find_block
 from ps_server.kernel.rounding import round_rows, widen_rows
 
 NARROW_BYTES: Final = 256

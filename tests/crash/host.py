@@ -24,13 +24,13 @@ import numpy as np
 from numpy.typing import NDArray
 from rowhouse.codec import decode_push_request, encode_push_request
 
-from ps_server.budget import Budget
-from ps_server.bulk import bulk_load
-from ps_server.config import ClusterConfig
-from ps_server.request import checked_parts
-from ps_server.row import LSN_BYTES, RowLayout
-from ps_server.table import Table
-from ps_server.tier import TierParts
+from ps_server.bulk.load import bulk_load
+from ps_server.config.cluster import ClusterConfig
+from ps_server.disk.row import LSN_BYTES
+from ps_server.shard.request import checked_parts
+from ps_server.table.budget import Budget
+from ps_server.table.table import Table
+from ps_server.table.tier import TierParts
 from tests.driver import Driver, Gradients, shard_config
 from tests.workload import DIMS, POOL, TABLES, make_gradients
 
@@ -92,7 +92,7 @@ def warm(config: ClusterConfig) -> dict[str, Table]:
     budget = Budget(800_000, [t.name for t in config.tables])
     tables = {}
     for table in config.tables:
-        layout = RowLayout.of(table)
+        layout = table.layout
         rows: Any = DictFamily(layout.value_bytes)
         tombstones: Any = DictFamily(LSN_BYTES)
         parts = TierParts(

@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 from rowhouse.error import CorruptionError, StoreError
 
-from ps_server.segment import list_segments
+from ps_server.disk.segment import list_segments
 from tests.driver import Driver, shard_config, snapshot
 from tests.workload import MEMORY
 

@@ -10,7 +10,7 @@ import pytest
 from rowhouse.error import RowhouseError, error_class_names
 
 from benchmarks import readme, result
-from ps_server.config import load_config
+from ps_server.config.cluster import load_config
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

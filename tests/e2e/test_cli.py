@@ -16,7 +16,7 @@ from rowhouse.error import PoisonedError, StoreError
 
 from ps_client import Client, connect
 from ps_server import psctl
-from ps_server.supervisor import check_health
+from ps_server.serve.supervisor import check_health
 from tests.conftest import MakeConfig
 from tests.process import ServerProcess, wait_until
 

@@ -17,10 +17,10 @@ from rowhouse import frame
 from rowhouse.error import ConfigError
 
 from ps_client import channel, connect, connect_async
-from ps_server import endpoint as endpoint_module
-from ps_server.config import load_config
-from ps_server.server import Server
-from ps_server.shard import Shard
+from ps_server.config import endpoint as endpoint_module
+from ps_server.config.cluster import load_config
+from ps_server.serve.server import Server
+from ps_server.shard.shard import Shard
 from tests.conftest import MakeConfig
 from tests.e2e.test_trainer_client import together
 from tests.process import ServerProcess, free_ports

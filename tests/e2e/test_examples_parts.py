@@ -20,7 +20,7 @@ from examples.report import arithmetic
 from examples.retail import log as retail
 from examples.train import parse_runs
 from feature_cross import Engine
-from ps_server.config import load_config
+from ps_server.config.cluster import load_config
 
 
 def naive_auc(labels: Any, scores: Any) -> float:

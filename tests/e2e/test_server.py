@@ -12,13 +12,13 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
+from rowhouse.control import SERVICE_NAME
 from rowhouse.error import ConfigError, CorruptionError, PoisonedError
 from rowhouse.v1 import rowhouse_pb2 as pb
 from rowhouse.v1 import rowhouse_pb2_grpc
 
-from ps_server.config import ClusterConfig, load_config
-from ps_server.server import Server, StopFlag
-from ps_server.service import SERVICE_NAME
+from ps_server.config.cluster import ClusterConfig, load_config
+from ps_server.serve.server import Server, StopFlag
 from tests.conftest import MakeConfig
 from tests.fake_shard import FakeShard
 

@@ -12,8 +12,8 @@ import pytest
 from rowhouse.error import ConfigError
 
 from ps_client import connect
-from ps_server.config import load_config
-from ps_server.server import Server
+from ps_server.config.cluster import load_config
+from ps_server.serve.server import Server
 from tests.conftest import MakeConfig
 from tests.fake_shard import FakeShard
 from tests.process import ServerProcess

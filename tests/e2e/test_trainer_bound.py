@@ -10,9 +10,9 @@ from rowhouse.error import InvalidRequestError
 from rowhouse.limit import GRADIENT_BOUND
 
 from ps_client import Client, connect
-from ps_server.config import load_config
-from ps_server.server import Server
-from ps_server.shard import Shard
+from ps_server.config.cluster import load_config
+from ps_server.serve.server import Server
+from ps_server.shard.shard import Shard
 from tests.conftest import MakeConfig
 from tests.e2e.test_trainer_client import ONES, together, trainers_of
 

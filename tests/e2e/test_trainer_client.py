@@ -24,9 +24,9 @@ from rowhouse.message import PushRequest, TableGradients
 from ps_client import Client, Trainer, connect
 from ps_client.journal import read_journal, write_journal
 from ps_client.torch import EmbeddingBag
-from ps_server.config import load_config
-from ps_server.server import Server
-from ps_server.shard import Shard
+from ps_server.config.cluster import load_config
+from ps_server.serve.server import Server
+from ps_server.shard.shard import Shard
 from tests.conftest import MakeConfig
 
 IDS = np.arange(40, dtype=np.uint64)
@@ -280,9 +280,9 @@ def test_a_shard_and_a_trainer_killed_in_one_step(
     with pytest.raises(UnavailableError):
         alone.step()
     transport.await_step = await_step  # type: ignore[method-assign]
-    groups = servers[1]._service._groups
-    assert groups is not None
-    groups._groups.clear()
+    shard = servers[1]._shard
+    assert isinstance(shard, Shard)
+    shard.groups._groups.clear()
     (again,) = trainers_of(clients[:1], journal=journal)
     assert again.steps == (1 if journalled else 0)
     rows = again.pull("user", IDS)

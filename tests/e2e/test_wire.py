@@ -12,9 +12,9 @@ from rowhouse.error import ERROR_METADATA_KEY
 from rowhouse.v1 import rowhouse_pb2 as pb
 from rowhouse.v1 import rowhouse_pb2_grpc
 
-from ps_server.config import load_config
-from ps_server.server import Server
-from ps_server.shard import Shard
+from ps_server.config.cluster import load_config
+from ps_server.serve.server import Server
+from ps_server.shard.shard import Shard
 from tests.conftest import MakeConfig
 
 IDS = np.array([5, 2**64 - 1], np.uint64)

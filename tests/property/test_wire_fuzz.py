@@ -24,9 +24,9 @@ from rowhouse.error import ERROR_METADATA_KEY, InternalError, StoreError, error_
 from rowhouse.limit import MESSAGE_BYTES_MAX
 from rowhouse.v1 import rowhouse_pb2 as pb
 
-from ps_server.config import ClusterConfig, load_config
-from ps_server.server import Server
-from ps_server.shard import Shard
+from ps_server.config.cluster import ClusterConfig, load_config
+from ps_server.serve.server import Server
+from ps_server.shard.shard import Shard
 from tests.data_peer import Peer, until
 from tests.driver import assert_equal_dumps, dump
 from tests.property.wire_fuzz import KINDS, POOL, Fuzzed, fuzzed, pull, whole_frames, wild_stream
@@ -169,7 +169,7 @@ def rig() -> Iterator[Rig]:
 
 
 def _fuzz(rig: Rig, seed: int, messages: int, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.ERROR, "ps_server.data_port")  # each wrong frame is a warning
+    caplog.set_level(logging.ERROR, "ps_server.serve.data_port")  # each wrong frame is a warning
     started_s = told_s = time.monotonic()
     for number in range(messages):
         wild = fuzzed(seed, number, rig.map_version, rig.sequence)

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from ps_server import data_port
-from ps_server.data_port import DataPort
+from ps_server.serve import data_port
+from ps_server.serve.data_port import DataPort
 from tests.data_peer import Counted, serving
 
 

@@ -9,12 +9,14 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import grpc
 import numpy as np
 from numpy.typing import NDArray
 from rowhouse import codec, dtype, error, message
+from rowhouse.control import METHODS
 from rowhouse.limit import MESSAGE_BYTES_MAX
 from rowhouse.mix import mix64
 from rowhouse.placement import PartitionMap
@@ -159,14 +161,15 @@ class FakeShard:
             del self.rows[key]
         return pb.EvictRowsResponse(rows_evicted=len(gone))
 
-    def save_tables(self, request: pb.SaveTablesRequest) -> pb.SavedTables:
-        raise AssertionError("no test saves a fake")
-
-    def get_saved_tables(self, request: pb.GetSavedTablesRequest) -> pb.SavedTables:
-        raise AssertionError("no test saves a fake")
-
-    def drop_saved_tables(self, request: pb.DropSavedTablesRequest) -> pb.DropSavedTablesResponse:
-        raise AssertionError("no test saves a fake")
+    def call(self, method: str, request: Any) -> Any:
+        calls: dict[str, Callable[[Any], Any]] = {
+            "GetCluster": self.get_cluster,
+            "CreateCheckpoint": self.create_checkpoint,
+            "GetStats": self.get_stats,
+            "SetTableFreeze": self.set_table_freeze,
+            "EvictRows": self.evict_rows,
+        }
+        return calls[method](request)
 
     def close(self) -> None:
         self.closed = True
@@ -203,13 +206,6 @@ _CODECS: dict[str, tuple[Callable[[bytes], Any], Callable[[Any], bytes]]] = {
     "Pull": (codec.decode_pull_request, codec.encode_pull_response),
     "Push": (codec.decode_push_request, codec.encode_push_response),
 }
-_STUBS: dict[str, tuple[Any, str]] = {
-    "GetCluster": (pb.GetClusterRequest, "get_cluster"),
-    "CreateCheckpoint": (pb.CreateCheckpointRequest, "create_checkpoint"),
-    "GetStats": (pb.GetStatsRequest, "get_stats"),
-    "SetTableFreeze": (pb.SetTableFreezeRequest, "set_table_freeze"),
-    "EvictRows": (pb.EvictRowsRequest, "evict_rows"),
-}
 
 
 def _handler(call: Callable[[Any], Any]) -> Callable[[Any, grpc.ServicerContext], Any]:
@@ -229,9 +225,9 @@ def start(shard: FakeShard, address: str = "127.0.0.1:0") -> tuple[grpc.Server, 
         name: grpc.unary_unary_rpc_method_handler(_handler(getattr(shard, name.lower())), decode, encode)
         for name, (decode, encode) in _CODECS.items()
     }
-    for name, (request, method) in _STUBS.items():
+    for name, method in METHODS.items():
         handlers[name] = grpc.unary_unary_rpc_method_handler(
-            _handler(getattr(shard, method)), request.FromString, lambda m: m.SerializeToString()
+            _handler(partial(shard.call, name)), method.request.FromString, lambda m: m.SerializeToString()
         )
     sizes = [(f"grpc.max_{way}_message_length", MESSAGE_BYTES_MAX) for way in ("send", "receive")]
     server = grpc.server(ThreadPoolExecutor(8), options=[*sizes, ("grpc.so_reuseport", 0)])

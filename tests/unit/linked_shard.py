@@ -10,7 +10,7 @@ from rowhouse.message import PullRequest, PullResponse, PushRequest, PushRespons
 from ps_client.data_link import DataLink
 from ps_client.embedded import EmbeddedTransport
 from ps_client.transport import Begun
-from ps_server.data_port import DataPort
+from ps_server.serve.data_port import DataPort
 from tests.data_peer import Counted
 
 from .fake_shard import FakeShard

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 from rowhouse.error import ConfigError, CorruptionError
 
-from ps_server.admission import AdmissionConfig, AdmissionFilter, MinCount, Probability
-from ps_server.config import load_config
+from ps_server.config.cluster import load_config
 from ps_server.kernel.sketch import sketch_add, sketch_halve
-from ps_server.shard import Shard
+from ps_server.shard.shard import Shard
+from ps_server.table.admission import AdmissionConfig, AdmissionFilter, MinCount, Probability
 from tests import naive
 
 ADAPTER: TypeAdapter[Any] = TypeAdapter(AdmissionConfig)

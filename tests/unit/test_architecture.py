@@ -55,15 +55,15 @@ def violations_of(check: Check, root: Path, path: str, text: str) -> list[str]:
 @pytest.mark.parametrize(
     ("path", "line", "expected"),
     [
-        ("proto/rowhouse/a.py", "import ps_server.table", "rowhouse imports ps_server.table"),
+        ("proto/rowhouse/a.py", "import ps_server.table.table", "rowhouse imports ps_server.table.table"),
         ("proto/rowhouse/a.py", "from ps_client import x", "rowhouse imports ps_client"),
         ("ps_server/a.py", "from ps_client.client import x", "ps_server imports ps_client.client"),
         ("ps_server/kernel/a.py", "import feature_cross", "ps_server imports feature_cross"),
         ("ps_client/a.py", "def f():\n    import ps_server", "ps_client imports ps_server"),
-        ("ps_client/a.py", "import_module('ps_server.shard')", "imports ps_server.shard"),
+        ("ps_client/a.py", "import_module('ps_server.shard.shard')", "imports ps_server.shard.shard"),
         ("feature_cross/a.py", "from rowhouse.error import x", "feature_cross imports rowhouse.error"),
         ("feature_cross/a.py", "from tests import naive", "feature_cross imports tests"),
-        ("ps_server/table.py", "from rocksdict import Rdict", "rocksdict is imported outside"),
+        ("ps_server/table/table.py", "from rocksdict import Rdict", "rocksdict is imported outside"),
         ("ps_client/client.py", "import torch.nn", "torch is imported outside ps_client/torch/"),
         ("ps_client/torchlike.py", "import torch", "torch is imported outside"),
     ],
@@ -75,7 +75,7 @@ def test_an_arrow_the_other_way_is_found(path: str, line: str, expected: str, tm
 @pytest.mark.parametrize(
     ("path", "line"),
     [
-        ("ps_server/store.py", "from rocksdict import Rdict"),
+        ("ps_server/disk/store.py", "from rocksdict import Rdict"),
         ("ps_client/torch/bag.py", "import torch"),
         ("ps_server/a.py", "from rowhouse import error\nfrom . import b\nfrom .kernel import c"),
         ("examples/a.py", "import ps_client, ps_server, feature_cross, torch"),

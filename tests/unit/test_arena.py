@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from rowhouse.mix import unmix64
 
-from ps_server.arena import Arena
+from ps_server.disk.row import INDEX_BYTES_PER_ROW, RowLayout
 from ps_server.kernel import index
-from ps_server.row import INDEX_BYTES_PER_ROW, RowLayout
+from ps_server.table.arena import Arena
 
 LAYOUT = RowLayout(dim=2, dtype=1, state_size=0, push_time=False, push_count=False)
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rowhouse.error import ConfigError
 
-from ps_server.budget import FLOOR_FRACTION, Budget, least_budget, split
+from ps_server.table.budget import FLOOR_FRACTION, Budget, least_budget, split
 
 TOTAL = 1_000_000
 

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from rowhouse.error import InvalidRequestError, PreconditionError, StoreError, UnknownTableError
 from rowhouse.mix import mix64
 
-from ps_server.bulk import bulk_load, export_schema, export_table
-from ps_server.config import ClusterConfig
-from ps_server.shard import Shard
-from ps_server.verify import verify_directory
+from ps_server.bulk.load import bulk_load, export_schema, export_table
+from ps_server.config.cluster import ClusterConfig
+from ps_server.disk.verify import verify_directory
+from ps_server.shard.shard import Shard
 from tests.conftest import ROOT
 from tests.stopped import DIMS, fill, make_config, open_shard, pull, push, stopped
 
@@ -245,7 +245,7 @@ def test_a_crashed_shard_is_recovered_first(tmp_path: Path) -> None:
 KILL = """
 import os, signal, sys
 from pathlib import Path
-from ps_server.bulk import bulk_load
+from ps_server.bulk.load import bulk_load
 from tests.stopped import make_config, open_shard
 from tests.unit.test_bulk import batches, some_ids
 calls = 0
@@ -306,7 +306,7 @@ def test_a_load_writes_where_no_worker_of_a_killed_one_writes(tmp_path: Path) ->
 def test_files_of_other_processes_are_the_same(
     tmp_path: Path, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ps_server.bulk.FILE_BYTES", 10_000)
+    monkeypatch.setattr("ps_server.bulk.load.FILE_BYTES", 10_000)
     directory, ids = stopped(tmp_path, 0), some_ids(5000)
     report = bulk_load(directory, "item", batches(ids, "item"), workers=workers)
     assert report.files > 8

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from rowhouse.error import ConfigError, CorruptionError
 
-from ps_server import checkpoint
-from ps_server.checkpoint import CheckpointState, Life
-from ps_server.segment import list_segments
-from ps_server.store import Store
-from ps_server.verify import verify_directory
+from ps_server.disk import checkpoint
+from ps_server.disk.checkpoint import CheckpointState, Life
+from ps_server.disk.segment import list_segments
+from ps_server.disk.store import Store
+from ps_server.disk.verify import verify_directory
 from tests.driver import Driver, shard_config, snapshot
 
 SGD = {"kind": "sgd", "learning_rate": 1.0}
@@ -47,7 +47,7 @@ def test_state_and_sketches_come_back(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_a_damaged_record_is_named(tmp_path: Path, key: str, name: str) -> None:
     driver = Driver(shard_config(tmp_path, [TABLE]), tmp_path / "s")
-    store = driver.shard._store
+    store = driver.shard.store
     data = store.get_meta(key) or b""
     if key == checkpoint.STATE_KEY:
         driver.shard.checkpoint()
@@ -82,7 +82,7 @@ def test_a_machine_that_went_down_under_os_never_reuses_a_number(tmp_path: Path)
         tier.write_back_segment(segment)
     tier.rows.flush()
     rows = driver.pull("t", IDS)
-    checkpoint.write_life(driver.shard._store, replace(driver.shard._opened.life, boot_id="another"))
+    checkpoint.write_life(driver.shard.store, replace(driver.shard._opened.life, boot_id="another"))
     driver.crash(tmp_path / "copy")
     driver.abandon()
     path = list_segments(driver.directory / "log")[0]
@@ -110,7 +110,7 @@ def test_a_hole_in_the_log_is_damage_unless_the_machine_went_down_under_os(
     for _ in range(3):
         driver.push({"t": (IDS, np.ones((5, 4), np.float32))})
     if went_down:
-        checkpoint.write_life(driver.shard._store, replace(driver.shard._opened.life, boot_id="another"))
+        checkpoint.write_life(driver.shard.store, replace(driver.shard._opened.life, boot_id="another"))
     snapshot(driver.directory, tmp_path / "copy")
     path = list_segments(tmp_path / "copy" / "log")[0]
     driver.abandon()

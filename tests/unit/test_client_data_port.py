@@ -16,9 +16,9 @@ from rowhouse.v1 import rowhouse_pb2 as pb
 
 from ps_client import channel, data_link
 from ps_client.channel import GrpcTransport
-from ps_server import data_port
-from ps_server.config import load_config
-from ps_server.server import Server
+from ps_server.config.cluster import load_config
+from ps_server.serve import data_port
+from ps_server.serve.server import Server
 from tests.conftest import MakeConfig
 from tests.data_peer import until
 from tests.fake_shard import FakeShard

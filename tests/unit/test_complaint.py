@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from ps_server import complaint
-from ps_server.complaint import Complaints
+from ps_server.serve import complaint
+from ps_server.serve.complaint import Complaints
 
 _log = logging.getLogger(__name__)
 

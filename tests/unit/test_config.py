@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from rowhouse.error import ConfigError
 
-from ps_server.config import ClusterConfig, load_config, parse_bytes, shard_directory
-from ps_server.endpoint import split_endpoint
+from ps_server.config.cluster import ClusterConfig, load_config, parse_bytes, shard_directory
+from ps_server.config.endpoint import split_endpoint
 
 GOOD = """\
 data_dir: data

@@ -15,9 +15,9 @@ import pytest
 from feature_cross.cli import main
 from feature_cross.error import FlagError
 from feature_cross.size import DTYPE_BYTES, OPTIMIZER_STATE, RowShape, parse_size, show_bytes
-from ps_server import optimizer as server_optimizer
-from ps_server.config import TableConfig
-from ps_server.row import ID_BYTES, LSN_BYTES, RowLayout
+from ps_server.disk.row import ID_BYTES, LSN_BYTES, RowLayout
+from ps_server.table import optimizer as server_optimizer
+from ps_server.table.config import TableConfig
 
 SERVER_KINDS = {
     kind.model_fields["kind"].default: kind
@@ -35,7 +35,7 @@ def test_a_row_has_the_bytes_of_the_servers_layout(kind: str, dtype: str, dim: i
     config = TableConfig.model_validate(
         {"name": "t", "dim": dim, "dtype": dtype, "optimizer": {"kind": kind, "learning_rate": 0.1}}
     )
-    layout = RowLayout.of(config)
+    layout = config.layout
     shape = RowShape(dim=dim, dtype=dtype, optimizer=kind)
     assert shape.state_words() == layout.state_size
     assert shape.row_bytes("memory") == layout.cost_bytes

@@ -16,9 +16,9 @@ from rowhouse.codec import Part
 from rowhouse.error import InvalidRequestError
 from rowhouse.limit import MESSAGE_BYTES_MAX
 
-from ps_server import complaint, data_port
-from ps_server.data_port import DataPort
-from ps_server.service import ParameterService
+from ps_server.serve import complaint, data_port
+from ps_server.serve.data_port import DataPort
+from ps_server.serve.service import ParameterService
 from tests.data_peer import BIG, Counted, Peer, listener, serving, until
 from tests.fake_shard import FakeShard
 

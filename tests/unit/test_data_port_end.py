@@ -15,8 +15,8 @@ import pytest
 from rowhouse import frame
 from rowhouse.codec import Part
 
-from ps_server import data_port
-from ps_server.data_port import DataPort
+from ps_server.serve import data_port
+from ps_server.serve.data_port import DataPort
 from tests.data_peer import BIG, Counted, Peer, listener, serving, until
 
 

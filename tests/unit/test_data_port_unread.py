@@ -10,8 +10,8 @@ from rowhouse import codec, frame
 from rowhouse.codec import Part
 from rowhouse.error import UnknownTableError
 
-from ps_server.data_port import DataPort
-from ps_server.service import ParameterService
+from ps_server.serve.data_port import DataPort
+from ps_server.serve.service import ParameterService
 from tests.data_peer import BIG, Counted, Peer, listener, serving, until
 from tests.unread import ANSWER, BOUND, Filled, held_bytes, pull_bytes
 

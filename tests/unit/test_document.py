@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from rowhouse.error import ConfigError
 
-from ps_server.document import parse_document
+from ps_server.config.document import parse_document
 
 TEXT = """\
 a: 1

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from rowhouse.error import ConfigError, DirectoryInUseError, StoreError
 
-from ps_server.config import load_config
-from ps_server.embedded import CONFIG_NAME, open_embedded
+from ps_server.config.cluster import load_config
+from ps_server.serve.embedded import CONFIG_NAME, open_embedded
 
 TABLES = {"tables": [{"name": "user", "dim": 4}], "memory_budget": "16MiB"}
 
@@ -69,7 +69,7 @@ def test_a_config_that_does_not_fit_the_rows_changes_nothing(tmp_path: Path) -> 
 
 def test_a_directory_that_another_process_holds(tmp_path: Path) -> None:
     shard = open_embedded(tmp_path / "model", TABLES)
-    script = f"from ps_server.embedded import open_embedded\nopen_embedded({str(tmp_path / 'model')!r})"
+    script = f"from ps_server.serve.embedded import open_embedded\nopen_embedded({str(tmp_path / 'model')!r})"
     command = [sys.executable, "-c", script]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode != 0

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from rowhouse.error import ConfigError
 
-from ps_server.config import load_config
-from ps_server.endpoint import (
+from ps_server.config.cluster import load_config
+from ps_server.config.endpoint import (
     SOCKET_PATH_BYTES_MAX,
     bind_problem,
     check_endpoint,

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from rowhouse.error import InvalidRequestError
 from rowhouse.mix import mix64
 
-from ps_server.eviction import Moment, spared
+from ps_server.shard.eviction import Moment, spared
 from tests.driver import Driver, shard_config
 
 SGD = {"kind": "sgd", "learning_rate": 1.0}

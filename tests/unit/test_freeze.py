@@ -10,9 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rowhouse.v1 import rowhouse_pb2 as pb
 
-from ps_server import checkpoint
-from ps_server.checkpoint import CheckpointState
-from ps_server.store import Store
+from ps_server.disk import checkpoint
+from ps_server.disk.checkpoint import CheckpointState
+from ps_server.disk.store import Store
 from tests.driver import Driver, shard_config
 
 Mode = Literal["off", "refuse", "ignore"]

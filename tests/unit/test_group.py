@@ -20,10 +20,9 @@ from rowhouse.error import (
 from rowhouse.placement import PartitionMap
 from rowhouse.v1 import rowhouse_pb2 as pb
 
-from ps_server import reduction
-from ps_server.config import load_config
-from ps_server.group import GROUPS_MAX, Groups
-from ps_server.shard import Shard
+from ps_server.config.cluster import load_config
+from ps_server.shard import reduction
+from ps_server.shard.group import GROUPS_MAX, Groups
 from tests.conftest import MakeConfig
 
 GROUP = 77

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 from rowhouse.mix import unmix64
 
-from ps_server.initializer import (
+from ps_server.kernel.initializer import normal_quantile
+from ps_server.table.initializer import (
     Constant,
     Initializer,
     InitializerConfig,
@@ -24,7 +25,6 @@ from ps_server.initializer import (
     XavierUniform,
     Zeros,
 )
-from ps_server.kernel.initializer import normal_quantile
 from tests import naive
 
 ADAPTER: TypeAdapter[Any] = TypeAdapter(InitializerConfig)

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from rowhouse.error import CorruptionError, StoreError
 
-from ps_server.log import SPARE_NAME, PushLog
-from ps_server.segment import (
+from ps_server.disk.log import SPARE_NAME, PushLog
+from ps_server.disk.segment import (
     KIND_EVICT,
     KIND_PUSH,
     RECORD_HEADER,
@@ -282,7 +282,7 @@ def test_a_spare_that_cannot_be_filled_is_an_error_and_the_log_stays_whole(
     def full(*_: object) -> int:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("ps_server.log.os.pwrite", full)
+    monkeypatch.setattr("ps_server.disk.log.os.pwrite", full)
     with pytest.raises(StoreError, match=r"push log .*spare: No space left"):
         log.drop_before(1)
     monkeypatch.undo()

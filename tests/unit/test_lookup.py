@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""kernel/lookup.py through the arena, against a dict and rows looked at one by one."""
+"""kernel/index.py through the arena, against a dict and rows looked at one by one."""
 
 import numpy as np
 import pytest
@@ -7,9 +7,9 @@ from numpy.typing import NDArray
 from rowhouse import dtype
 from rowhouse.mix import unmix64
 
-from ps_server.arena import Arena
+from ps_server.disk.row import RowLayout
 from ps_server.kernel import index
-from ps_server.row import RowLayout
+from ps_server.table.arena import Arena
 
 _SPREAD_INVERSE = np.uint64(pow(0xD6E8FEB86659FD93, -1, 1 << 64))
 

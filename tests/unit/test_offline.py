@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from ps_server import psctl
-from ps_server.directory import claim_data_dir
-from ps_server.verify import verify_directory
+from ps_server.disk.directory import claim_data_dir
+from ps_server.disk.verify import verify_directory
 from tests.stopped import TABLES, fill, make_config, open_shard, pull, stopped
 
 
@@ -115,7 +115,7 @@ def test_a_data_dir_that_lacks_a_shard_is_not_taken_for_a_whole_one(
 ) -> None:
     """Half of the rows would be exported, verified or loaded, and nobody told."""
     config = make_config(tmp_path / "two", shards=2)
-    claim_data_dir(config)
+    claim_data_dir(config.data_dir, config.shard_count)
     for index in range(2):
         open_shard(config, index).close()
     shutil.move(tmp_path / "two" / "shard-0001", tmp_path / "kept")

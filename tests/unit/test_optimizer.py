@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 from rowhouse.error import InvalidRequestError
 
-from ps_server import optimizer
 from ps_server.kernel.gradient import clip, first_not_below, sum_duplicates
-from ps_server.optimizer import Adagrad, Adam, Ftrl, Optimizer, OptimizerConfig, Sgd
+from ps_server.table import optimizer
+from ps_server.table.optimizer import Adagrad, Adam, Ftrl, Optimizer, OptimizerConfig, Sgd
 from tests import naive
 
 ADAPTER: TypeAdapter[Any] = TypeAdapter(OptimizerConfig)

@@ -13,7 +13,7 @@ from rowhouse.limit import GRADIENT_BOUND
 
 from ps_server.kernel.gradient import sum_duplicates
 from ps_server.kernel.rounding import round_rows, widen_rows
-from ps_server.optimizer import (
+from ps_server.table.optimizer import (
     Adagrad,
     Adam,
     AdamW,

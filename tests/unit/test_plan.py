@@ -11,15 +11,24 @@ from typing import Any
 import pytest
 from rowhouse.error import ConfigError
 
-from ps_server import plan_command, psctl
-from ps_server.budget import split
-from ps_server.plan import Demand, Site, make_plan
-from ps_server.plan_command import errors_of, parse_rows
-from ps_server.plan_constant import SHIPPED, Kind, Run, fit, read_runs, write_runs
-from ps_server.plan_flag import EVICTION_KINDS
-from ps_server.plan_measure import BASE_ROWS, CHECKED, KINDS, measure
-from ps_server.plan_row import EVICTION, Constants, arithmetic, disk_row, memory_row, raw_bytes, table_of
-from ps_server.row import RowLayout
+from ps_server import psctl
+from ps_server.command import plan as plan_command
+from ps_server.command.plan import errors_of, parse_rows
+from ps_server.command.plan_flag import EVICTION_KINDS
+from ps_server.disk.row import RowLayout
+from ps_server.plan.constant import SHIPPED, Kind, Run, fit, read_runs, write_runs
+from ps_server.plan.measure import BASE_ROWS, CHECKED, KINDS, measure
+from ps_server.plan.plan import Demand, Site, make_plan
+from ps_server.plan.row_bytes import (
+    EVICTION,
+    Constants,
+    arithmetic,
+    disk_row,
+    memory_row,
+    raw_bytes,
+    table_of,
+)
+from ps_server.table.budget import split
 
 CONSTANTS = Constants(
     index_bytes=12.0, process_bytes=2e8, plain_row=19.0, plain_byte=1.0, saved_row=15.0,
@@ -32,7 +41,7 @@ SITE = Site(
 
 
 def layout_of(dtype_name: str, dim: int, optimizer: str, eviction: Sequence[str] = ()) -> RowLayout:
-    return RowLayout.of(table_of("t", dim=dim, dtype_name=dtype_name, optimizer=optimizer, eviction=eviction))
+    return table_of("t", dim=dim, dtype_name=dtype_name, optimizer=optimizer, eviction=eviction).layout
 
 
 @pytest.mark.parametrize("dtype_name", ["fp32", "fp16", "bf16"])
@@ -81,12 +90,11 @@ def test_a_plan_sums_and_its_budget_holds_the_rows() -> None:
     assert plan.machines_by_disk == math.ceil(plan.disk_bytes / 1e12)
     assert plan.machines == max(plan.machines_by_memory, plan.machines_by_disk)
     # recovery.py's split of that budget leaves room for the charged bytes of a shard's hot rows
-    charged = (RowLayout.of(user).cost_bytes * 4e9 + RowLayout.of(item).cost_bytes * 1e9) * 0.25 / 8
+    charged = (user.layout.cost_bytes * 4e9 + item.layout.cost_bytes * 1e9) * 0.25 / 8
     left = split(plan.memory_budget_bytes)[1] - (1 << 20)
     assert charged <= left <= charged * 1.001
     assert plan.load_s == pytest.approx(
-        4e9 / 8 * (1e-6 + 1e-8 * RowLayout.of(user).value_bytes)
-        + 1e9 / 8 * (1e-6 + 1e-8 * RowLayout.of(item).value_bytes)
+        4e9 / 8 * (1e-6 + 1e-8 * user.layout.value_bytes) + 1e9 / 8 * (1e-6 + 1e-8 * item.layout.value_bytes)
     )
     assert "rows per counter" in " ".join(plan.notes)
 
@@ -96,7 +104,7 @@ def test_a_budget_of_any_size_holds_its_rows(hot_rows: float) -> None:
     table = table_of("t", dim=16, dtype_name="fp32", optimizer="sgd")
     site = replace(SITE, shards=1, share=1.0)
     plan = make_plan([Demand(table=table, rows=hot_rows)], site, CONSTANTS)
-    budget, needed = plan.memory_budget_bytes, RowLayout.of(table).cost_bytes * hot_rows
+    budget, needed = plan.memory_budget_bytes, table.layout.cost_bytes * hot_rows
     assert split(budget)[1] >= needed > split(budget - 8)[1]
 
 

@@ -9,8 +9,8 @@ from rowhouse.error import UnknownTableError
 from rowhouse.v1 import rowhouse_pb2 as pb
 
 from ps_server import psctl
-from ps_server.config import load_config
-from ps_server.server import Server
+from ps_server.config.cluster import load_config
+from ps_server.serve.server import Server
 from tests.conftest import MakeConfig
 from tests.fake_shard import FakeShard
 
@@ -49,7 +49,7 @@ def test_stats_for_scripts(endpoint: str, capsys: pytest.CaptureFixture[str]) ->
 def test_a_poisoned_shard_says_why(
     endpoint: str, shard: FakeShard, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shard.get_stats = lambda request: pb.GetStatsResponse(poison="disk full")  # type: ignore[method-assign]
+    shard.answers["GetStats"] = pb.GetStatsResponse(poison="disk full")
     assert psctl.main(["stats", "--endpoints", endpoint]) == 0
     assert "poisoned: disk full" in capsys.readouterr().out
 
@@ -66,8 +66,8 @@ def test_freeze_and_evict_name_the_table(endpoint: str, shard: FakeShard) -> Non
     evict = pb.EvictRowsRequest(table="user")
     freeze = pb.SetTableFreezeRequest(table="user", mode=pb.FREEZE_MODE_IGNORE)
     assert psctl.main(["evict", "--endpoints", endpoint, "--table", "user"]) == 0
-    changes = [call for call in shard.calls if call[0] != "get_cluster"]
-    assert changes == [("set_table_freeze", freeze), ("evict_rows", evict)]
+    changes = [call for call in shard.calls if call[0] != "GetCluster"]
+    assert changes == [("SetTableFreeze", freeze), ("EvictRows", evict)]
 
 
 def test_an_error_of_one_shard_is_printed_and_the_others_are_asked(
@@ -113,5 +113,5 @@ def test_what_changes_a_cluster_is_not_done_to_a_part_of_it(
     ):
         assert psctl.main([command[0], "--endpoints", endpoint, *command[1:]]) == 2
         assert "--endpoints names 1 of the cluster's 2 shards" in capsys.readouterr().err
-    assert {name for name, _ in shard.calls} == {"get_cluster"}
+    assert {name for name, _ in shard.calls} == {"GetCluster"}
     assert psctl.main(["stats", "--endpoints", endpoint]) == 0

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from ps_server.read_ahead import read_files
-from ps_server.store import RowFamily
+from ps_server.disk.store import RowFamily
+from ps_server.life.read_ahead import read_files
 from tests.driver import Driver, shard_config, snapshot
 
 TABLES: list[dict[str, Any]] = [
@@ -73,7 +73,7 @@ def test_files_are_read_through_where_they_fit(
         opened.append(self.name)
         return real(self, *arguments, **keys)
 
-    monkeypatch.setattr("ps_server.read_ahead.available_bytes", lambda: available)
+    monkeypatch.setattr("ps_server.life.read_ahead.available_bytes", lambda: available)
     monkeypatch.setattr(Path, "open", watched)
     read_files(tmp_path, 100)
     assert opened == (["0.sst", "1.sst", "2.sst"] if read else [])

@@ -9,14 +9,14 @@ import pytest
 from rowhouse import dtype
 from rowhouse.mix import mix64
 
-from ps_server.config import TableConfig
-from ps_server.row import LSN_BYTES, RowLayout, get_lsn, put_lsn
+from ps_server.disk.row import LSN_BYTES, RowLayout, get_lsn, put_lsn
+from ps_server.table.config import TableConfig
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "row_format.md"
 
 
 def _layout(**keys: object) -> RowLayout:
-    return RowLayout.of(TableConfig.model_validate({"name": "t", "dim": 2, **keys}))
+    return TableConfig.model_validate({"name": "t", "dim": 2, **keys}).layout
 
 
 def test_the_worked_example_of_the_page_is_right() -> None:

@@ -11,8 +11,8 @@ import pytest
 from rowhouse.error import CorruptionError, InvalidRequestError, PreconditionError, StoreError
 from rowhouse.v1 import rowhouse_pb2 as pb
 
-from ps_server.saved import JOURNAL, check_no_restore, restore_tables
-from ps_server.verify import verify_directory
+from ps_server.disk.verify import verify_directory
+from ps_server.life.saved import JOURNAL, check_no_restore, restore_tables
 from tests.driver import CLIENT, Driver, assert_equal_dumps, dump, shard_config, snapshot
 
 IDS = np.arange(500, dtype=np.uint64) * np.uint64(7919)
@@ -39,11 +39,11 @@ def push(driver: Driver, seed: int) -> None:
 
 
 def save(driver: Driver, name: str = "a", token: int = 5) -> pb.SavedTables:
-    return driver.shard.save_tables(pb.SaveTablesRequest(name=name, token=token))
+    return driver.shard.saved.save(pb.SaveTablesRequest(name=name, token=token))
 
 
 def now(driver: Driver, token: int = 0) -> pb.SavedTables:
-    return driver.shard.get_saved_tables(pb.GetSavedTablesRequest(token=token))
+    return driver.shard.saved.get(pb.GetSavedTablesRequest(token=token))
 
 
 def rows(driver: Driver) -> Any:
@@ -89,7 +89,7 @@ def test_a_copy_shares_its_files_and_the_tables_do_not_miss_them(driver: Driver)
     assert tables and all(path.stat().st_nlink == 2 for path in tables)
     push(driver, 2)
     before = rows(driver)
-    dropped = driver.shard.drop_saved_tables(pb.DropSavedTablesRequest(name="a", token=5))
+    dropped = driver.shard.saved.drop(pb.DropSavedTablesRequest(name="a", token=5))
     assert dropped.dropped and not (driver.directory / "saved" / "a").exists()
     driver.reopen()
     for one, other in zip(rows(driver), before, strict=True):
@@ -123,13 +123,13 @@ def test_a_later_save_keeps_the_earlier_marks_and_a_restore_forgets_those_after(
 
 
 def test_pushes_that_come_meanwhile_refuse_the_save(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
-    link, seeds = driver.shard._store.link_to, iter(range(100))
+    link, seeds = driver.shard.store.link_to, iter(range(100))
 
     def link_and_push(folder: Path) -> None:
         link(folder)
         push(driver, next(seeds))
 
-    monkeypatch.setattr(driver.shard._store, "link_to", link_and_push)
+    monkeypatch.setattr(driver.shard.store, "link_to", link_and_push)
     with pytest.raises(PreconditionError, match=r"pushes came while its tables were saved \(LSN 2, now 3\)"):
         save(driver)
     assert not list((driver.directory / "saved").iterdir()) and now(driver).name == ""
@@ -138,7 +138,7 @@ def test_pushes_that_come_meanwhile_refuse_the_save(driver: Driver, monkeypatch:
 
 
 def test_a_push_in_between_costs_a_second_copy_only(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
-    link, calls = driver.shard._store.link_to, []
+    link, calls = driver.shard.store.link_to, []
 
     def link_and_push_once(folder: Path) -> None:
         link(folder)
@@ -146,7 +146,7 @@ def test_a_push_in_between_costs_a_second_copy_only(driver: Driver, monkeypatch:
         if len(calls) == 1:
             push(driver, 1)
 
-    monkeypatch.setattr(driver.shard._store, "link_to", link_and_push_once)
+    monkeypatch.setattr(driver.shard.store, "link_to", link_and_push_once)
     assert save(driver).lsn == 1 and len(calls) == 2
 
 
@@ -165,7 +165,7 @@ def test_wrong_names_are_refused(driver: Driver, name: str) -> None:
     with pytest.raises(InvalidRequestError, match="name of saved tables is"):
         save(driver, name)
     with pytest.raises(InvalidRequestError, match="name of saved tables is"):
-        driver.shard.drop_saved_tables(pb.DropSavedTablesRequest(name=name))
+        driver.shard.saved.drop(pb.DropSavedTablesRequest(name=name))
     with pytest.raises(InvalidRequestError, match="name of saved tables is"):
         restore_tables([driver.directory], name)
 
@@ -173,9 +173,9 @@ def test_wrong_names_are_refused(driver: Driver, name: str) -> None:
 def test_dropping_needs_the_name_and_the_token(driver: Driver) -> None:
     save(driver)
     for request in (pb.DropSavedTablesRequest(name="b"), pb.DropSavedTablesRequest(name="a", token=6)):
-        assert not driver.shard.drop_saved_tables(request).dropped
+        assert not driver.shard.saved.drop(request).dropped
     assert (driver.directory / "saved" / "a").exists()
-    assert driver.shard.drop_saved_tables(pb.DropSavedTablesRequest(name="a")).dropped
+    assert driver.shard.saved.drop(pb.DropSavedTablesRequest(name="a")).dropped
 
 
 def test_what_cannot_be_restored_is_named_and_changes_nothing(driver: Driver, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from ps_server.score import ShowClick
+from ps_server.table.score import ShowClick
 
 
 def _column(*values: float) -> "np.ndarray[tuple[int], np.dtype[np.float32]]":

@@ -14,7 +14,7 @@ import psutil
 import pytest
 from rowhouse import message
 
-from ps_server.service import ParameterService
+from ps_server.serve.service import ParameterService
 from tests.data_peer import until
 from tests.unread import ANSWER, BOUND, Filled, held_bytes, pull_bytes
 

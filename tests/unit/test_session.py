@@ -7,7 +7,7 @@ import pytest
 from rowhouse.error import SequenceGapError
 from rowhouse.limit import CLIENTS_MAX
 
-from ps_server.session import Sessions
+from ps_server.life.session import Sessions
 
 
 def test_a_push_is_next_a_repeat_or_a_gap() -> None:

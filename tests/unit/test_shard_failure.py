@@ -13,8 +13,8 @@ from rowhouse.error import (
 )
 from rowhouse.v1 import rowhouse_pb2 as pb
 
-from ps_server.request import checked_parts
-from ps_server.segment import list_segments
+from ps_server.disk.segment import list_segments
+from ps_server.shard.request import checked_parts
 from tests.driver import Driver, shard_config
 
 TABLES: list[dict[str, Any]] = [
@@ -75,7 +75,7 @@ def test_a_log_that_cannot_be_written_poisons(driver: Driver, monkeypatch: pytes
     def full(*_: Any) -> int:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("ps_server.log.os.pwritev", full)
+    monkeypatch.setattr("ps_server.disk.log.os.pwritev", full)
     with pytest.raises(StoreError, match=r"push log .*No space left"):
         driver.push({"user": (IDS, ones(3))})
     monkeypatch.undo()

@@ -11,8 +11,8 @@ from rowhouse.error import ConfigError, InvalidRequestError
 from rowhouse.v1 import rowhouse_pb2 as pb
 
 from ps_client import connect
-from ps_server.config import load_config
-from ps_server.shard import Shard
+from ps_server.config.cluster import load_config
+from ps_server.shard.shard import Shard
 
 DAY_S = 86_400
 IDS = np.array([10, 20, 30], np.uint64)

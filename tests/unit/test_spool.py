@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from rowhouse.error import StoreError
 from rowhouse.limit import PARTITIONS
 
+from ps_server.bulk.spool import BUCKETS, STAGE_BYTES, Spool, default_memory_bytes
+from ps_server.bulk.sst_file import FileMaker, Job, Made, Part, read_at
+from ps_server.bulk.sst_worker import FileWriters
 from ps_server.kernel.scatter import scatter
-from ps_server.spool import BUCKETS, STAGE_BYTES, Spool, default_memory_bytes
-from ps_server.sst_file import FileMaker, Job, Made, Part, read_at
-from ps_server.sst_worker import FileWriters
 
 Keys = NDArray[np.uint64]
 Bytes = NDArray[np.uint8]
@@ -226,7 +226,7 @@ def test_a_worker_that_fails_or_dies_is_told(
     writers = FileWriters(1, spool.memory_fd)
     try:
         if end == "no start":
-            monkeypatch.setattr("ps_server.sst_worker.sys.executable", "/bin/false")
+            monkeypatch.setattr("ps_server.bulk.sst_worker.sys.executable", "/bin/false")
         writers.start()
         (worker,), (job,) = writers._workers, make_jobs(tmp_path / "nowhere", spool, 1)
         if end == "no start":
@@ -269,7 +269,7 @@ def test_a_load_takes_a_quarter_of_the_memory_that_is_available(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     meminfo = tmp_path / "meminfo"
-    monkeypatch.setattr("ps_server.memory.MEMINFO", meminfo)
+    monkeypatch.setattr("ps_server.table.memory.MEMINFO", meminfo)
     for kib, expected in ((4 << 20, 1 << 30), (1 << 10, 256 << 20), (1 << 30, 8 << 30)):
         meminfo.write_text(f"MemTotal: 1 kB\nMemAvailable: {kib} kB\n")
         assert default_memory_bytes() == expected

@@ -8,12 +8,12 @@ import pytest
 from numpy.typing import NDArray
 from rowhouse import dtype
 
-from ps_server.arena import Arena
+from ps_server.disk.row import RowLayout
 from ps_server.kernel import index
 from ps_server.kernel.rounding import round_rows, widen_rows
 from ps_server.kernel.step import STEP_HOT
-from ps_server.optimizer import OptimizerConfig
-from ps_server.row import RowLayout
+from ps_server.table.arena import Arena
+from ps_server.table.optimizer import OptimizerConfig
 
 from .optimizer_kernel import kernel_of
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from rowhouse.error import CorruptionError, DirectoryInUseError, StoreError
 
-from ps_server.store import Store
+from ps_server.disk.store import Store
 from tests.conftest import ROOT
 
 WIDTHS = {"row.a": 8, "row.b": 3}

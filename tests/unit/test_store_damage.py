@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from rowhouse.error import CorruptionError
 
-from ps_server.store import RowFamily, Store
+from ps_server.disk.store import RowFamily, Store
 
 KEYS = np.arange(1, 20_001, dtype=np.uint64) << np.uint64(49)
 

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from rowhouse.error import ConfigError, DirectoryInUseError, StoreError, UnavailableError
 
-from ps_server.config import ClusterConfig, load_config
-from ps_server.directory import claim_data_dir
-from ps_server.endpoint import split_endpoint
-from ps_server.server import StopFlag
-from ps_server.supervisor import RestartPolicy, Supervisor, resolve_ports
+from ps_server.config.cluster import ClusterConfig, load_config
+from ps_server.config.endpoint import split_endpoint
+from ps_server.disk.directory import claim_data_dir
+from ps_server.serve.server import StopFlag
+from ps_server.serve.supervisor import RestartPolicy, Supervisor, resolve_ports
 from tests.conftest import MakeConfig
 
 
@@ -208,7 +208,7 @@ def test_back_off(quick_deaths: int, wait_s: float) -> None:
 
 def test_a_shard_whose_directory_is_gone_is_not_started_anew(config: ClusterConfig) -> None:
     """It would begin empty beside the others, and nobody would be told that its rows are lost."""
-    claim_data_dir(config)
+    claim_data_dir(config.data_dir, config.shard_count)
     (config.data_dir / "shard-0001" / "store").mkdir(parents=True)
     (config.data_dir / "shard-0001" / "store" / "CURRENT").touch()
     world = World(config, [], stop_at_s=5)

@@ -8,7 +8,7 @@ import pytest
 from rowhouse import dtype
 from rowhouse.error import InvalidRequestError
 
-from ps_server.table import Table
+from ps_server.table.table import Table
 from tests.driver import Driver, shard_config
 
 DIM = 20

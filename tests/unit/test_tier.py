@@ -10,9 +10,9 @@ import pytest
 from numpy.typing import NDArray
 from rowhouse.mix import mix64
 
-from ps_server.row import get_lsn
-from ps_server.table import TablePush
-from ps_server.tier import Tier
+from ps_server.disk.row import get_lsn
+from ps_server.table.table import TablePush
+from ps_server.table.tier import Tier
 from tests.driver import Driver, shard_config
 
 TABLE: dict[str, Any] = {
@@ -111,7 +111,7 @@ def test_a_fresh_table_is_not_looked_up_and_counts_follow_rows(driver: Driver) -
 def test_rows_are_written_in_small_parts_and_behind_the_barrier(
     driver: Driver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ps_server.tier.COPY_BYTES", 8_192)
+    monkeypatch.setattr("ps_server.table.tier.COPY_BYTES", 8_192)
     tier, passed, newest = tier_of(driver), [0], []
     put = tier.rows.put
 

@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 from rowhouse.error import DirectoryInUseError, StoreError
 from rowhouse.mix import mix64
 
-from ps_server import checkpoint, psctl
-from ps_server.checkpoint import Life
-from ps_server.directory import open_store, read_descriptor
-from ps_server.row import put_lsn
-from ps_server.segment import list_segments
-from ps_server.verify import Report, verify_directory
+from ps_server import psctl
+from ps_server.disk import checkpoint
+from ps_server.disk.checkpoint import Life
+from ps_server.disk.directory import open_store, read_descriptor
+from ps_server.disk.row import put_lsn
+from ps_server.disk.segment import list_segments
+from ps_server.disk.verify import Report, verify_directory
 from tests.stopped import fill, flip, largest_file, make_config, open_shard, push, stopped, write_values
 
 ROWS = 6000

@@ -15,8 +15,8 @@ import pytest
 from rowhouse.error import StoreError
 
 from ps_server import kernel as kernel_package
-from ps_server import warmup
-from ps_server.config import load_config
+from ps_server.config.cluster import load_config
+from ps_server.serve import warmup
 from tests.conftest import MakeConfig
 
 TABLES: list[dict[str, Any]] = [
@@ -41,7 +41,7 @@ def step(folder: str) -> None:
     """What the first requests of a fresh process do after the warm-up; fails when that compiles anything."""
     from rowhouse import codec, dtype, message
 
-    from ps_server.shard import Shard
+    from ps_server.shard.shard import Shard
 
     config = load_config({"data_dir": folder, "tables": TABLES[:3]})
     warmup.warm_up(config)

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from rowhouse.error import PoisonedError, RowhouseError, StoreError
 from rowhouse.v1 import rowhouse_pb2 as pb
 
-from ps_server.row import get_lsn
-from ps_server.tier import COPY_BYTES, Tier
+from ps_server.disk.row import get_lsn
+from ps_server.table.tier import COPY_BYTES, Tier
 from tests.driver import Driver, shard_config
 
 WAIT_S = 20

@@ -1,0 +1,284 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`psctl plan`: the arithmetic of rows, a plan for a cluster, and `--check`, which measures it again here.
+
+Exit codes: 0 done, and with --check every error within its bar; 1 an error beyond its bar; 2 a wrong flag
+or file. Thread safety: a process's main thread.
+"""
+
+import argparse
+import json
+import platform
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final
+
+from rich.console import Console
+from rich.table import Table
+from rowhouse.error import ConfigError, RowhouseError
+
+from ps_server.config.cluster import load_config, parse_bytes
+from ps_server.plan.constant import SHIPPED, Run, fit, read_runs, write_runs
+from ps_server.plan.measure import CHECKED, KINDS, measure
+from ps_server.plan.plan import Demand, Plan, Site, make_plan
+from ps_server.plan.row_bytes import RowBytes, arithmetic, disk_row, memory_row, table_of
+
+DISK_BAR: Final = 0.05
+MEMORY_BAR: Final = 0.10
+TERABYTE: Final = 1e12
+ESTIMATE_FORMAT: Final = "feature-cross-estimate"
+_SCALES: Final = {"k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12}
+_PACKAGES: Final = ("rowhouse", "numpy", "numba", "rocksdict")
+
+
+def run(arguments: argparse.Namespace, console: Console) -> int:
+    """Carry out `psctl plan` as parsed; returns the exit code. Errors of ours are printed, not raised."""
+    try:
+        runs = read_runs(arguments.constants or SHIPPED)
+        if arguments.check:
+            return _check(arguments, runs, console)
+        return _plan(arguments, runs, console)
+    except RowhouseError as error:
+        print(f"psctl: {type(error).__name__}: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+def parse_rows(text: str) -> float:
+    """14e9, 14B, 500M or 20000 rows; ConfigError for anything else."""
+    scale = _SCALES.get(text[-1:].lower(), 1.0)
+    digits = text[:-1] if scale != 1.0 else text
+    try:
+        rows = float(digits) * scale
+    except ValueError:
+        rows = -1.0
+    if not 0 <= rows < float("inf"):
+        raise ConfigError(f"rows is {text!r}; it must be a number such as 14e9, 14B or 500M")
+    return rows
+
+
+def demands_of(arguments: argparse.Namespace) -> list[Demand]:
+    """Tables and rows that the flags ask for; none at all when no rows were given."""
+    given = [name for name in ("estimate", "config") if getattr(arguments, name)]
+    if len(given) > 1:
+        raise ConfigError("--estimate and --config both name tables; give one")
+    if arguments.estimate:
+        if arguments.rows:
+            raise ConfigError("--rows and --estimate both name rows; give one")
+        return _estimated(arguments)
+    if arguments.config:
+        return _configured(arguments)
+    if arguments.rows is None:
+        return []
+    return [Demand(table=_table(arguments, "table", None, {}), rows=parse_rows(arguments.rows))]
+
+
+def _table(arguments: argparse.Namespace, name: str, dim: int | None, row: dict[str, Any]) -> Any:
+    """A table by the flags; what they leave open is the estimate's."""
+    return table_of(
+        name, dim=arguments.dim or dim or 16, dtype_name=arguments.dtype or row.get("dtype") or "fp32",
+        optimizer=arguments.optimizer or row.get("optimizer") or "adagrad",
+        eviction=tuple(kind for kind in arguments.eviction.split(",") if kind),
+        admission_bits=arguments.admission_bits,
+    )  # fmt: skip
+
+
+def _configured(arguments: argparse.Namespace) -> list[Demand]:
+    config = load_config(arguments.config)
+    demands = []
+    for part in (arguments.rows or "").split(","):
+        name, equals, rows = part.partition("=")
+        table = config.table(name)
+        if not equals or table is None:
+            known = ", ".join(t.name for t in config.tables)
+            raise ConfigError(f"--rows has {part!r}; with --config it must be NAME=ROWS, the names {known}")
+        demands.append(Demand(table=table, rows=parse_rows(rows)))
+    return demands
+
+
+def _estimated(arguments: argparse.Namespace) -> list[Demand]:
+    path: Path = arguments.estimate
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        if document["format"] != ESTIMATE_FORMAT:
+            raise ConfigError(f"{path}: format is {document['format']!r}; it must be {ESTIMATE_FORMAT!r}")
+        row = document["row"]
+        return [
+            Demand(
+                table=_table(arguments, str(group["name"]), int(group["dim"]), row), rows=float(group["rows"])
+            )
+            for group in document["groups"]
+        ]
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+        what = f"{type(error).__name__}: {error}"
+        raise ConfigError(f"{path} is not what `feature-cross estimate --json` prints: {what}") from None
+
+
+def _site(arguments: argparse.Namespace) -> Site:
+    config = load_config(arguments.config) if arguments.config else None
+    log = parse_bytes(arguments.log) if arguments.log else None
+    return Site(
+        shards=arguments.shards or (config.shard_count if config else 1), share=arguments.share,
+        machine_memory_bytes=parse_bytes(arguments.machine_memory),
+        machine_disk_bytes=parse_bytes(arguments.machine_disk),
+        log_bytes=log or (config.checkpoint_log_bytes if config else 512 << 20),
+    )  # fmt: skip
+
+
+def _plan(arguments: argparse.Namespace, runs: Sequence[Run], console: Console) -> int:
+    constants = fit(runs)
+    demands = demands_of(arguments)
+    plan = make_plan(demands, _site(arguments), constants) if demands else None
+    lines = arithmetic(constants)
+    if arguments.json:
+        document = {
+            "constants": asdict(constants), "arithmetic": [asdict(line) for line in lines],
+            "plan": None if plan is None else {**asdict(plan), "machines": plan.machines},
+        }  # fmt: skip
+        print(json.dumps(document, indent=1))
+        return 0
+    first = Table(
+        "row", "id + weights", "1 TB", "in memory", "1 TB", "on disk", "1 TB",
+        title="bytes per row, and billions of rows in 1 TB (10¹² bytes)",
+    )  # fmt: skip
+    for line in lines:
+        cells = [line.what]
+        for place in ("raw", "memory", "disk"):
+            cells += [
+                f"{getattr(line, f'{place}_bytes'):.0f} B",
+                f"{line.rows_in(TERABYTE, place) / 1e9:.1f} B rows",
+            ]
+        first.add_row(*cells)
+    console.print(first)
+    if plan is not None:
+        _show(plan, console)
+    return 0
+
+
+def _show(plan: Plan, console: Console) -> None:
+    for table in plan.tables:
+        purposes = list(dict.fromkeys([*table.memory.parts, *table.disk.parts]))
+        shown = Table(
+            "", *purposes, "sum", title=f"table {table.name}: {table.rows:,.0f} rows, bytes per row"
+        )
+        for place, row in (("memory", table.memory), ("disk", table.disk)):
+            shown.add_row(place, *(_part(row, purpose) for purpose in purposes), f"{row.total:.1f}")
+        console.print(shown)
+    totals = Table("purpose", "memory", "disk", title="all machines together")
+    for purpose in dict.fromkeys([*plan.memory, *plan.disk]):
+        totals.add_row(purpose, _amount(plan.memory.get(purpose)), _amount(plan.disk.get(purpose)))
+    totals.add_section()
+    totals.add_row("sum", _amount(plan.memory_bytes), _amount(plan.disk_bytes))
+    console.print(totals)
+    console.print(
+        f"machines: {plan.machines} ({plan.machines_by_memory} by memory, {plan.machines_by_disk} by disk); "
+        f"memory_budget of each shard: {_amount(plan.memory_budget_bytes)}\n"
+        f"bulk load: {_time(plan.load_s)}; recovery after a kill with a full log: {_time(plan.recover_s)}; "
+        f"filters that fit in the store's cache: {plan.filter_cached:.0%}",
+        highlight=False,
+    )
+    for note in plan.notes:
+        console.print(note, highlight=False)
+
+
+def _part(row: RowBytes, purpose: str) -> str:
+    value = row.parts.get(purpose)
+    return "–" if value is None else f"{value:.1f}".removesuffix(".0")
+
+
+def _amount(bytes_: float | None) -> str:
+    if bytes_ is None:
+        return "–"
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(bytes_) < 999.5:
+            return f"{bytes_:.3g} {unit}"
+        bytes_ /= 1000
+    return f"{bytes_:,.3g} TB" if bytes_ < 999.5 else f"{bytes_:,.0f} TB"
+
+
+def _time(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+@dataclass(frozen=True, slots=True)
+class Error:
+    """A plan's figure beside the measured one; `low` and `high` are the plan's where it could not tell."""
+
+    what: str
+    place: str
+    low: float
+    high: float
+    measured: float
+    bar: float
+
+    @property
+    def share(self) -> float:
+        """planned / measured - 1, by the bound that is nearest; 0 between them."""
+        return min(max(self.measured, self.low), self.high) / self.measured - 1
+
+    @property
+    def planned(self) -> str:
+        """The plan's figure, for people."""
+        return f"{self.low:.1f} B" if self.low == self.high else f"{self.low:.1f}–{self.high:.1f} B"
+
+    @property
+    def within(self) -> bool:
+        """Whether it is inside its bar."""
+        return abs(self.share) <= self.bar
+
+
+def errors_of(runs: Sequence[Run], known: Sequence[Run]) -> list[Error]:
+    """What the constants of `known` say of each measured run, beside what it took."""
+    constants = fit(known)
+    errors = []
+    for run_ in runs:
+        layout, what = run_.kind.layout, str(run_.kind)
+        memory, disk = memory_row(layout, constants), disk_row(layout, constants)
+        errors.append(Error(what, "memory", memory.low, memory.high, run_.memory_bytes, MEMORY_BAR))
+        errors.append(Error(what, "disk", disk.low, disk.high, run_.disk_bytes, DISK_BAR))
+    return errors
+
+
+def _check(arguments: argparse.Namespace, known: Sequence[Run], console: Console) -> int:
+    folder = Path(tempfile.mkdtemp(prefix="rowhouse-plan-", dir=arguments.folder))
+    progress = Console(stderr=True, quiet=not sys.stderr.isatty())
+    kinds = list(dict.fromkeys([*CHECKED, *(KINDS if arguments.save else ())]))
+    found = []
+    try:
+        for number, kind in enumerate(kinds):
+            progress.print(f"{number + 1} of {len(kinds)}: {arguments.check_rows:,} rows, {kind}")
+            found.append(measure(kind, arguments.check_rows, folder))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    if arguments.save:
+        write_runs(arguments.save, [run_ for run_ in found if run_.kind in KINDS], _head())
+    errors = errors_of(found, known)
+    if arguments.json:
+        lines = [{**asdict(error), "error": error.share, "within": error.within} for error in errors]
+        print(json.dumps({"errors": lines, "runs": [run_.to_json() for run_ in found]}, indent=1))
+    else:
+        table = Table("row", "place", "planned", "measured here", "error", "bar", title="bytes per row")
+        for error in errors:
+            cells = (
+                error.planned,
+                f"{error.measured:.1f} B",
+                f"{error.share:+.1%}",
+                f"±{error.bar:.0%}",
+            )
+            table.add_row(error.what, error.place, *cells, style="" if error.within else "red")
+        console.print(table)
+    return 0 if all(error.within for error in errors) else 1
+
+
+def _head() -> dict[str, Any]:
+    return {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "machine": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
+        "versions": {package: version(package) for package in _PACKAGES},
+    }

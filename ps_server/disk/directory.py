@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The directory of a stopped shard, opened without its config.
+
+The store's descriptor (checkpoint.py) names the shard, the partition map and each table's layout, so
+maintenance needs nothing else. Thread safety: pure functions and an immutable description.
+"""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from rowhouse.error import ConfigError, CorruptionError, DirectoryInUseError, StoreError
+from rowhouse.placement import PartitionMap
+
+from ps_server.disk import checkpoint
+from ps_server.disk.row import LSN_BYTES, ROW_FORMAT_VERSION, RowLayout
+from ps_server.disk.store import Store
+
+MAINTENANCE_CACHE_BYTES: Final = 64 << 20
+"""Scans read each block once; the cache is for index and filter blocks."""
+
+MAINTENANCE_MEMTABLE_BYTES: Final = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Descriptor:
+    """What a shard's store says about itself.
+
+    Attributes
+    ----------
+    shard, shard_count
+        Its index, and the number of shards of its cluster.
+    map_version
+        Version of the partition map that it was made with.
+    layouts
+        Layout of each table's rows, by name; tables that left the config since are still there.
+    """
+
+    shard: int
+    shard_count: int
+    map_version: int
+    layouts: dict[str, RowLayout]
+
+    def families(self) -> dict[str, int]:
+        """Value bytes of each family of the store."""
+        widths = {f"row.{name}": layout.value_bytes for name, layout in self.layouts.items()}
+        return {**widths, **{f"tombstone.{name}": LSN_BYTES for name in self.layouts}}
+
+    def partition_map(self) -> PartitionMap:
+        """The map that the shard was made with; ConfigError when this version does not make it."""
+        partition_map = PartitionMap.even(self.shard_count)
+        if partition_map.version != self.map_version:
+            raise ConfigError(
+                f"shard {self.shard} was made with partition map {self.map_version:#x}; this version makes "
+                f"{partition_map.version:#x} for {self.shard_count} shards"
+            )
+        return partition_map
+
+
+def claim_data_dir(data_dir: Path, shard_count: int) -> None:
+    """Note in `<data_dir>/cluster.json` how many shards the data is split over, or compare with the note.
+
+    Raises ConfigError, before anything is made or changed, when the data was made with another number:
+    a shard more would own ids whose rows lie elsewhere. StoreError when the note cannot be written.
+    """
+    note = data_dir / "cluster.json"
+    wanted = {"shard_count": shard_count, "map_version": PartitionMap.even(shard_count).version}
+    try:
+        if note.is_file():
+            known = json.loads(note.read_text(encoding="utf-8"))
+            if known != wanted:
+                raise ConfigError(
+                    f"shards is {shard_count}; the data in {str(data_dir)!r} is split over "
+                    f"{known.get('shard_count')}: psctl export and load move it to another number"
+                )
+            return
+        data_dir.mkdir(parents=True, exist_ok=True)
+        temporary = note.with_name(f"{note.name}.{os.getpid()}")
+        temporary.write_text(json.dumps(wanted) + "\n", encoding="utf-8")
+        os.replace(temporary, note)
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{str(note)!r}: {error}") from None
+
+
+def is_made(directory: Path) -> bool:
+    """Whether a shard was ever opened in `directory`."""
+    return (directory / "store" / "CURRENT").exists()
+
+
+def shard_directories(path: Path) -> list[Path]:
+    """`path` itself when it is a shard's directory, or else the shards' directories in a data_dir.
+
+    Raises StoreError when there is neither, or when a data_dir lacks one of its shards.
+    """
+    if is_made(path):
+        return [path]
+    found = sorted(child for child in path.glob("shard-*") if is_made(child))
+    if not found:
+        raise StoreError(
+            f"{path}: no shard's directory, and no data_dir with shard-0000, shard-0001, … in it "
+            "(psctl load makes a new one with --config)"
+        )
+    missing = missing_shards(path)
+    if missing:
+        raise StoreError(
+            f"{path}: {missing[0]} is missing, one of {len(found) + len(missing)} shards that the data is "
+            "split over; name one shard's directory to work on it alone"
+        )
+    return found
+
+
+def missing_shards(data_dir: Path) -> list[str]:
+    """Names of the shards that `data_dir` has not, though it has others and its note counts them."""
+    note = data_dir / "cluster.json"
+    try:
+        count = int(json.loads(note.read_text(encoding="utf-8"))["shard_count"]) if note.is_file() else 0
+    except (OSError, ValueError, KeyError) as error:
+        raise StoreError(f"{str(note)!r}: {error}") from None
+    names = [f"shard-{index:04d}" for index in range(count)]
+    missing = [name for name in names if not is_made(data_dir / name)]
+    return missing if len(missing) < count else []
+
+
+def _held_by_this_process(lock: Path) -> bool:
+    """Whether a shard runs in this very process: a POSIX lock does not keep its own process out, and
+    opening and closing the file would even give it up."""
+    locks, stat = Path("/proc/locks"), lock.stat()
+    if not locks.exists():
+        return False
+    file = f":{stat.st_ino}"
+    lines = [line.split() for line in locks.read_text().splitlines()]
+    return any(str(os.getpid()) == line[4] and line[5].endswith(file) for line in lines if line[1] == "POSIX")
+
+
+@contextmanager
+def held(directory: Path) -> Iterator[None]:
+    """Keep servers out of a shard's directory while it is read, without writing to it.
+
+    RocksDB takes its lock only when it opens for writing; this takes the same lock, shared. Raises
+    DirectoryInUseError when a shard runs there, StoreError when the file cannot be opened.
+    """
+    lock = directory / "store" / "LOCK"
+    try:
+        if _held_by_this_process(lock):
+            raise DirectoryInUseError(f"{directory}: a shard of this process runs there; stop it first")
+        file = lock.open("rb")
+    except OSError as error:
+        raise StoreError(f"{lock}: {error.strerror or error}") from error
+    with file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError as error:
+            text = f"{directory}: a shard runs there ({error.strerror}); stop it first"
+            raise DirectoryInUseError(text) from error
+        yield
+
+
+def open_store(
+    directory: Path, widths: dict[str, int], *, read_only: bool = True, paranoid: bool = True
+) -> Store:
+    """The store of a shard's directory with small buffers; see Store for what it takes and raises."""
+    return Store(
+        directory / "store", widths, cache_bytes=MAINTENANCE_CACHE_BYTES,
+        memtable_bytes=MAINTENANCE_MEMTABLE_BYTES, read_only=read_only, paranoid=paranoid,
+    )  # fmt: skip
+
+
+def read_descriptor(directory: Path, *, paranoid: bool = True) -> Descriptor:
+    """Description of a stopped shard.
+
+    Raises StoreError when there is none, CorruptionError when it is damaged or of another version (with
+    `paranoid` also when any file of the store is missing or cut short).
+    """
+    store = open_store(directory, {}, paranoid=paranoid)
+    try:
+        facts = checkpoint.read_shard(store)
+    finally:
+        store.close()
+    if facts is None:
+        raise StoreError(f"{directory}: the store has no shard in it")
+    layouts = {}
+    for name, layout in facts["tables"].items():
+        version = layout.pop("row_format_version")
+        layout.pop("state_of", None)
+        if version != ROW_FORMAT_VERSION:
+            raise CorruptionError(
+                f"table {name!r} has row format {version}; this version reads {ROW_FORMAT_VERSION}"
+            )
+        layouts[name] = RowLayout(**layout)
+    return Descriptor(
+        shard=facts["shard"], shard_count=facts["shard_count"], map_version=facts["map_version"],
+        layouts=layouts,
+    )  # fmt: skip

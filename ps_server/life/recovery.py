@@ -1,0 +1,274 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Opening a shard's directory, and replaying its push log.
+
+Replay applies every record above the checkpoint in the order of the log; a row skips the records at or
+below its own LSN, so rows that reached the store after the checkpoint are not updated twice.
+
+Invariants: 1. nothing is written before the store's descriptor was compared with the config; 2. replay
+uses the same code as a live push; 3. after it every table is bit for bit what it was.
+Thread safety: runs before anyone else has the shard.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from logging import getLogger
+from pathlib import Path
+from typing import Any
+
+from rowhouse import dtype
+from rowhouse.codec import decode_push_request
+from rowhouse.error import ConfigError, CorruptionError, StoreError
+from rowhouse.placement import PartitionMap
+
+from ps_server.config.cluster import ClusterConfig
+from ps_server.disk import checkpoint
+from ps_server.disk.checkpoint import CheckpointState, Life
+from ps_server.disk.log import PushLog
+from ps_server.disk.row import LSN_BYTES
+from ps_server.disk.segment import (
+    KIND_EVICT,
+    KIND_PUSH,
+    Record,
+    cut_lost_end,
+    cut_torn_end,
+    decode_eviction,
+    read_records,
+)
+from ps_server.disk.store import Store
+from ps_server.life.read_ahead import read_ahead
+from ps_server.life.session import Sessions
+from ps_server.table.budget import Budget, split
+from ps_server.table.config import TableConfig
+from ps_server.table.table import Table
+from ps_server.table.tier import TierParts
+
+_logger = getLogger(__name__)
+
+
+@dataclass(kw_only=True)
+class Opened:
+    """What an open shard is made of."""
+
+    store: Store
+    tables: dict[str, Table]
+    budget: Budget
+    sessions: Sessions
+    state: CheckpointState
+    life: Life
+    log: PushLog | None  # None: read-only, or durability none
+    lsn: int
+    replayed: int
+
+
+class LogGate:
+    """Tells the tables when the log is as durable as promised, before they write rows back.
+
+    The log exists only after recovery, tables before it; until then everything is on disk already.
+    """
+
+    def __init__(self, durability: str) -> None:
+        self.log: PushLog | None = None
+        self._sync = durability == "fsync"
+
+    def __call__(self, lsn: int) -> None:
+        """Return when the log up to `lsn` may be relied on; a record is always written before its push
+        is applied, so only `fsync` has to wait."""
+        if self._sync and self.log is not None:
+            self.log.sync(min(lsn, self.log.written_lsn))
+
+
+def _open_store(config: ClusterConfig, directory: Path, read_only: bool) -> tuple[Store, int]:
+    """The store and the bytes of budget left for hot rows."""
+    sketches = sum(table.admission.sketch_bytes for table in config.tables if table.admission)
+    share, rows = split(config.memory_budget)
+    if sketches >= rows:
+        raise ConfigError(
+            f"memory_budget is {config.memory_budget}; the admission sketches take {sketches} and the store "
+            f"{share}, which leaves nothing for rows: raise it, or lower width_bits"
+        )
+    widths: dict[str, int] = {}
+    for table in config.tables:
+        widths[f"row.{table.name}"] = table.layout.value_bytes
+        widths[f"tombstone.{table.name}"] = LSN_BYTES
+    memtable = min(max(share // 8, 64 << 10), 64 << 20)
+    cache = max(share - 4 * memtable, share // 4)
+    if not read_only:
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreError(f"data directory {directory}: {error.strerror or error}") from error
+    store = Store(
+        directory / "store", widths, cache_bytes=cache, memtable_bytes=memtable, read_only=read_only
+    )
+    return store, rows - sketches
+
+
+def state_of(table: TableConfig) -> str:
+    """Optimizer whose state the rows hold, "" for one that keeps none: another one would misread it. AdamW's
+    is Adam's."""
+    kind = table.optimizer.kind if table.layout.state_size else ""
+    return "adam" if kind == "adamw" else kind
+
+
+def _identity(config: ClusterConfig, index: int, partition_map: PartitionMap) -> dict[str, Any]:
+    return {
+        "shard": index,
+        "shard_count": config.shard_count,
+        "map_version": partition_map.version,
+        "tables": {t.name: {**t.layout.describe(), "state_of": state_of(t)} for t in config.tables},
+    }
+
+
+def _make_tables(
+    config: ClusterConfig, store: Store, budget: Budget, gate: LogGate, failpoint: Callable[[str], None]
+) -> dict[str, Table]:
+    tables = {}
+    for table in config.tables:
+        parts = TierParts(
+            name=table.name, layout=table.layout, rows=store.families[f"row.{table.name}"],
+            tombstones=store.families[f"tombstone.{table.name}"], budget=budget, barrier=gate,
+            failpoint=failpoint,
+        )  # fmt: skip
+        tables[table.name] = Table(table, parts)
+    return tables
+
+
+def _restore(tables: dict[str, Table], store: Store, state: CheckpointState, clean: bool) -> None:
+    """Give each table what the checkpoint remembers of it."""
+    for name, table in tables.items():
+        tier = table.tier
+        tier.applied_lsn = state.lsn
+        rows = state.rows.get(name)
+        empty = tier.rows.is_empty()
+        tier.stored.exact = empty or (clean and rows is not None)
+        tier.stored.rows = 0 if empty else rows or 0
+        tier.tombstones_possible = not tier.tombstones.is_empty()
+        if state.configured.get(name, table.config.freeze) == table.config.freeze:
+            table.frozen = state.frozen.get(name, table.frozen)  # else the config's change is the newer will
+        if table.admission is not None:
+            counters = checkpoint.read_sketch(store, name)
+            if counters is not None:
+                table.admission.load_state(counters)
+
+
+def freezes(tables: dict[str, Table]) -> tuple[dict[str, str], dict[str, str]]:
+    """What a checkpoint keeps of freeze commands: those that the config does not say itself, and what it
+    says instead; by table."""
+    commanded = [t for t in tables.values() if t.frozen != t.config.freeze]
+    return {t.name: t.frozen for t in commanded}, {t.name: t.config.freeze for t in commanded}
+
+
+def _note_freezes(opened: Opened) -> None:
+    """Have the directory know at once which commands still hold: one that the config overruled must not come
+    back when the shard is killed now and the config is what it was then."""
+    frozen, configured = freezes(opened.tables)
+    if (frozen, configured) != (opened.state.frozen, opened.state.configured):
+        opened.state = replace(opened.state, frozen=frozen, configured=configured)
+        checkpoint.write(opened.store, opened.state, {})
+
+
+def apply_record(record: Record, tables: dict[str, Table], sessions: Sessions) -> None:
+    """Apply one record of the log to the tables that (still) are declared."""
+    if record.kind == KIND_EVICT:
+        name, ids = decode_eviction(record.payload)
+        if name in tables:
+            tables[name].tier.remove(ids, record.lsn)
+        return
+    if record.kind != KIND_PUSH:
+        raise CorruptionError(f"push log: LSN {record.lsn} has kind {record.kind}, unknown to this version")
+    request = decode_push_request(record.payload)
+    for part in request.tables:
+        if part.table in tables:
+            gradients = dtype.widen(part.gradients, part.dtype)
+            table = tables[part.table]
+            table.push(table.summed(part, gradients), record.lsn, record.time_ms // 1000)
+    sessions.record(request.client_id, request.sequence, record.lsn)
+
+
+def open_directory(
+    config: ClusterConfig,
+    index: int,
+    directory: Path,
+    *,
+    read_only: bool,
+    partition_map: PartitionMap,
+    failpoint: Callable[[str], None],
+    progress: Callable[[int], None],
+) -> Opened:
+    """Open, check and recover a shard's directory; see Shard.open for what it raises."""
+    store, row_bytes = _open_store(config, directory, read_only)
+    try:
+        checkpoint.check_shard(store, _identity(config, index, partition_map), read_only=read_only)
+        state, life = checkpoint.read(store), checkpoint.read_life(store)
+        if read_only and not life.clean:
+            raise StoreError(f"{directory}: was not stopped cleanly; open it for writing once to recover it")
+        budget = Budget(row_bytes, [t.name for t in config.tables])
+        gate = LogGate(config.durability)
+        tables = _make_tables(config, store, budget, gate, failpoint)
+        _restore(tables, store, state, life.clean)
+        sessions = Sessions(state.clients)
+        lsn, replayed = state.lsn, 0
+        if not read_only:
+            if life.lost_unsynced_log(checkpoint.boot_id()):
+                cut_lost_end(directory / "log", state.lsn)
+            lsn, replayed = _replay(
+                directory / "log", directory / "store", state.lsn, tables, sessions, progress
+            )
+        opened = Opened(
+            store=store, tables=tables, budget=budget, sessions=sessions, state=state, life=life, log=None,
+            lsn=lsn, replayed=replayed,
+        )  # fmt: skip
+        if not read_only:
+            _note_freezes(opened)
+            _begin_life(opened, config, directory, failpoint)
+            gate.log = opened.log
+        return opened
+    except BaseException:
+        store.close()
+        raise
+
+
+def _replay(
+    directory: Path,
+    store_directory: Path,
+    after_lsn: int,
+    tables: dict[str, Table],
+    sessions: Sessions,
+    progress: Callable[[int], None],
+) -> tuple[int, int]:
+    """Replay the log; returns the last LSN and the number of records."""
+    cut_torn_end(directory)
+    lsn, replayed = after_lsn, 0
+    following = read_ahead(directory, store_directory, after_lsn, tables)
+    read_up_to = after_lsn
+    for record in read_records(directory, after_lsn):
+        if not replayed:
+            for table in tables.values():
+                table.tier.begin_recovery()
+        if record.lsn > read_up_to:
+            read_up_to = next(following)
+        apply_record(record, tables, sessions)
+        lsn, replayed = record.lsn, replayed + 1
+        progress(replayed)
+    if replayed:
+        for table in tables.values():
+            table.tier.end_recovery()
+        _logger.info("replayed %d records, up to LSN %d", replayed, lsn)
+    return lsn, replayed
+
+
+def _begin_life(
+    opened: Opened, config: ClusterConfig, directory: Path, failpoint: Callable[[str], None]
+) -> None:
+    """Mark the directory as in use, and open the log's end."""
+    boot = checkpoint.boot_id()
+    next_lsn = opened.lsn + 1
+    if opened.life.may_have_lost_log(boot):
+        next_lsn = max(next_lsn, opened.life.lsn_reserved + 1)
+    reserved = max(opened.life.lsn_reserved, next_lsn + checkpoint.LSN_RESERVE)
+    opened.life = Life(clean=False, durability=config.durability, boot_id=boot, lsn_reserved=reserved)
+    checkpoint.write_life(opened.store, opened.life)
+    if config.durability != "none":
+        durable = config.durability == "fsync"
+        opened.log = PushLog(directory / "log", opened.lsn, next_lsn, durable=durable, failpoint=failpoint)
+    opened.lsn = next_lsn - 1

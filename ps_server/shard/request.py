@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checks of requests against a shard's tables.
+
+Each batch is checked once, vectorised, before anything changes. Thread safety: pure functions.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from rowhouse import dtype, message
+from rowhouse.error import InvalidRequestError, StalePartitionMapError, TableFrozenError, UnknownTableError
+from rowhouse.limit import gradient_bound
+from rowhouse.placement import PartitionMap
+from rowhouse.v1 import rowhouse_pb2 as pb
+
+from ps_server.config.error import nearest
+from ps_server.kernel.gradient import first_not_below
+from ps_server.table.table import Table, TablePush
+
+FREEZE_MODES: Final = {
+    pb.FREEZE_MODE_OFF: "off", pb.FREEZE_MODE_REFUSE: "refuse", pb.FREEZE_MODE_IGNORE: "ignore",
+}  # fmt: skip
+
+
+def table_of(name: str, tables: Mapping[str, Table]) -> Table:
+    """The table of that name; UnknownTableError names the nearest one."""
+    table = tables.get(name)
+    if table is None:
+        raise UnknownTableError(f"table {name!r} is unknown; {nearest(name, list(tables))}")
+    return table
+
+
+def evictable_table_of(name: str, tables: Mapping[str, Table]) -> Table:
+    """table_of; InvalidRequestError when it has no eviction policy."""
+    table = table_of(name, tables)
+    if not table.config.eviction:
+        raise InvalidRequestError(f"table {name!r} has no eviction policy; declare one in its config")
+    return table
+
+
+def freeze_mode_of(request: pb.SetTableFreezeRequest) -> str:
+    """The mode that a request asks for, as configs write it; InvalidRequestError for any other."""
+    if request.mode not in FREEZE_MODES:
+        raise InvalidRequestError(f"freeze mode is {request.mode}; it must be one of {list(FREEZE_MODES)}")
+    return FREEZE_MODES[request.mode]
+
+
+def check_map(version: int, partition_map: PartitionMap, shard: int) -> None:
+    """StalePartitionMapError unless a request was routed by the map that the shard has."""
+    if version != partition_map.version:
+        raise StalePartitionMapError(
+            f"request routed by partition map {version}; shard {shard} has {partition_map.version}: "
+            "reload it with GetCluster"
+        )
+
+
+def check_dim(table: Table, dim: int) -> None:
+    """InvalidRequestError unless `dim` is the table's."""
+    if dim != table.layout.dim:
+        raise InvalidRequestError(f"table {table.name!r}: dim is {dim}; it must be {table.layout.dim}")
+
+
+def _check_events(part: message.TableGradients) -> None:
+    for name, events in (("shows", part.shows), ("clicks", part.clicks)):
+        if events is not None and not (np.isfinite(events) & (events >= 0)).all():
+            bad = int(np.flatnonzero(~(np.isfinite(events) & (events >= 0)))[0])
+            raise InvalidRequestError(
+                f"table {part.table!r}: {name} of id {int(part.ids[bad])} is {events[bad]}; "
+                "it must be finite and not negative"
+            )
+
+
+def _check_rate(table: Table, rate: float | None) -> None:
+    """What the optimizer would refuse must be refused before it is logged: a replay could not pass it."""
+    try:
+        table.config.optimizer.hyper(rate)
+    except InvalidRequestError as error:
+        raise InvalidRequestError(f"table {table.name!r}: {error}") from None
+
+
+def _check_gradients(table: Table, ids: NDArray[np.uint64], gradients: NDArray[np.float32]) -> None:
+    """Every element is finite and below the bound that keeps the optimizer's state finite."""
+    optimizer = table.config.optimizer
+    bound = gradient_bound(optimizer.kind, optimizer.clip_value, optimizer.clip_norm)
+    bad = int(first_not_below(gradients, bound))
+    if bad < 0:
+        return
+    row, column = divmod(bad, table.layout.dim)
+    reason = "it must be finite"
+    if np.isfinite(gradients[row, column]):
+        reason = f"{optimizer.kind} sums squares: it must be below {bound:g}, or clip_value be set"
+    raise InvalidRequestError(
+        f"table {table.name!r}: the gradient of id {int(ids[row])} (row {row}, column {column}) is "
+        f"{gradients[row, column]:g}; {reason}"
+    )
+
+
+def checked_parts(request: message.PushRequest, tables: Mapping[str, Table]) -> list[tuple[Table, TablePush]]:
+    """Check a push whole and sum its duplicates; nothing is changed, so no lock is needed.
+
+    Raises InvalidRequestError and its kin.
+    """
+    parts: list[tuple[Table, TablePush]] = []
+    names = [part.table for part in request.tables]
+    if len(set(names)) != len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise InvalidRequestError(f"table {twice!r} is in the push twice; join its gradients")
+    if request.sequence < 1:
+        raise InvalidRequestError(f"sequence is {request.sequence}; it must be 1 or more")
+    for part in request.tables:
+        table = table_of(part.table, tables)
+        check_dim(table, part.gradients.shape[1])
+        _check_rate(table, part.learning_rate)
+        gradients = dtype.widen(part.gradients, part.dtype)
+        _check_gradients(table, part.ids, gradients)
+        _check_events(part)
+        push = table.summed(part, gradients)
+        if push.ids.shape[0] < part.ids.shape[0]:  # a sum of legal ones may be past the bound
+            _check_gradients(table, push.ids, push.gradients)
+        table.check_push(push.ids.shape[0])
+        parts.append((table, push))
+    return parts
+
+
+def without_frozen(
+    request: message.PushRequest, encoded: bytes | memoryview | None, parts: list[tuple[Table, TablePush]]
+) -> tuple[message.PushRequest, bytes | memoryview | None, list[tuple[Table, TablePush]]]:
+    """A checked push (and its bytes, None when they changed) without the tables that ignore pushes now: what
+    is logged is what is applied.
+
+    The caller holds the push lock: no push is applied after a freeze was answered. And it knows that the
+    push is no repeat: one that was applied before the freeze is answered, not refused. Raises
+    TableFrozenError where a table refuses.
+    """
+    modes = [table.frozen for table, _ in parts]
+    if "refuse" in modes:
+        name = parts[modes.index("refuse")][0].name
+        raise TableFrozenError(f"table {name!r} is frozen: pushes are refused")
+    if "ignore" not in modes:
+        return request, encoded, parts
+    kept = [i for i, mode in enumerate(modes) if mode != "ignore"]
+    return replace(request, tables=tuple(request.tables[i] for i in kept)), None, [parts[i] for i in kept]

@@ -1,0 +1,432 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One shard: its tables, the order of its pushes, and what it promises about them.
+
+A push is validated, logged, applied and acknowledged, in this order; the log's order is the order of
+application, so a replay gives the same bits. A checkpoint (checkpoint.py) shortens the log, recovery
+(recovery.py) replays it. The gRPC side is service.py.
+
+Invariants: 1. nothing changes before a request was checked whole; 2. LSNs are consecutive, one per
+logged record; 3. a write that fails poisons the shard: it acknowledges and serves nothing more, and says
+why; what it acknowledged before is recovered at the next start. Thread safety: every method may be
+called from any thread; pushes are applied one at a time.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from logging import getLogger
+from pathlib import Path
+from typing import Any, Final
+
+from rowhouse import message
+from rowhouse.codec import Part, encode_push_request
+from rowhouse.control import method_of
+from rowhouse.error import CorruptionError, PoisonedError, StoreError, TableFrozenError
+from rowhouse.ids import as_read_only
+from rowhouse.placement import PartitionMap
+from rowhouse.v1 import rowhouse_pb2 as pb
+
+from ps_server.config.cluster import ClusterConfig
+from ps_server.disk import checkpoint
+from ps_server.disk.checkpoint import CheckpointState
+from ps_server.disk.segment import KIND_EVICT, KIND_PUSH, Record, encode_eviction, list_segments
+from ps_server.life.recovery import Opened, freezes, open_directory
+from ps_server.life.saved import SavedTables
+from ps_server.shard.eviction import Moment, evict_by_policy, spared
+from ps_server.shard.group import Groups
+from ps_server.shard.request import (
+    check_dim,
+    check_map,
+    checked_parts,
+    evictable_table_of,
+    freeze_mode_of,
+    table_of,
+    without_frozen,
+)
+from ps_server.shard.status import cluster_message, stats_message
+from ps_server.table.arena import Ids
+from ps_server.table.table import Table, TablePush
+
+COUNT_CHUNK_ROWS: Final = 65_536
+"""Keys read at a time while rows are counted after a crash."""
+
+_logger = getLogger(__name__)
+
+
+class Shard:
+    """One shard of a cluster; made by `Shard.open`.
+
+    Attributes
+    ----------
+    poison
+        Why the shard refuses everything; None while it is healthy.
+    saved
+        Named copies of its tables.
+    groups
+        The trainers that keep pace over it.
+    store
+        What its rows are on.
+    """
+
+    def __init__(
+        self,
+        config: ClusterConfig,
+        index: int,
+        directory: Path,
+        opened: Opened,
+        *,
+        read_only: bool,
+        clock: Callable[[], float],
+        failpoint: Callable[[str], None],
+    ) -> None:
+        self.config, self.index, self.directory = config, index, directory
+        self.partition_map = PartitionMap.even(config.shard_count)
+        self.poison: str | None = None
+        self.replayed_records = opened.replayed
+        self._opened, self._read_only = opened, read_only
+        self._clock, self._failpoint = clock, failpoint
+        self._tables, self._log, self.store = opened.tables, opened.log, opened.store
+        self._sessions = opened.sessions
+        self._applied_lsn = opened.lsn
+        self._push_lock = threading.Lock()
+        self._checkpoint_lock = threading.Lock()
+        self._closing = threading.Event()
+        self._closed = False
+        self._checkpoint_wanted = threading.Event()
+        self.saved = SavedTables(self)
+        self.groups = Groups(self, waits_max=max(config.worker_threads // 2, 1))
+        self._calls: dict[str, Callable[[Any], Any]] = {
+            "GetCluster": self.get_cluster,
+            "CreateCheckpoint": self.create_checkpoint,
+            "GetStats": self.get_stats,
+            "SetTableFreeze": self.set_table_freeze,
+            "EvictRows": self.evict_rows,
+            "SaveTables": self.saved.save,
+            "GetSavedTables": self.saved.get,
+            "DropSavedTables": self.saved.drop,
+            "JoinGroup": self.groups.join,
+            "AwaitStep": self.groups.await_step,
+        }
+        self._threads = [
+            threading.Thread(target=self._count_rows, name="count-rows", daemon=True),
+            threading.Thread(target=self._checkpoint_when_wanted, name="checkpoint", daemon=True),
+        ]
+        for thread in self._threads if not read_only else []:
+            thread.start()
+
+    @staticmethod
+    def open(
+        config: ClusterConfig,
+        index: int,
+        directory: Path,
+        *,
+        read_only: bool = False,
+        clock: Callable[[], float] = time.time,
+        failpoint: Callable[[str], None] = lambda _name: None,
+        progress: Callable[[int], None] = lambda _records: None,
+    ) -> "Shard":
+        """Open a shard's directory, made when it is new, and recover it.
+
+        Parameters
+        ----------
+        config
+            The cluster's.
+        index
+            Which shard of it.
+        directory
+            Where this shard keeps everything.
+        read_only
+            Serve pulls only; the directory must have been stopped cleanly.
+        clock
+            Seconds since the epoch (TTL, log records).
+        failpoint
+            Called with the name of each point where a test may kill the process.
+        progress
+            Called with the number of records replayed so far.
+
+        Raises
+        ------
+        ConfigError
+            The directory was made with another layout, index or number of shards.
+        DirectoryInUseError
+            Another process holds it.
+        CorruptionError
+            Something on disk is damaged; the message names it.
+        """
+        partition_map = PartitionMap.even(config.shard_count)
+        opened = open_directory(
+            config, index, directory, read_only=read_only, partition_map=partition_map,
+            failpoint=failpoint, progress=progress,
+        )  # fmt: skip
+        return Shard(config, index, directory, opened, read_only=read_only, clock=clock, failpoint=failpoint)
+
+    # ------------------------------------------------------------ checks
+    def _check_alive(self, *, writing: bool = False) -> None:
+        if self.poison is not None:
+            raise PoisonedError(f"shard {self.index} refuses requests: {self.poison}")
+        if self._closed or (writing and self._closing.is_set()):
+            raise PoisonedError(f"shard {self.index} is closed")
+        if writing and self._read_only:
+            raise TableFrozenError(f"shard {self.index} is open read-only")
+
+    @contextmanager
+    def _poisoning(self) -> Iterator[None]:
+        """A store error inside leaves memory and store apart: the shard must not go on."""
+        try:
+            yield
+        except BaseException as error:
+            self._poison(f"{type(error).__name__}: {error}")
+            raise
+
+    def _poison(self, why: str) -> None:
+        if self.poison is None:
+            self.poison = why
+            _logger.error("shard %d is poisoned: %s", self.index, why)
+
+    @contextmanager
+    def upkeep(self, *, writing: bool = False) -> Iterator[None]:
+        """One checkpoint or eviction at a time, none on a shard that was closed meanwhile."""
+        with self._checkpoint_lock:
+            self._check_alive(writing=writing)
+            with self._poisoning():
+                yield
+
+    # ------------------------------------------------------------ pull
+    def pull(self, request: message.PullRequest) -> message.PullResponse:
+        """Rows of each table, in the order of its ids; never creates a row.
+
+        Raises StalePartitionMapError, UnknownTableError, InvalidRequestError, PoisonedError, and
+        CorruptionError when a row asked for is damaged on disk.
+        """
+        self._check_alive()
+        check_map(request.map_version, self.partition_map, self.index)
+        tables = [table_of(part.table, self._tables) for part in request.tables]
+        for table, part in zip(tables, request.tables, strict=True):
+            check_dim(table, part.dim)
+        lsn = self._applied_lsn
+        answers = []
+        for table, part in zip(tables, request.tables, strict=True):
+            try:
+                promote = not (request.read_only or self._read_only)
+                rows = table.pull(as_read_only(part.ids), promote=promote, code=request.dtype)
+            except CorruptionError:
+                raise  # a damaged row is not served; the others are
+            except StoreError as error:
+                self._poison(str(error))
+                raise
+            answers.append(message.TableRows(part.table, request.dtype, rows))
+        return message.PullResponse(lsn, tuple(answers))
+
+    def prefetch(self, table: str, ids: Ids) -> int:
+        """Bring stored rows of `ids` ((n,) uint64) into memory ahead of a pull; returns how many."""
+        self._check_alive(writing=True)
+        return table_of(table, self._tables).prefetch(as_read_only(ids))
+
+    # ------------------------------------------------------------ push
+    def push(self, request: message.PushRequest, encoded: Part | None = None) -> message.PushResponse:
+        """Apply a push once.
+
+        Parameters
+        ----------
+        request
+            Decoded.
+        encoded
+            Its bytes, if the caller has them: they go to the log as they are.
+
+        Raises
+        ------
+        RowhouseError
+            InvalidRequestError and its kin, PreconditionError and its kin: nothing was changed.
+            PoisonedError, StoreError: not acknowledged; a retry after a restart finds out.
+        """
+        self._check_alive(writing=True)
+        parts = checked_parts(request, self._tables)
+        with self._push_lock:
+            self._check_alive(writing=True)
+            repeat = self._sessions.repeat_of(request.client_id, request.sequence)
+            lsn = self._applied_lsn + 1 if repeat is None else repeat
+            if repeat is None:  # only now: a repeat was applied, whatever map it was routed by
+                check_map(request.map_version, self.partition_map, self.index)
+                request, encoded, parts = without_frozen(request, encoded, parts)
+                with self._poisoning():
+                    self._log_and_apply(request, encoded, parts, lsn)
+        if self.config.durability == "fsync" and self._log is not None:
+            with self._poisoning():
+                self._log.sync(lsn)
+        return message.PushResponse(lsn, repeat is not None)
+
+    def _log_and_apply(
+        self,
+        request: message.PushRequest,
+        encoded: Part | None,
+        parts: list[tuple[Table, TablePush]],
+        lsn: int,
+    ) -> None:
+        """Write the record, then apply it; the caller holds the push lock."""
+        time_ms = int(self._clock() * 1000)
+        self._failpoint("before log")
+        if self._log is not None:
+            payload = encoded if encoded is not None else encode_push_request(request)
+            self._log.append(Record(lsn, KIND_PUSH, time_ms, payload))
+        self._failpoint("after log")
+        for table, part in parts:
+            table.push(part, lsn, time_ms // 1000)
+        self._sessions.record(request.client_id, request.sequence, lsn)
+        self._advance(lsn)
+
+    def _advance(self, lsn: int) -> None:
+        """Everything up to `lsn` is applied; the caller holds the push lock."""
+        self._applied_lsn = lsn
+        life = self._opened.life
+        if lsn + 1 >= life.lsn_reserved:
+            self._opened.life = replace(life, lsn_reserved=lsn + checkpoint.LSN_RESERVE)
+            checkpoint.write_life(self.store, self._opened.life)
+        if self._log is not None and self._log.bytes > self.config.checkpoint_log_bytes:
+            self._checkpoint_wanted.set()
+
+    def contribute(self, request: message.Contribution) -> pb.ContributeResponse:
+        """Hold one trainer's part of a step that several trainers make together (group.py)."""
+        return self.groups.contribute(request)
+
+    def last_sequence(self, client_id: int) -> int:
+        """Number of the client's last push that is applied here; 0 when there is none."""
+        return self._sessions.last_of(client_id)
+
+    def settled_lsn(self) -> int:
+        """The LSN up to which everything is applied, once no push is under way."""
+        with self._push_lock:
+            return self._applied_lsn
+
+    def table_at_lsn(self, name: str, *, writing: bool = False) -> tuple[Table, int]:
+        """A table, and the LSN up to which everything is applied to it, for bulk work (bulk.py)."""
+        self._check_alive(writing=writing)
+        return table_of(name, self._tables), self._applied_lsn
+
+    # ------------------------------------------------------------ checkpoint
+    def checkpoint(self) -> tuple[int, int]:
+        """Write every dirty row to the store and drop the log below; returns (LSN, rows written).
+
+        Pushes and pulls go on meanwhile, but for a few milliseconds at a time. Raises StoreError, and the
+        shard is poisoned then.
+        """
+        if self._read_only:
+            raise TableFrozenError(f"shard {self.index} is open read-only")
+        with self.upkeep():
+            with self._push_lock:
+                lsn = self._applied_lsn
+                clients, (frozen, configured) = self._sessions.snapshot(), freezes(self._tables)
+                state = CheckpointState(lsn=lsn, clients=clients, frozen=frozen, configured=configured)
+                sketches = {n: t.admission.state_bytes() for n, t in self._tables.items() if t.admission}
+                if self._log is not None:
+                    self._log.rotate()
+            written = 0
+            for table in self._tables.values():
+                for segment in range(table.tier.arena.segments):
+                    written += table.tier.write_back_segment(segment)
+            for table in self._tables.values():
+                table.tier.rows.flush()
+                table.tier.tombstones.flush()
+                self._failpoint("mid checkpoint")
+            counts = {n: t.tier.stored.rows if t.tier.stored.exact else None for n, t in self._tables.items()}
+            checkpoint.write(self.store, replace(state, rows=counts), sketches)
+            self._opened.state = state
+            if self._log is not None:
+                self._log.drop_before(lsn)
+            else:  # durability none: a log of an earlier run is not needed any more
+                for path in list_segments(self.directory / "log"):
+                    path.unlink()
+        return lsn, written
+
+    def _checkpoint_when_wanted(self) -> None:
+        while True:
+            self._checkpoint_wanted.wait()
+            if self._closing.is_set():
+                return
+            self._checkpoint_wanted.clear()
+            try:
+                self.checkpoint()
+            except Exception:
+                _logger.exception("shard %d: the checkpoint failed", self.index)
+                return
+
+    def _count_rows(self) -> None:
+        try:
+            for table in self._tables.values():
+                if not table.tier.stored.exact:
+                    table.tier.count_stored(COUNT_CHUNK_ROWS, self._closing.is_set)
+        except Exception:
+            _logger.exception("shard %d: counting rows failed", self.index)
+
+    # ------------------------------------------------------------ control calls
+    def call(self, method: str, request: Any) -> Any:
+        """Answer a control call (rowhouse/control.py) with the response that belongs to it."""
+        return self._calls[method_of(method).name](request)
+
+    def get_cluster(self, _request: pb.GetClusterRequest) -> pb.GetClusterResponse:
+        """Tables, endpoints and the partition map."""
+        self._check_alive()
+        return cluster_message(self.config, self.index, self.partition_map, self._tables)
+
+    def create_checkpoint(self, _request: pb.CreateCheckpointRequest) -> pb.CreateCheckpointResponse:
+        """`checkpoint` as an RPC."""
+        lsn, rows = self.checkpoint()
+        return pb.CreateCheckpointResponse(lsn=lsn, rows_written=rows)
+
+    def get_stats(self, _request: pb.GetStatsRequest) -> pb.GetStatsResponse:
+        """Live counters; answered by a poisoned shard too."""
+        return stats_message(
+            self.config, self.index, self._opened, self._applied_lsn, self.poison, closed=self._closed
+        )
+
+    def set_table_freeze(self, request: pb.SetTableFreezeRequest) -> pb.SetTableFreezeResponse:
+        """Refuse, ignore or allow pushes to a table, over restarts too, until another call or config."""
+        self._check_alive(writing=True)
+        table = table_of(request.table, self._tables)
+        mode = freeze_mode_of(request)
+        with self._push_lock:
+            table.frozen = mode
+        self.checkpoint()
+        return pb.SetTableFreezeResponse()
+
+    def evict_rows(self, request: pb.EvictRowsRequest) -> pb.EvictRowsResponse:
+        """Run a table's eviction policies now; InvalidRequestError when it has none."""
+        self._check_alive(writing=True)
+        table = evictable_table_of(request.table, self._tables)
+        with self.upkeep(writing=True):
+            evicted = evict_by_policy(table, int(self._clock()), self._evict_chunk)
+        table.counters.evicted_rows += evicted
+        return pb.EvictRowsResponse(rows_evicted=evicted)
+
+    def _evict_chunk(self, table: Table, ids: Ids, since: Moment) -> int:
+        with self._push_lock:
+            ids = ids[~spared(table, ids, since)]
+            if not ids.shape[0]:
+                return 0
+            lsn = self._applied_lsn + 1
+            if self._log is not None:
+                payload = encode_eviction(table.name, ids)
+                self._log.append(Record(lsn, KIND_EVICT, int(self._clock() * 1000), payload))
+            evicted = table.tier.remove(ids, lsn)
+            self._advance(lsn)
+            return evicted
+
+    # ------------------------------------------------------------ the end
+    def close(self) -> None:
+        """Checkpoint and close; a poisoned shard is closed as it is, for the next start to recover."""
+        if self._closed:
+            return
+        self._closing.set()
+        self._checkpoint_wanted.set()
+        for thread in self._threads if not self._read_only else []:
+            thread.join()
+        if not self._read_only and self.poison is None:
+            self.checkpoint()
+            self._opened.life = replace(self._opened.life, clean=True)
+            checkpoint.write_life(self.store, self._opened.life)
+        with self._checkpoint_lock, self._push_lock:
+            self._closed = True
+            if self._log is not None:
+                self._log.close()
+            self.store.close()
