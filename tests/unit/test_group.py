@@ -23,6 +23,7 @@ from rowhouse.v1 import rowhouse_pb2 as pb
 from ps_server.config.cluster import load_config
 from ps_server.shard import reduction
 from ps_server.shard.group import GROUPS_MAX, Groups
+from ps_server.shard.shard import Shard
 from tests.conftest import MakeConfig
 
 GROUP = 77
