@@ -2,7 +2,8 @@
 """The house rules as checks over source trees; tests/unit/test_architecture.py runs them.
 
 Each check takes the root of a tree and yields one sentence per violation, so the same code runs on this
-repository and on the small wrong trees that prove that it can fail.
+repository and on the small wrong trees that prove that it can fail. `python -m tests.architecture` prints the
+files that are longer than FILE_LINES_MAX.
 """
 
 import ast
@@ -12,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 FILE_LINES_MAX = 400
+"""Past it a reviewer asks whether a file holds two ideas. It is a report, not a failure."""
+
 FUNCTION_LINES_MAX = 60
 """Without the docstring: a long explanation is no reason to cut a function in two."""
 
@@ -32,6 +35,16 @@ FORBIDDEN_IMPORTS = {
 
 PRIVATE_LIBRARIES = {"rocksdict": "ps_server/disk/store.py", "torch": "ps_client/torch/"}
 """A library and the one place of the packages that may import it."""
+
+FLOORS: dict[str, tuple[str, ...]] = {
+    "rowhouse": ("codec control frame", "placement message dtype", "error limit mix ids malloc v1"),
+    "ps_server": (
+        "cli psctl", "command", "plan", "serve", "bulk", "shard", "life", "config", "table", "disk",
+        "kernel",
+    ),
+}  # fmt: skip
+"""The folders and modules of a package, a floor at a time from the roof down; names of one floor stand side
+by side. A module imports from its own floor and from lower ones."""
 
 BANNED_NAMES = {"utils", "util", "common", "helpers", "helper", "misc"}
 SPDX = "# SPDX-License-Identifier: Apache-2.0"
@@ -87,12 +100,78 @@ def check_imports(root: Path) -> Iterator[str]:
                 yield f"{source.path}:{line}: {top} is imported outside {place}"
 
 
-def check_sizes(root: Path) -> Iterator[str]:
-    """Files and functions that have outgrown their room."""
+def floor_of(package: str, dotted: str) -> int | None:
+    """Number of the floor of a module of the package, 0 for the roof; None for the package itself."""
+    parts = dotted.split(".")
+    if len(parts) < 2 or parts[0] != package:
+        return None
+    found = [number for number, names in enumerate(FLOORS[package]) if parts[1] in names.split()]
+    return found[0] if found else None
+
+
+def module_name(source: Source) -> str:
+    """The dotted name that a file of a package is imported by."""
+    inner = source.path.removeprefix(PACKAGES[source.package]).strip("/").removesuffix(".py")
+    return ".".join([source.package, *(part for part in inner.split("/") if part != "__init__")])
+
+
+def check_floors(root: Path) -> Iterator[str]:
+    """Arrows that run upwards between the floors of a package, and modules that stand on no floor."""
+    for source in sources(root):
+        if source.package not in FLOORS or (own := module_name(source)) == source.package:
+            continue
+        floor = floor_of(source.package, own)
+        if floor is None:
+            yield f"{source.path}: stands on no floor of {source.package} (FLOORS in tests/architecture.py)"
+            continue
+        for line, module in imported_modules(source.tree, source.path):
+            other = floor_of(source.package, module)
+            if other is not None and other < floor:
+                yield f"{source.path}:{line}: imports {module}, which stands {floor - other} floors above it"
+
+
+def check_circles(root: Path) -> Iterator[str]:
+    """Modules that import each other in a circle, through however many others."""
+    known = {module_name(s): s for s in sources(root) if s.package in PACKAGES}
+    arrows = {  # an import of the package that a module is in is how Python spells one of its neighbours
+        name: {
+            m
+            for _, m in imported_modules(s.tree, s.path)
+            if m in known and not f"{name}.".startswith(f"{m}.")
+        }
+        for name, s in known.items()
+    }
+    reached = {name: _reached_from(name, arrows) for name in arrows}
+    told: set[str] = set()
+    for name in sorted(arrows):
+        others = [m for m in sorted(reached[name]) if m > name and name in reached[m]]
+        if others and name not in told:
+            told.update(others)
+            yield f"{name} and {', '.join(others)} import each other in a circle"
+
+
+def _reached_from(name: str, arrows: dict[str, set[str]]) -> set[str]:
+    reached: set[str] = set()
+    ahead = [*arrows[name]]
+    while ahead:
+        module = ahead.pop()
+        if module not in reached:
+            reached.add(module)
+            ahead += arrows[module]
+    return reached
+
+
+def long_files(root: Path) -> Iterator[str]:
+    """Files past FILE_LINES_MAX: a report for the reviewer, who asks whether the file holds two ideas."""
     for source in sources(root):
         lines = len(source.text.splitlines())
         if lines > FILE_LINES_MAX:
-            yield f"{source.path}: {lines} lines; at most {FILE_LINES_MAX}"
+            yield f"{source.path}: {lines} lines"
+
+
+def check_functions(root: Path) -> Iterator[str]:
+    """Functions that have outgrown their room."""
+    for source in sources(root):
         for node in ast.walk(source.tree):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 size, place = _function_lines(node), f"{source.path}:{node.lineno}"
@@ -194,3 +273,8 @@ def check_parameters(root: Path) -> Iterator[str]:
                 yield f"{source.path}:{node.lineno}: {name} documents {wrong!r}, which it does not take"
             for absent in [n for n in real if n not in documented]:
                 yield f"{source.path}:{node.lineno}: {name} takes {absent!r}, which it does not document"
+
+
+if __name__ == "__main__":
+    for report in long_files(Path(__file__).resolve().parents[1]):
+        print(report)
