@@ -62,14 +62,14 @@ def group_ids(ids: NDArray[np.uint64]) -> tuple[NDArray[np.uint64], NDArray[np.i
     group = np.empty(count, np.int32)
     found = 0
     for i in range(count):
-        slot = mix64_scalar(ids[i]) >> shift
-        while table[slot] != 0 and unique[table[slot] - 1] != ids[i]:
-            slot = (slot + _U64(1)) & mask
-        if table[slot] == 0:
+        at = mix64_scalar(ids[i]) >> shift
+        while table[at] != 0 and unique[table[at] - 1] != ids[i]:
+            at = (at + _U64(1)) & mask
+        if table[at] == 0:
             unique[found] = ids[i]
             found += 1
-            table[slot] = found
-        group[i] = table[slot] - 1
+            table[at] = found
+        group[i] = table[at] - 1
     return unique[:found], group
 
 

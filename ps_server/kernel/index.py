@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The arena's index: id -> slot by open addressing, as kernels over flat arrays.
+"""The arena's index: id -> place by open addressing, as kernels over flat arrays.
 
 One entry is a uint64:
 
-    bits 0..31   slot + 1 (0: the entry is empty)
+    bits 0..31   place + 1 (0: the entry is empty)
     bits 32..35  flags: DIRTY, REFERENCED, STORED, PINNED
     bits 36..63  tag: 28 bits of the id's hash, other ones than the segment's
 
 The index is cut into `segments` (a power of two) by the top bits of the hash. A segment owns
 `segment_reserved` entries of one lazily committed array and uses the first `caps[s]` of them; it grows
 by itself (x 1.25 at load 0.75), so growth pauses for one segment, never for the whole index. An entry's
-home is the first place of a cache line, 8 x ((tag x cap / 8) >> 28): it follows from the entry alone, so
+home is the first entry of a cache line, 8 x ((tag x cap / 8) >> 28): it follows from the entry alone, so
 growing, deleting and sweeping never read a record, and nearly every probe ends in the line that it began
 in (Knuth 6.4, buckets of 8: 1.1 lines at load 0.75). The id itself stands in the record (its first 8
 bytes), which a pull reads anyway; a 28-bit tag in a segment of about 2^14 entries is wrong about once in 2^14
@@ -24,7 +24,7 @@ prefetch the record; compare the id in the record, and use the row while it is i
 costs time besides the misses is guessing wrong where a probe ends, so a line's eight entries are compared
 in one instruction (kernel/vector.py), and a probe that needs a second line is rare.
 
-Invariants: 1. an id has at most one entry; 2. between an entry's home and its place no entry is empty
+Invariants: 1. an id has at most one entry; 2. between an entry's home and its own offset no entry is empty
 (cyclically, within the segment); 3. counts[s] entries of segment s are not empty; 4. caps[s] and
 segment_reserved are whole lines of 8 entries, and what lies past caps[s] is empty.
 Thread safety: none; the table's lock covers each call. All kernels release the GIL.
@@ -50,7 +50,7 @@ SEGMENTS, RESERVED, SHIFT, STRIDE = 0, 1, 2, 3
 LINE = 8
 """Entries of a cache line."""
 
-SWEEP_PLACES = 64
+SWEEP_ENTRIES = 64
 """Entries of a segment that the clock's hand passes before the next segment: eight cache lines."""
 
 COPY, WIDEN_HALF, WIDEN_BFLOAT = 0, 1, 2
@@ -102,8 +102,8 @@ def home_of(tag: np.uint64, cap: int) -> int:
 
 
 @njit(inline="always")
-def slot_of(entry: np.uint64) -> int:
-    """Slot that an entry names; -1 for an empty one."""
+def place_of(entry: np.uint64) -> int:
+    """Place that an entry names; -1 for an empty one."""
     return np.int64(entry & _LOW32) - 1  # type: ignore[return-value]
 
 
@@ -138,27 +138,27 @@ def locate(ident: np.uint64, entries: Array, caps: Array, geometry: Array, recor
     tag = tag_of(hashed)
     base = segment * geometry[RESERVED]
     cap = caps[segment]
-    place = home_of(tag, cap)
+    offset = home_of(tag, cap)
     while True:
-        entry = entries[base + place]
+        entry = entries[base + offset]
         if entry == 0:
             return -1
-        if (entry >> _S36) == tag and records[slot_of(entry) * geometry[STRIDE]] == ident:
-            return base + place
-        place += 1
-        if place == cap:
-            place = 0
+        if (entry >> _S36) == tag and records[place_of(entry) * geometry[STRIDE]] == ident:
+            return base + offset
+        offset += 1
+        if offset == cap:
+            offset = 0
 
 
 @njit(nogil=True, cache=True)
-def _place(entry: np.uint64, entries: Array, base: int, cap: int) -> None:
-    """Put an entry that is not there yet into the first free place from its home on."""
-    place = home_of(entry >> _S36, cap)
-    while entries[base + place] != 0:
-        place += 1
-        if place == cap:
-            place = 0
-    entries[base + place] = entry
+def _put(entry: np.uint64, entries: Array, base: int, cap: int) -> None:
+    """Put an entry that is not there yet at the first empty offset from its home on."""
+    offset = home_of(entry >> _S36, cap)
+    while entries[base + offset] != 0:
+        offset += 1
+        if offset == cap:
+            offset = 0
+    entries[base + offset] = entry
 
 
 @njit(nogil=True, cache=True)
@@ -172,13 +172,13 @@ def _grow(segment: int, entries: Array, caps: Array, geometry: Array) -> None:
     caps[segment] = new
     for i in range(old):
         if kept[i] != 0:
-            _place(kept[i], entries, base, new)
+            _put(kept[i], entries, base, new)
 
 
 @njit(nogil=True, cache=True)
 def insert(
     ids: Array,
-    slots: Array,
+    places: Array,
     flags: int,
     entries: Array,
     caps: Array,
@@ -188,7 +188,7 @@ def insert(
 ) -> int:
     """Enter ids that are not here, and write each id into its record.
 
-    `ids` is (n,) uint64 distinct, `slots` (n,) int64 free slots. Returns how many were entered: fewer
+    `ids` is (n,) uint64 distinct, `places` (n,) int64 free places. Returns how many were entered: fewer
     than n only when a segment is full to its reserve (the caller then makes room and goes on).
     """
     bits = np.uint64(flags) << S32
@@ -200,33 +200,33 @@ def insert(
                 _grow(segment, entries, caps, geometry)
             if counts[segment] + 1 >= caps[segment]:
                 return i
-        entry = (tag_of(hashed) << _S36) | bits | np.uint64(slots[i] + 1)
-        _place(entry, entries, segment * geometry[RESERVED], caps[segment])
+        entry = (tag_of(hashed) << _S36) | bits | np.uint64(places[i] + 1)
+        _put(entry, entries, segment * geometry[RESERVED], caps[segment])
         counts[segment] += 1
-        records[slots[i] * geometry[STRIDE]] = ids[i]
+        records[places[i] * geometry[STRIDE]] = ids[i]
     return ids.shape[0]
 
 
 @njit(nogil=True, cache=True)
 def _delete(position: int, segment: int, entries: Array, caps: Array, counts: Array, geometry: Array) -> None:
-    """Empty a place and move later entries back so that invariant 2 holds (Knuth 6.4, algorithm R)."""
+    """Empty an entry and move later entries back so that invariant 2 holds (Knuth 6.4, algorithm R)."""
     base = segment * geometry[RESERVED]
     cap = caps[segment]
     hole = position - base
-    place = hole
+    offset = hole
     while True:
-        place += 1
-        if place == cap:
-            place = 0
-        entry = entries[base + place]
+        offset += 1
+        if offset == cap:
+            offset = 0
+        entry = entries[base + offset]
         if entry == 0:
             break
         home = home_of(entry >> _S36, cap)
-        # stays where it is when its home lies cyclically in (hole, place]
-        stays = hole < home <= place if hole <= place else home > hole or home <= place
+        # stays where it is when its home lies cyclically in (hole, offset]
+        stays = hole < home <= offset if hole <= offset else home > hole or home <= offset
         if not stays:
             entries[base + hole] = entry
-            hole = place
+            hole = offset
     entries[base + hole] = 0
     counts[segment] -= 1
 
@@ -239,17 +239,17 @@ def remove(
     counts: Array,
     geometry: Array,
     records: Array,
-    slots: Array,
+    places: Array,
     flags: Array,
 ) -> int:
-    """Take ids out. `slots` (n,) int64 and `flags` (n,) uint8 get those of each id that was here, packed
+    """Take ids out. `places` (n,) int64 and `flags` (n,) uint8 get those of each id that was here, packed
     at the front; returns their number."""
     removed = 0
     for i in range(ids.shape[0]):
         position = locate(ids[i], entries, caps, geometry, records)
         if position >= 0:
             entry = entries[position]
-            slots[removed] = slot_of(entry)
+            places[removed] = place_of(entry)
             flags[removed] = (entry >> S32) & _FLAG_MASK
             removed += 1
             _delete(position, position // geometry[RESERVED], entries, caps, counts, geometry)
@@ -264,64 +264,66 @@ def sweep(
     caps: Array,
     counts: Array,
     geometry: Array,
-    slots: Array,
+    places: Array,
     flags: Array,
 ) -> int:
     """CLOCK: take up to `wanted` victims out of the index, from the hand on.
 
-    `hand` is int64 [segment, place] and moves on: a block of places in every segment, then the next block,
+    `hand` is int64 [segment, offset] and moves on: a block of entries in every segment, then the next block,
     so that all segments empty at one rate. (Segment by segment, the last one before its turn would hold
     twice its share, more than is reserved for it.) An entry that was referenced since the last lap loses
-    the mark and stays; a pinned one stays. `slots` int64 and `flags` uint8 get the victims'. Returns
+    the mark and stays; a pinned one stays. `places` int64 and `flags` uint8 get the victims'. Returns
     their number, fewer than wanted only after two whole laps. (Corbato 1968, "A paging experiment".)
     """
     found = laps = 0
-    segment, place = hand[0], hand[1]
+    segment, offset = hand[0], hand[1]
     while found < wanted and laps <= 2:
-        first = place - place % SWEEP_PLACES
-        base, stop = segment * geometry[RESERVED], min(first + SWEEP_PLACES, caps[segment])
-        while found < wanted and place < stop:
-            entry = entries[base + place]
+        first = offset - offset % SWEEP_ENTRIES
+        base, stop = segment * geometry[RESERVED], min(first + SWEEP_ENTRIES, caps[segment])
+        while found < wanted and offset < stop:
+            entry = entries[base + offset]
             bits = (entry >> S32) & _FLAG_MASK
             if entry == 0 or bits & np.uint64(PINNED):
-                place += 1
+                offset += 1
             elif bits & np.uint64(REFERENCED):
-                entries[base + place] = entry & ~(np.uint64(REFERENCED) << S32)
-                place += 1
+                entries[base + offset] = entry & ~(np.uint64(REFERENCED) << S32)
+                offset += 1
             else:
-                slots[found] = slot_of(entry)
+                places[found] = place_of(entry)
                 flags[found] = bits
                 found += 1
-                _delete(base + place, segment, entries, caps, counts, geometry)  # looks at `place` again
-        if place >= stop:
-            place = first
+                _delete(base + offset, segment, entries, caps, counts, geometry)  # looks at `offset` again
+        if offset >= stop:
+            offset = first
             segment += 1
             if segment == geometry[SEGMENTS]:
-                segment, place = 0, first + SWEEP_PLACES
-                if place >= caps.max():
-                    place = 0
+                segment, offset = 0, first + SWEEP_ENTRIES
+                if offset >= caps.max():
+                    offset = 0
                     laps += 1
-    hand[0], hand[1] = segment, place
+    hand[0], hand[1] = segment, offset
     return found
 
 
 @njit(nogil=True, cache=True)
-def take_dirty(segment: int, entries: Array, caps: Array, geometry: Array, slots: Array, flags: Array) -> int:
+def take_dirty(
+    segment: int, entries: Array, caps: Array, geometry: Array, places: Array, flags: Array
+) -> int:
     """Dirty entries of one segment; they become clean and STORED.
 
-    `slots` int64 and `flags` uint8 (as they were) have caps[segment] places. Returns how many. A whole
+    `places` int64 and `flags` uint8 (as they were) hold caps[segment] values. Returns how many. A whole
     segment at a time, since growing and deleting move entries within it.
     """
     found = 0
     dirty = np.uint64(DIRTY) << S32
     stored = np.uint64(STORED) << S32
     base = segment * geometry[RESERVED]
-    for place in range(caps[segment]):
-        entry = entries[base + place]
+    for offset in range(caps[segment]):
+        entry = entries[base + offset]
         if entry & dirty:
-            slots[found] = slot_of(entry)
+            places[found] = place_of(entry)
             flags[found] = (entry >> S32) & _FLAG_MASK
-            entries[base + place] = (entry & ~dirty) | stored
+            entries[base + offset] = (entry & ~dirty) | stored
             found += 1
     return found
 
@@ -333,8 +335,8 @@ def count_flags(entries: Array, caps: Array, geometry: Array, wanted: int) -> in
     bits = np.uint64(wanted) << S32
     for segment in range(geometry[SEGMENTS]):
         base = segment * geometry[RESERVED]
-        for place in range(caps[segment]):
-            entry = entries[base + place]
+        for offset in range(caps[segment]):
+            entry = entries[base + offset]
             if entry != 0 and entry & bits == bits:
                 total += 1
     return total
@@ -366,7 +368,7 @@ def _candidates(
             hits = scan_line(entries, line, tags[j])
         line += lowest_bit(hits)
         at[j] = line
-        record = slot_of(entries[line]) * geometry[STRIDE]
+        record = place_of(entries[line]) * geometry[STRIDE]
         for word in range(0, words - 1, 8):
             prefetch_read(records, record + word)
         prefetch_read(records, record + words - 1)
@@ -380,7 +382,7 @@ def _settled(
     entry = entries[position]
     if entry == 0:
         return -1
-    if records[slot_of(entry) * geometry[STRIDE]] == ident:
+    if records[place_of(entry) * geometry[STRIDE]] == ident:
         return position
     return locate(ident, entries, caps, geometry, records)
 
@@ -388,7 +390,7 @@ def _settled(
 @njit(nogil=True, cache=True)
 def find_block(
     ids: Array, entries: Array, caps: Array, geometry: Array, records: Array, words: int, set_flags: int,
-    tags: Array, segments: Array, at: Array, slots: Array,
+    tags: Array, segments: Array, at: Array, places: Array,
 ) -> int:  # fmt: skip
     """`find` for at most BLOCK ids; `words` uint64 of each record come into the cache. `tags` uint64,
     `segments` and `at` int64 are scratch of BLOCK."""
@@ -398,11 +400,11 @@ def find_block(
     for j in range(ids.shape[0]):
         position = _settled(ids[j], at[j], entries, caps, geometry, records)
         if position < 0:
-            slots[j] = -1
+            places[j] = -1
             missing += 1
         else:
             entry = entries[position]
-            slots[j] = slot_of(entry)
+            places[j] = place_of(entry)
             if entry & flags != flags:
                 entries[position] = entry | flags
     return missing
@@ -410,9 +412,9 @@ def find_block(
 
 @njit(nogil=True, cache=True)
 def find(
-    ids: Array, entries: Array, caps: Array, geometry: Array, records: Array, set_flags: int, slots: Array
+    ids: Array, entries: Array, caps: Array, geometry: Array, records: Array, set_flags: int, places: Array
 ) -> int:
-    """Slot of each id into `slots` (int64, -1: not here) and OR `set_flags` into its entry.
+    """Place of each id into `places` (int64, -1: not here) and OR `set_flags` into its entry.
 
     `ids` is (n,) uint64. Returns how many were not found.
     """
@@ -424,7 +426,7 @@ def find(
         stop = min(start + BLOCK, ids.shape[0])
         missing += find_block(
             ids[start:stop], entries, caps, geometry, records, 1, set_flags, tags, segments, at,
-            slots[start:stop],
+            places[start:stop],
         )  # fmt: skip
     return missing
 
@@ -437,9 +439,9 @@ def gather(
     """Weights of each id into its row of `out`, and OR `set_flags` into its entry.
 
     `ids` is (n,) uint64; a record's weights are `width` bytes from its byte `first` on. `mode` is COPY, or
-    widens binary16 or bfloat16 to float32. `out` is the flat uint8 view of the caller's rows. The places of
-    ids that are not here come into `missing` (n,) int64, ascending; their rows are left as they are.
-    Returns how many.
+    widens binary16 or bfloat16 to float32. `out` is the flat uint8 view of the caller's rows. `missing` (n,)
+    int64 gets the positions in `ids`, ascending, of those that are not here; their rows are left as they
+    are. Returns how many.
     """
     absent = 0
     n = ids.shape[0]
@@ -463,7 +465,7 @@ def gather(
             entry = entries[position]
             if entry & flags != flags:
                 entries[position] = entry | flags
-            row = slot_of(entry) * stride + first
+            row = place_of(entry) * stride + first
             if mode == COPY:
                 copy_row(bytes8, row, out, (start + j) * width, width)
             elif mode == WIDEN_HALF:

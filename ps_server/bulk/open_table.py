@@ -28,7 +28,7 @@ SCAN_ROWS: Final = 65_536
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class OpenTable:
     """A table to load into or to export: what a running shard and a stopped one have in common.
 
     Attributes
@@ -60,7 +60,7 @@ class Place:
 
 
 @contextmanager
-def opened_place(target: Shard | Path, name: str, *, writing: bool) -> Iterator[Place]:
+def open_table(target: Shard | Path, name: str, *, writing: bool) -> Iterator[OpenTable]:
     """The table of a running shard, or of a stopped one's directory, for as long as the context lasts.
 
     Parameters
@@ -76,7 +76,7 @@ def opened_place(target: Shard | Path, name: str, *, writing: bool) -> Iterator[
         No such table; a shard runs there; not stopped cleanly.
     """
     if isinstance(target, Shard):
-        yield _live_place(target, name, writing)
+        yield _of_running(target, name, writing)
         return
     descriptor = read_descriptor(target)
     layout = descriptor.layouts.get(name)
@@ -85,24 +85,24 @@ def opened_place(target: Shard | Path, name: str, *, writing: bool) -> Iterator[
     if writing:
         store = open_store(target, descriptor.families(), read_only=False)
         try:
-            yield _stopped_place(target, name, descriptor, store)
+            yield _of_stopped(target, name, descriptor, store)
         finally:
             store.close()
         return
     with held(target):
         store = open_store(target, descriptor.families())
         try:
-            yield _stopped_place(target, name, descriptor, store)
+            yield _of_stopped(target, name, descriptor, store)
         finally:
             store.close()
 
 
-def _live_place(shard: Shard, name: str, writing: bool) -> Place:
+def _of_running(shard: Shard, name: str, writing: bool) -> OpenTable:
     table, lsn = shard.table_at_lsn(name, writing=writing)
     tier = table.tier
     for segment in range(tier.arena.segments):
         tier.write_back_segment(segment)
-    return Place(
+    return OpenTable(
         name=name, layout=table.layout, rows=tier.rows, tombstones=tier.tombstones,
         directory=shard.directory, shard=shard.index, partition_map=shard.partition_map, lsn=lsn,
         initial_state=table.initial_state,
@@ -110,7 +110,7 @@ def _live_place(shard: Shard, name: str, writing: bool) -> Place:
     )  # fmt: skip
 
 
-def _stopped_place(directory: Path, name: str, descriptor: Descriptor, store: Store) -> Place:
+def _of_stopped(directory: Path, name: str, descriptor: Descriptor, store: Store) -> OpenTable:
     state, life = checkpoint.read(store), checkpoint.read_life(store)
     if not life.clean:
         raise StoreError(f"{directory}: was not stopped cleanly; start and stop its shard once to recover it")
@@ -124,7 +124,7 @@ def _stopped_place(directory: Path, name: str, descriptor: Descriptor, store: St
         ingest()
         _write_count(store, state, name, before + added)
 
-    return Place(
+    return OpenTable(
         name=name, layout=layout, rows=rows, tombstones=store.families[f"tombstone.{name}"],
         directory=directory, shard=descriptor.shard, partition_map=descriptor.partition_map(), lsn=state.lsn,
         initial_state=None if layout.state_size else np.empty(0, np.float32), commit=commit,

@@ -22,11 +22,11 @@ def _arena(dim: int, code: int, rows_max: int = 10_000) -> Arena:
 def _fill(arena: Arena, ids: NDArray[np.uint64], seed: int) -> dict[int, NDArray[np.uint8]]:
     """Enter the ids with random weights; the bytes of each id's weights."""
     layout = arena.layout
-    slots = arena.free_slots(ids.shape[0])
-    arena.insert(ids, slots, index.DIRTY)
+    places = arena.free_places(ids.shape[0])
+    arena.insert(ids, places, index.DIRTY)
     weights = np.random.default_rng(seed).integers(0, 256, (ids.shape[0], 4 * layout.dim), np.uint8)
     weights = weights[:, : layout.dim * dtype.STORAGE[layout.dtype].itemsize]
-    for slot, row in zip(slots, weights, strict=True):
+    for slot, row in zip(places, weights, strict=True):
         first = slot * layout.stride + layout.weights_at
         arena.records8[first : first + row.shape[0]] = row
     return {int(i): row for i, row in zip(ids, weights, strict=True)}
@@ -63,15 +63,15 @@ def test_ids_of_one_tag_are_told_apart_through_full_lines_and_round_the_end() ->
     last = (1 << 28) - 1  # its home is the last line of any segment
     here = np.concatenate([_colliding(20, last, 3), _colliding(1, last - 1, 3), _colliding(3, 0, 3)])
     absent = np.concatenate([_colliding(40, last, 3)[20:], _colliding(9, 0, 3)[3:], _colliding(5, last, 4)])
-    slots = arena.free_slots(here.shape[0])
-    arena.insert(here, slots, 0)
+    places = arena.free_places(here.shape[0])
+    arena.insert(here, places, 0)
     found, missing = arena.find(np.concatenate([here, absent]), index.PINNED)
-    np.testing.assert_array_equal(found[: here.shape[0]], slots)
+    np.testing.assert_array_equal(found[: here.shape[0]], places)
     assert (found[here.shape[0] :] == -1).all() and missing == absent.shape[0]
     assert (arena.flags_of(here) == index.PINNED).all() and not arena.flags_of(absent).any()
     taken, _ = arena.remove(here[::2])
-    np.testing.assert_array_equal(taken, slots[::2])
-    np.testing.assert_array_equal(arena.find(here, 0)[0][1::2], slots[1::2])
+    np.testing.assert_array_equal(taken, places[::2])
+    np.testing.assert_array_equal(arena.find(here, 0)[0][1::2], places[1::2])
     assert (arena.find(here, 0)[0][::2] == -1).all()
 
 
@@ -90,7 +90,7 @@ def test_caps_stay_whole_lines_while_segments_grow() -> None:
     arena = _arena(2, dtype.FLOAT32, rows_max=50_000)
     ids = np.unique(np.random.default_rng(9).integers(0, 2**64, 50_000, dtype=np.uint64))
     for part in np.array_split(ids, 100):
-        arena.insert(part, arena.free_slots(part.shape[0]), 0)
+        arena.insert(part, arena.free_places(part.shape[0]), 0)
         assert arena.index_bytes % (8 * index.LINE) == 0
         assert (arena.find(part)[0] >= 0).all()
     assert 0.55 < len(arena) * 8 / arena.index_bytes <= 0.76
