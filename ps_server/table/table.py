@@ -14,17 +14,16 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from rowhouse import dtype, message
+from rowhouse import dtype
 from rowhouse.error import LimitExceededError
-from rowhouse.ids import as_read_only
 from rowhouse.v1 import rowhouse_pb2 as pb
 
 from ps_server.kernel import index, record
-from ps_server.kernel.gradient import sum_duplicates
 from ps_server.kernel.step import STEP_HOT
 from ps_server.table.admission import AdmissionFilter
 from ps_server.table.arena import Ids, Places
 from ps_server.table.config import TableConfig
+from ps_server.table.push import TablePush
 from ps_server.table.score import ShowClick
 from ps_server.table.tier import Tier, TierParts
 
@@ -41,33 +40,6 @@ class TableCounters:
     pushed_ids: int = 0
     evicted_rows: int = 0
     refused_ids: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class TablePush:
-    """One table's part of a push.
-
-    Attributes
-    ----------
-    ids
-        (n,) uint64, distinct.
-    gradients
-        (n, dim) float32, finite, one per id.
-    learning_rate
-        Replaces the optimizer's for this push, or None.
-    events
-        (n, 2) float32 shows and clicks, where the table has a show/click policy.
-    """
-
-    ids: Ids
-    gradients: NDArray[np.float32]
-    learning_rate: float | None = None
-    events: NDArray[np.float32] | None = None
-
-    def only(self, keep: NDArray[np.bool_]) -> "TablePush":
-        """The part's rows where `keep` ((n,) bool) is true."""
-        events = None if self.events is None else self.events[keep]
-        return TablePush(self.ids[keep], self.gradients[keep], self.learning_rate, events)
 
 
 class Table:
@@ -167,21 +139,6 @@ class Table:
                 f"table {self.name!r}: a push of {distinct_ids} distinct ids; its share of memory_budget "
                 f"holds {self.tier.rows_min} rows: raise the budget or push fewer ids at once"
             )
-
-    def summed(self, part: message.TableGradients, gradients: NDArray[np.float32]) -> TablePush:
-        """A part of a push with its duplicates summed in the order of the push.
-
-        `gradients` are the part's, widened. Shows and clicks are summed alike; without them each id counts as
-        one show.
-        """
-        ids, sums = sum_duplicates(as_read_only(part.ids), gradients)
-        events = None
-        if self.layout.show_click:
-            events = np.zeros((part.ids.shape[0], 2), np.float32)
-            events[:, 0] = 1.0 if part.shows is None else part.shows
-            events[:, 1] = 0.0 if part.clicks is None else part.clicks
-            events = sum_duplicates(as_read_only(part.ids), events)[1]
-        return TablePush(ids, sums, part.learning_rate, events)
 
     def push(self, part: TablePush, lsn: int, time_s: int) -> None:
         """Apply one push's gradients; cannot fail but by the store.

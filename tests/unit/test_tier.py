@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from rowhouse.mix import mix64
 
 from ps_server.disk.row import get_lsn
-from ps_server.table.table import TablePush
+from ps_server.table.push import TablePush
 from ps_server.table.tier import Tier
 from tests.driver import Driver, shard_config
 
