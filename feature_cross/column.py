@@ -235,7 +235,7 @@ def _plain(array: pa.Array) -> NDArray[Any]:
         array = array.fill_null(False) if array.null_count else array
         values = array.to_numpy(zero_copy_only=False)
         return values
-    dtype = np.dtype(array.type.to_pandas_dtype())
+    dtype = array[:0].to_numpy().dtype  # to_pandas_dtype needs pandas in every Arrow before 26
     values = np.frombuffer(array.buffers()[1], dtype, len(array), array.offset * dtype.itemsize)
     return values
 

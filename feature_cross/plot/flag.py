@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from rowhouse.distribution import install_hint
+
 from feature_cross.error import DataError, FlagError
 from feature_cross.estimate.flag import add_estimate_flags, estimate_data
 from feature_cross.estimate.report import Estimate, read_estimate
@@ -90,9 +92,7 @@ def _figures() -> "Callable[[Plan, Estimate], dict[str, Figure]]":
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] != "matplotlib":
             raise
-        raise FlagError(
-            "plot needs matplotlib, which is not installed: pip install 'rowhouse[plot]'"
-        ) from error
+        raise FlagError(f"plot needs matplotlib, which is not installed: {install_hint('plot')}") from error
 
     def draw(plan: Plan, estimate: Estimate) -> "dict[str, Figure]":
         return {

@@ -79,6 +79,7 @@ def test_an_arrow_the_other_way_is_found(path: str, line: str, expected: str, tm
         ("ps_client/torch/bag.py", "import torch"),
         ("ps_server/a.py", "from rowhouse import error\nfrom . import b\nfrom .kernel import c"),
         ("examples/a.py", "import ps_client, ps_server, feature_cross, torch"),
+        ("feature_cross/a.py", "from rowhouse.distribution import install_hint"),
         ("tests/a.py", "import rocksdict"),
     ],
 )

@@ -169,7 +169,7 @@ def test_without_matplotlib_the_error_says_what_to_install(
 
     monkeypatch.setattr(builtins, "__import__", without)
     assert run("plot", files / "c.yaml", files / "e.json", "--out", files / "o") == 2
-    assert "pip install 'rowhouse[plot]'" in capsys.readouterr().err
+    assert "pip install 'rowhouse-ps[plot]'" in capsys.readouterr().err
 
 
 def test_data_without_any_id_is_nothing_to_draw(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
