@@ -15,18 +15,18 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from feature_cross import load
-from feature_cross.cli import main
-from feature_cross.estimate.report import Estimate, read_estimate
-from feature_cross.plan import build_plan
-from feature_cross.plot.chart import (
+from feature_cross.author.cli import main
+from feature_cross.author.estimate.report import Estimate, read_estimate
+from feature_cross.author.plot.chart import (
     LINES_MAX,
     cardinality_figure,
     collision_figure,
     frequency_figure,
     growth_figure,
 )
-from feature_cross.plot.graph import NODES_MAX, graph_figure
-from feature_cross.plot.style import _apart
+from feature_cross.author.plot.graph import NODES_MAX, graph_figure
+from feature_cross.author.plot.style import _apart
+from feature_cross.config.plan import build_plan
 
 NAMES = ["graph", "cardinality", "frequency", "growth", "collision"]
 CONFIG = """\
@@ -158,8 +158,8 @@ def test_without_matplotlib_the_error_says_what_to_install(
     for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
         monkeypatch.delitem(sys.modules, name)
     for name in ("chart", "graph", "style"):
-        monkeypatch.delitem(sys.modules, f"feature_cross.plot.{name}", raising=False)
-        monkeypatch.delattr(f"feature_cross.plot.{name}", raising=False)
+        monkeypatch.delitem(sys.modules, f"feature_cross.author.plot.{name}", raising=False)
+        monkeypatch.delattr(f"feature_cross.author.plot.{name}", raising=False)
     real = builtins.__import__
 
     def without(name: str, *arguments: Any, **keywords: Any) -> Any:
