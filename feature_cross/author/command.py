@@ -29,7 +29,6 @@ from feature_cross.data.row import row_to_batch
 from feature_cross.data.sink import Sink
 from feature_cross.data.source import count_rows, open_dataset, read_batches
 from feature_cross.engine.engine import Engine
-from feature_cross.engine.stream import transform_batches
 from feature_cross.error import ConfigError, FlagError, Problem
 
 __all__ = ["run_check", "run_data", "run_explain", "run_schema"]
@@ -50,7 +49,7 @@ def run_data(flags: argparse.Namespace) -> int:
         task = progress.add_task("rows", total=total)
         with Sink(flags.out, schema) as sink:
             batches = read_batches(source, engine.plan, flags.batch_rows, keep)
-            for batch, done in transform_batches(engine, batches, flags.threads, steady=True):
+            for batch, done in engine.transform_pairs(batches, flags.threads, steady=True):
                 made = done.to_arrow()
                 kept = [batch.column(name) for name in keep]
                 sink.write(pa.RecordBatch.from_arrays([*kept, *made.columns], schema=schema))

@@ -7,8 +7,9 @@ kernels release the GIL.
 """
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -23,7 +24,7 @@ from feature_cross.data.source import read_batches
 from feature_cross.data.workspace import Workspace
 from feature_cross.engine.batch import WEIGHT_SUFFIX, CrossBatch
 from feature_cross.engine.execution import BatchTooLargeError, Run, compile_plan
-from feature_cross.engine.stream import transform_within
+from feature_cross.engine.stream import Pair, in_order
 from feature_cross.error import DataError
 from feature_cross.id_format import (
     FORMAT_VERSION,
@@ -175,8 +176,31 @@ class Engine:
         with self.workspace(steady or threads == 1) as workspace:
             begin = (lambda: None) if steady else workspace.forget
             batches = read_batches(source, self._plan, batch_rows, begin=begin)
-            for _, done in transform_within(self, batches, threads, workspace):
+            for _, done in in_order(partial(self.transform_batch, workspace=workspace), batches, threads):
                 yield done
+
+    def transform_pairs(
+        self, batches: Iterable[pa.RecordBatch], threads: int = 1, steady: bool = False
+    ) -> Generator[Pair, None, None]:
+        """Pairs of rows and their ids.
+
+        Parameters
+        ----------
+        batches
+            Record batches that have the engine's columns, and may have more.
+        threads
+            As for `transform_stream`.
+        steady
+            Whether the batches' memory stays as it is while the stream lasts, as that of files and tables
+            does: a dictionary that comes again is then hashed once.
+
+        Raises
+        ------
+        DataError, LimitError
+            As `transform_stream`.
+        """
+        with self.workspace(steady) as workspace:
+            yield from in_order(partial(self.transform_batch, workspace=workspace), batches, threads)
 
     def transform_batch(
         self, batch: pa.RecordBatch, row_base: int = 0, workspace: Workspace | None = None

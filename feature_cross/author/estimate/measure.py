@@ -24,7 +24,6 @@ from feature_cross.config.config import CrossConfig
 from feature_cross.config.node import Node, Plan
 from feature_cross.data.source import read_batches
 from feature_cross.engine.batch import CrossBatch
-from feature_cross.engine.stream import transform_batches
 from feature_cross.error import DataError
 from feature_cross.limit import BATCH_ROWS_DEFAULT
 
@@ -183,7 +182,7 @@ def measure(
     tally = _Tally(engine, sample_ids)
     stopped: str | None = None
     batches = _first_rows(read_batches(source, engine.plan, batch_rows), rows_max)
-    with Interrupt() as stop, closing(transform_batches(engine, batches, threads)) as done:
+    with Interrupt() as stop, closing(engine.transform_pairs(batches, threads)) as done:
         for rows, batch in done:
             tally.add(rows, batch)
             progress(tally.rows)
