@@ -21,8 +21,8 @@ import pyarrow as pa
 import pyarrow.parquet
 from numpy.typing import NDArray
 
-from feature_cross.author.estimate.interrupt import Interrupt
 from feature_cross.author.explain import Explanation, explain
+from feature_cross.author.interrupt import Interrupt
 from feature_cross.data.sink import Sink
 from feature_cross.data.source import read_batches
 from feature_cross.engine.engine import Engine

@@ -6,12 +6,9 @@ SAMPLE_MAX values per attribute are kept, drawn evenly with a fixed seed, so equ
 Thread safety: pure functions, but for the files that they read.
 """
 
-import argparse
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -19,7 +16,6 @@ import pyarrow as pa
 import yaml
 from numpy.typing import NDArray
 
-from feature_cross.author.flag import MakeCommand
 from feature_cross.config.config import (
     AttributeFeature,
     Buckets,
@@ -34,13 +30,12 @@ from feature_cross.config.loader import read_text, validate
 from feature_cross.config.node import AttributeUse
 from feature_cross.config.plan import build_plan
 from feature_cross.data.column import ColumnSpec, number_column
-from feature_cross.data.output import check_out, write_text
 from feature_cross.data.reading import read_attribute
 from feature_cross.data.source import read_batches
 from feature_cross.error import ConfigError, DataError, InternalError, Problem
 from feature_cross.limit import BATCH_ROWS_DEFAULT
 
-__all__ = ["SAMPLE_MAX", "Fit", "add_fit_command", "fit", "quantile_edges"]
+__all__ = ["SAMPLE_MAX", "Fit", "fit", "quantile_edges"]
 
 SAMPLE_MAX: Final = 1 << 20
 """Values kept per attribute: 8 MiB, and a quantile off by 0.15 % of the rows at most (3 deviations)."""
@@ -232,33 +227,3 @@ def _change(config: str, buckets: Any, edges: Edges) -> tuple[int, int, str]:
     between = ", " if buckets.flow_style else "\n" + " " * key.start_mark.column
     at = value.end_mark.index
     return at, at, f"{between}{quote}edges{quote}: {shown}"
-
-
-def add_fit_command(command: MakeCommand) -> None:
-    """Add `fit` to the program; `command` makes a parser of (name, action, summary, example)."""
-    parser = command(
-        "fit", run_fit, "write quantile edges, fitted on data, into a config",
-        "feature-cross fit crosses.yaml --data clicks.parquet",
-    )  # fmt: skip
-    parser.add_argument("config", help="YAML or JSON config with buckets: {quantiles: N}")
-    parser.add_argument("--data", required=True, help="Parquet, Arrow IPC or CSV file, or a folder of them")
-    parser.add_argument("--out", help="file to write instead of CONFIG itself")
-    parser.add_argument("--refit", action="store_true", help="also move edges that are there; ids change")
-
-
-def run_fit(flags: argparse.Namespace) -> int:
-    """`fit`: edges into the config's own text; the file appears when it is whole."""
-    if flags.out is not None:
-        check_out(flags.out, None, flags.data)
-    done = fit(flags.config, flags.data, flags.refit)
-    target = Path(flags.out or flags.config)
-    if done.edges or flags.out:
-        write_text(target, done.text)
-    if flags.json:
-        print(json.dumps({"out": str(target), "edges": done.edges, "values": done.values}))
-        return 0
-    for label, edges in done.edges.items():
-        print(f"{label}: {len(edges) + 1} buckets from {done.values[label]:,} values -> {target}")
-    if not done.edges:
-        print("no quantiles without edges; --refit moves those that are there")
-    return 0

@@ -6,24 +6,20 @@ config. A lock also remembers features that are gone, so that their slots are ne
 Thread safety: pure functions, but for the files.
 """
 
-import argparse
 import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from feature_cross.author.flag import MakeCommand
-from feature_cross.author.progress import counted
 from feature_cross.config.config import CrossConfig
 from feature_cross.config.loader import load
 from feature_cross.config.plan import Plan, build_plan
-from feature_cross.data.output import check_out, write_text
 from feature_cross.error import ConfigError, Problem
 from feature_cross.id_format import FORMAT_VERSION
 from feature_cross.limit import CONFIG_BYTES_MAX
 
-__all__ = ["Lock", "add_lock_command", "check_against", "lock_path", "make_lock", "read_previous"]
+__all__ = ["Lock", "check_against", "lock_path", "make_lock", "read_previous"]
 
 SUFFIX: Final = ".lock.json"
 
@@ -152,39 +148,3 @@ def check_against(config: CrossConfig, plan: Plan, previous: Lock) -> list[Probl
             message = f"seed of {node.name} was 0x{was[1]:016x} in {previous.source}"
             add("changed-seed", f"{message} and is 0x{node.seed:016x} now; all its ids change", *node.path)
     return found
-
-
-def add_lock_command(command: MakeCommand) -> None:
-    """Register `lock`; `command(name, action, summary, example)` makes a parser."""
-    parser = command(
-        "lock", run_lock, "write every feature's slot and seed down, so that `check` sees when one moves",
-        "feature-cross lock crosses.yaml    # writes crosses.lock.json; keep it with the config",
-    )  # fmt: skip
-    parser.add_argument("config", help="YAML or JSON config")
-    parser.add_argument("--out", help="lock file (default: the config's name with .lock.json)")
-    parser.add_argument("--accept", action="store_true", help="write it though slots or seeds have changed")
-
-
-def run_lock(flags: argparse.Namespace) -> int:
-    """`lock`: exit code 1, and nothing written, where a slot or seed of the lock has changed."""
-    config = load(flags.config)
-    plan = build_plan(config)
-    target = Path(flags.out) if flags.out else lock_path(flags.config)
-    check_out(target, flags.config)
-    previous = read_previous(target) if target.exists() else None
-    problems = check_against(config, plan, previous) if previous is not None else []
-    made = make_lock(plan, previous)
-    written = flags.accept or not problems
-    if written:
-        write_text(target, json.dumps(made.to_json(), indent=1) + "\n")
-    if flags.json:
-        texts = [{"code": p.code, "line": p.line, "message": p.message} for p in problems]
-        print(json.dumps({"out": str(target), "written": written, "problems": texts}))
-        return 0 if written else 1
-    for problem in problems:
-        print(f"{problem.severity}: {problem.text(flags.config)} [{problem.code}]")
-    if written:
-        print(f"{counted(len(made.features), 'feature')}, {len(made.retired)} retired -> {target}")
-    else:
-        print(f"{target} is left as it was; --accept writes it all the same")
-    return 0 if written else 1

@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 
 from feature_cross.author.estimate.collision import CheckedEngine, ValueCheck, second_hashes, values_behind
 from feature_cross.author.estimate.growth import SPECTRUM_LENGTH, Growth, checkpoint_after
-from feature_cross.author.estimate.interrupt import Interrupt
-from feature_cross.author.estimate.sample import SAMPLE_IDS_DEFAULT, IdSample
+from feature_cross.author.estimate.sample import IdSample
 from feature_cross.author.estimate.sketch import Sketch
+from feature_cross.author.interrupt import Interrupt
+from feature_cross.author.limit import SAMPLE_IDS_DEFAULT
 from feature_cross.config.config import CrossConfig
 from feature_cross.config.node import Node, Plan
 from feature_cross.data.source import read_batches

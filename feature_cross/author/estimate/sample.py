@@ -16,12 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from feature_cross.author.kernel.sample import observe, reinsert
+from feature_cross.author.limit import SAMPLE_IDS_DEFAULT
 from feature_cross.id_format import MASK64
 
-__all__ = ["SAMPLE_IDS_DEFAULT", "IdSample"]
-
-SAMPLE_IDS_DEFAULT: Final = 1 << 16
-"""Ids of a sample: 0.4 to 0.6 % standard error of any share of ids, in at most 4 MiB per feature."""
+__all__ = ["IdSample"]
 
 _FIRST_SIZE: Final = 1 << 11
 """Places of a new table: a feature of few ids stays at 64 KiB."""

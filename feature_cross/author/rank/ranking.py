@@ -26,10 +26,7 @@ from feature_cross.config.loader import nearest
 from feature_cross.config.plan import Node, build_plan
 from feature_cross.error import FlagError
 
-__all__ = ["OVER", "CrossGain", "Judgement", "Ranking", "rank"]
-
-OVER = ("parts", "columns", "rest")
-"""What a cross is judged against: its own parts, all plain columns of the config, or every other feature."""
+__all__ = ["CrossGain", "Judgement", "Ranking", "rank"]
 
 
 @dataclass(frozen=True, slots=True)
