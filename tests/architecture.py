@@ -33,14 +33,16 @@ FORBIDDEN_IMPORTS = {
 }
 """DESIGN.md section 3: the contract imports neither side, the sides never each other, crosses none."""
 
-LEAVES = {"feature_cross": ("rowhouse.distribution",)}
+LEAVES = {"feature_cross": ("rowhouse.distribution", "rowhouse.document", "rowhouse.error")}
 """Modules that a package may import although their package is forbidden: they import nothing of ours."""
 
 PRIVATE_LIBRARIES = {"rocksdict": "ps_server/disk/store.py", "torch": "ps_client/torch/"}
 """A library and the one place of the packages that may import it."""
 
 FLOORS: dict[str, tuple[str, ...]] = {
-    "rowhouse": ("codec control frame", "placement message dtype", "error limit mix ids malloc distribution v1"),
+    "rowhouse": (
+        "codec control frame document", "placement message dtype", "error limit mix ids malloc distribution v1",
+    ),
     "ps_server": (
         "cli psctl", "command", "plan", "serve", "bulk", "shard", "life", "config", "table", "disk",
         "kernel",
