@@ -46,7 +46,7 @@ def complaints(text: str) -> list[str]:
     ("text", "expected"),
     [
         ("pip install 'rowhouse-ps[torch]'", []),
-        ("`pip install rowhouse-ps`, or `pip install '.[torch,plot]'`", []),
+        ("`pip install rowhouse-ps`, or `pip install '.[torch,author]'`", []),
         ("pip install --constraint constraints.txt -e . 'ray[data]'", []),
         ("pip install 'rowhouse[torch]'", ["rowhouse[torch]: 'rowhouse' is not what"]),
         ("pip install 'rowhouse-ps[tensor]'", ["rowhouse-ps[tensor]: no extra 'tensor'"]),
