@@ -49,6 +49,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
         "cli psctl", "command", "plan", "serve", "bulk", "shard", "life", "config", "table", "disk",
         "kernel",
     ),
+    "feature_cross": ("author", "engine", "data", "config", "kernel", "error id_format limit"),
 }  # fmt: skip
 """The folders and modules of a package, a floor at a time from the roof down; names of one floor stand side
 by side. A module imports from its own floor and from lower ones."""
