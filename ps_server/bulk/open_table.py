@@ -100,8 +100,7 @@ def open_table(target: Shard | Path, name: str, *, writing: bool) -> Iterator[Op
 def _of_running(shard: Shard, name: str, writing: bool) -> OpenTable:
     table, lsn = shard.table_at_lsn(name, writing=writing)
     tier = table.tier
-    for segment in range(tier.arena.segments):
-        tier.write_back_segment(segment)
+    tier.write_back()
     return OpenTable(
         name=name, layout=table.layout, rows=tier.rows, tombstones=tier.tombstones,
         directory=shard.directory, shard=shard.index, partition_map=shard.partition_map, lsn=lsn,

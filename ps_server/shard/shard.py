@@ -321,10 +321,7 @@ class Shard:
                 sketches = {n: t.admission.state_bytes() for n, t in self._tables.items() if t.admission}
                 if self._log is not None:
                     self._log.rotate()
-            written = 0
-            for table in self._tables.values():
-                for segment in range(table.tier.arena.segments):
-                    written += table.tier.write_back_segment(segment)
+            written = sum(table.tier.write_back() for table in self._tables.values())
             for table in self._tables.values():
                 table.tier.rows.flush()
                 table.tier.tombstones.flush()

@@ -3,7 +3,7 @@
 
 Address space for as many rows as the budget could ever hold is reserved at once and committed by the
 kernel page by page as rows come, so records never move and growing costs nothing; the index grows by
-segments (kernel/index.py). What is committed was granted by the budget before.
+sectors (kernel/index.py). What is committed was granted by the budget before.
 
 Invariants: 1. every place is free, or in the index, or in the hands of the table's lock holder; 2. bytes
 touched <= bytes granted; 3. evicting takes clean and dirty rows alike: the caller writes dirty ones back
@@ -26,14 +26,14 @@ from ps_server.kernel.step import StepHot
 Places = NDArray[np.int64]
 Ids = NDArray[np.uint64]
 
-ROWS_PER_SEGMENT: Final = 16_384
-"""Rows of a full segment: growing one copies 170 KB, which takes well under a millisecond."""
+ROWS_PER_SECTOR: Final = 16_384
+"""Rows of a full sector: growing one copies 170 KB, which takes well under a millisecond."""
 
-SEGMENTS_MAX: Final = 1 << 16
-"""The hash has 16 bits for the segment beside 28 for the tag."""
+SECTORS_MAX: Final = 1 << 16
+"""The hash has 16 bits for the sector beside 28 for the tag."""
 
 CAP_MIN: Final = 32
-"""Entries of a segment at start."""
+"""Entries of a sector at start."""
 
 GRANT_BYTES: Final = 2 << 20
 """Budget is taken in steps of this size: a huge page, and rare enough that asking costs nothing."""
@@ -58,9 +58,9 @@ def reserve(bytes_: int, huge: bool = False) -> NDArray[np.uint8]:
     return np.frombuffer(region, np.uint8)
 
 
-def _segment_count(rows: int) -> int:
-    wanted = max(1, rows // ROWS_PER_SEGMENT)
-    return min(SEGMENTS_MAX, 1 << (wanted - 1).bit_length())
+def _sector_count(rows: int) -> int:
+    wanted = max(1, rows // ROWS_PER_SECTOR)
+    return min(SECTORS_MAX, 1 << (wanted - 1).bit_length())
 
 
 class Arena:
@@ -80,14 +80,14 @@ class Arena:
         self.layout = layout
         self.rows_max = rows_max
         self._grant = grant
-        segments = _segment_count(rows_max)
-        reserved = (int(rows_max / segments / 0.75 * 1.25) + 1024) // index.LINE * index.LINE
+        sectors = _sector_count(rows_max)
+        reserved = (int(rows_max / sectors / 0.75 * 1.25) + 1024) // index.LINE * index.LINE
         self._geometry = np.array(
-            [segments, reserved, 64 - (segments.bit_length() - 1), layout.stride // 8], np.int64
+            [sectors, reserved, 64 - (sectors.bit_length() - 1), layout.stride // 8], np.int64
         )
-        self._entries = reserve(segments * reserved * 8).view(np.uint64)
-        self._caps = np.full(segments, CAP_MIN, np.int64)
-        self._counts = np.zeros(segments, np.int64)
+        self._entries = reserve(sectors * reserved * 8).view(np.uint64)
+        self._caps = np.full(sectors, CAP_MIN, np.int64)
+        self._counts = np.zeros(sectors, np.int64)
         self._records = reserve(rows_max * layout.stride, huge=layout.stride * rows_max > 64 << 20)
         self.records8 = self._records
         self.records16 = self._records[: self._records.size & ~1].view(np.uint16)
@@ -105,9 +105,9 @@ class Arena:
         return int(self._counts.sum())
 
     @property
-    def segments(self) -> int:
-        """Number of index segments."""
-        return int(self._geometry[index.SEGMENTS])
+    def sectors(self) -> int:
+        """Number of index sectors."""
+        return int(self._geometry[index.SECTORS])
 
     @property
     def record_bytes(self) -> int:
@@ -243,8 +243,8 @@ class Arena:
         entered = index.insert(
             ids, places, flags, self._entries, self._caps, self._counts, self._geometry, self.records64
         )
-        # a segment holds 25 % more than its even share, 20 standard deviations at 16,384 rows
-        assert entered == ids.shape[0], "an index segment is full: ids are not spread by mix64"
+        # a sector holds 25 % more than its even share, 20 standard deviations at 16,384 rows
+        assert entered == ids.shape[0], "an index sector is full: ids are not spread by mix64"
 
     def sweep(self, wanted: int) -> tuple[Places, NDArray[np.uint8]]:
         """Take victims out of the index by CLOCK; returns their places and flags. Places are not free
@@ -266,11 +266,11 @@ class Arena:
         )
         return places[:n], flags[:n]
 
-    def take_dirty(self, segment: int) -> tuple[Places, NDArray[np.uint8]]:
-        """Places and former flags of a segment's dirty rows, which become clean and STORED."""
-        places = np.empty(int(self._caps[segment]), np.int64)
+    def take_dirty(self, sector: int) -> tuple[Places, NDArray[np.uint8]]:
+        """Places and former flags of a sector's dirty rows, which become clean and STORED."""
+        places = np.empty(int(self._caps[sector]), np.int64)
         flags = np.empty(places.shape[0], np.uint8)
-        n = index.take_dirty(segment, self._entries, self._caps, self._geometry, places, flags)
+        n = index.take_dirty(sector, self._entries, self._caps, self._geometry, places, flags)
         return places[:n], flags[:n]
 
     def ids_of(self, places: Places) -> Ids:

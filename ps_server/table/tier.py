@@ -33,7 +33,7 @@ ROWS_MIN: Final = 64
 """Rows that a table's floor of the budget must hold: less could not hold one small batch."""
 
 COPY_BYTES: Final = 3 << 20
-"""Rows copied out at a time to be written: a segment of 16,384 rows of dim 16, but not one of wide rows,
+"""Rows copied out at a time to be written: a sector of 16,384 rows of dim 16, but not one of wide rows,
 which would take hundreds of megabytes that no budget counts."""
 
 
@@ -230,13 +230,17 @@ class Tier:
             self._broken = True  # these rows count as clean: nobody may drop them for what the store has
             raise
 
-    def write_back_segment(self, segment: int) -> int:
-        """Write the dirty rows of one index segment to the store; returns how many. Takes the lock for the
-        time of a copy (for that of the write where rows are wide): a checkpoint does one segment at a time
+    def write_back(self) -> int:
+        """Write every dirty row to the store, a sector at a time; returns how many."""
+        return sum(self.write_back_sector(sector) for sector in range(self.arena.sectors))
+
+    def write_back_sector(self, sector: int) -> int:
+        """Write the dirty rows of one index sector to the store; returns how many. Takes the lock for the
+        time of a copy (for that of the write where rows are wide): a checkpoint does one sector at a time
         so that nobody waits long."""
         with ExitStack() as writing:
             with self.lock:
-                places, flags = self.arena.take_dirty(segment)
+                places, flags = self.arena.take_dirty(sector)
                 if not places.shape[0]:
                     return 0
                 self._note_stored(flags)

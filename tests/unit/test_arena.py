@@ -106,7 +106,7 @@ def test_the_budget_bounds_rows_and_eviction_prefers_what_was_not_used() -> None
 
 
 @pytest.mark.parametrize("mark", [0, index.REFERENCED], ids=["read once", "pushed"])
-def test_segments_stay_even_while_rows_pass_through(mark: int) -> None:
+def test_sectors_stay_even_while_rows_pass_through(mark: int) -> None:
     arena = _arena(150_000)
     caps = arena.index_bytes
     ids = _ids(1_500_000)
@@ -117,7 +117,7 @@ def test_segments_stay_even_while_rows_pass_through(mark: int) -> None:
             arena.give_back(arena.sweep(chunk.shape[0] - free.shape[0])[0])
             free = np.concatenate([free, arena.free_places(chunk.shape[0] - free.shape[0])])
         arena.insert(chunk, free, mark)
-    assert arena.segments == 16 and len(arena) <= 150_000
+    assert arena.sectors == 16 and len(arena) <= 150_000
     assert caps < arena.index_bytes <= 150_000 * INDEX_BYTES_PER_ROW * 1.05  # what the budget is charged
 
 
@@ -140,7 +140,7 @@ def test_dirty_rows_are_taken_once() -> None:
     dirty = ids[::3]
     arena.find(dirty, index.DIRTY)
     assert arena.count(index.DIRTY) == dirty.shape[0]
-    taken = [arena.take_dirty(segment)[0] for segment in range(arena.segments)]
+    taken = [arena.take_dirty(sector)[0] for sector in range(arena.sectors)]
     np.testing.assert_array_equal(np.sort(arena.ids_of(np.concatenate(taken))), dirty)
     assert arena.count(index.DIRTY) == 0 and arena.count(index.STORED) == dirty.shape[0]
     assert (arena.flags_of(dirty) == index.STORED).all()

@@ -32,9 +32,9 @@ def _fill(arena: Arena, ids: NDArray[np.uint64], seed: int) -> dict[int, NDArray
     return {int(i): row for i, row in zip(ids, weights, strict=True)}
 
 
-def _colliding(count: int, tag: int, segment: int) -> NDArray[np.uint64]:
-    """Ids of one tag and segment: their hashes differ below bit 20 only."""
-    hashed = (np.uint64(segment) << np.uint64(60)) | (np.uint64(tag) << np.uint64(20))
+def _colliding(count: int, tag: int, sector: int) -> NDArray[np.uint64]:
+    """Ids of one tag and sector: their hashes differ below bit 20 only."""
+    hashed = (np.uint64(sector) << np.uint64(60)) | (np.uint64(tag) << np.uint64(20))
     return unmix64((hashed | np.arange(count, dtype=np.uint64)) * _SPREAD_INVERSE)
 
 
@@ -59,8 +59,8 @@ def test_gathered_rows_are_the_records(dim: int, code: int) -> None:
 
 def test_ids_of_one_tag_are_told_apart_through_full_lines_and_round_the_end() -> None:
     arena = _arena(2, dtype.FLOAT32, rows_max=200_000)
-    assert arena.segments == 16
-    last = (1 << 28) - 1  # its home is the last line of any segment
+    assert arena.sectors == 16
+    last = (1 << 28) - 1  # its home is the last line of any sector
     here = np.concatenate([_colliding(20, last, 3), _colliding(1, last - 1, 3), _colliding(3, 0, 3)])
     absent = np.concatenate([_colliding(40, last, 3)[20:], _colliding(9, 0, 3)[3:], _colliding(5, last, 4)])
     places = arena.free_places(here.shape[0])
@@ -86,7 +86,7 @@ def test_flags_are_set_where_rows_are_read_and_nowhere_else() -> None:
     np.testing.assert_array_equal(arena.flags_of(ids[100:]), index.DIRTY)
 
 
-def test_caps_stay_whole_lines_while_segments_grow() -> None:
+def test_caps_stay_whole_lines_while_sectors_grow() -> None:
     arena = _arena(2, dtype.FLOAT32, rows_max=50_000)
     ids = np.unique(np.random.default_rng(9).integers(0, 2**64, 50_000, dtype=np.uint64))
     for part in np.array_split(ids, 100):
