@@ -126,8 +126,7 @@ def sum_duplicates(
     """
     if ascend(ids):  # as np.unique and torch.unique leave them
         return ids, gradients
-    ids = as_read_only(ids)
-    unique, group = group_ids(ids)
+    unique, group = group_ids(as_read_only(ids))
     if unique.shape[0] == ids.shape[0]:
         return ids, gradients
     return unique, sum_groups(gradients, group, unique.shape[0])
