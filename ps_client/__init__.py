@@ -6,14 +6,14 @@ rows = client.pull("user", ids)
 client.push("user", ids, gradients)
 """
 
-from ps_client.asynchronous import AsyncClient, connect_async
 from ps_client.client import Client
 from ps_client.connection import connect
-from ps_client.pipeline import Pipeline
-from ps_client.saved import SavedTables
+from ps_client.pace.asynchronous import AsyncClient, connect_async
+from ps_client.pace.pipeline import Pipeline
+from ps_client.pace.trainer import Trainer
+from ps_client.report import SavedTables
 from ps_client.step import StepClient, UniqueRows
 from ps_client.table import Table
-from ps_client.trainer import Trainer
 
 __all__ = [
     "AsyncClient", "Client", "Pipeline", "SavedTables", "StepClient", "Table", "Trainer", "UniqueRows",

@@ -27,13 +27,13 @@ from rowhouse.v1 import rowhouse_pb2 as pb
 
 from ps_client.cluster import Cluster
 from ps_client.exchange import Exchange
-from ps_client.pipeline import PREFETCH_MAX, PUSH_MAX, Pipeline
-from ps_client.plan import Distinct, check_rows, distinct
+from ps_client.pace.pipeline import PREFETCH_MAX, PUSH_MAX, Pipeline
+from ps_client.pace.trainer import Trainer
+from ps_client.report import SavedTables, check_saved, one_save
 from ps_client.retry import Retry
-from ps_client.saved import SavedTables, check_saved, one_save
+from ps_client.split import Distinct, check_rows, distinct
 from ps_client.step import Asked, StepClient, UniqueRows
 from ps_client.table import Table, find_table
-from ps_client.trainer import Trainer
 from ps_client.validation import wire_code
 
 FREEZE_MODES: Final = {

@@ -21,7 +21,7 @@ from rowhouse.v1 import rowhouse_pb2 as pb
 from ps_client.lane import Lane
 from ps_client.retry import Backoff
 from ps_client.table import Table, read_tables
-from ps_client.transport import Transport
+from ps_client.transport.transport import Transport
 
 Dial = Callable[[str], Transport]
 """Makes the transport to one endpoint."""

@@ -11,11 +11,11 @@ from typing import Final
 from rowhouse.error import ConfigError, InvalidRequestError
 from rowhouse.malloc import keep_large_blocks
 
-from ps_client.channel import GrpcTransport
 from ps_client.client import Client
 from ps_client.cluster import Cluster
-from ps_client.embedded import Config, EmbeddedTransport, open_shard
 from ps_client.retry import Retry
+from ps_client.transport.embedded import Config, EmbeddedTransport, open_shard
+from ps_client.transport.grpc import GrpcTransport
 from ps_client.validation import wire_code
 
 EMBEDDED_PREFIX: Final = "embedded:"

@@ -31,12 +31,12 @@ from rowhouse.message import PullRequest, PullResponse, PushResponse, TableGradi
 from rowhouse.placement import PartitionMap
 
 from ps_client.cluster import Cluster
-from ps_client.data_link import as_ended
 from ps_client.kernel import scatter
 from ps_client.lane import REFUSALS, Lane
-from ps_client.plan import Distinct, Piece, check_answer, pull_request, split_pull, split_push
 from ps_client.retry import Backoff, Retry
-from ps_client.transport import Begun, Transport
+from ps_client.split import Distinct, Piece, check_answer, pull_request, split_pull, split_push
+from ps_client.transport.frame import as_ended
+from ps_client.transport.transport import Begun, Transport
 
 THREADS_PER_SHARD: Final = 4
 """Calls under way to one shard at once, for callers that pull and push from several threads."""

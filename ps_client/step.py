@@ -24,7 +24,7 @@ from rowhouse.ids import as_read_only
 from rowhouse.message import TableGradients
 
 from ps_client.kernel import gather, sum_duplicates
-from ps_client.plan import distinct
+from ps_client.split import distinct
 from ps_client.table import Table, find_table
 from ps_client.validation import as_events, as_gradients, as_ids, check_learning_rate, check_out
 

@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from rowhouse.error import InvalidRequestError, PreconditionError
 from torch import Tensor
 
-from ps_client.pipeline import Pipeline
+from ps_client.pace.pipeline import Pipeline
+from ps_client.pace.trainer import Trainer
 from ps_client.step import StepClient, UniqueRows
-from ps_client.trainer import Trainer
 
 _SIGNED = {torch.int64, torch.int32, torch.int16, torch.int8}
 _UNSIGNED = {torch.uint8, torch.uint16, torch.uint32, torch.uint64}

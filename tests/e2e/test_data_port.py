@@ -16,7 +16,8 @@ import pytest
 from rowhouse import frame
 from rowhouse.error import ConfigError
 
-from ps_client import channel, connect, connect_async
+from ps_client import connect, connect_async
+from ps_client.transport import grpc as channel
 from ps_server.config import endpoint as endpoint_module
 from ps_server.config.cluster import load_config
 from ps_server.serve.server import Server

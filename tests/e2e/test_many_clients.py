@@ -22,7 +22,7 @@ from rowhouse import codec, dtype, frame, message
 from rowhouse.v1 import rowhouse_pb2 as pb
 
 from ps_client import connect
-from ps_client.data_link import DataLink
+from ps_client.transport.frame import DataLink
 from tests.conftest import MakeConfig
 from tests.process import ServerProcess
 

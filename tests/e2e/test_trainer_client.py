@@ -22,7 +22,7 @@ from rowhouse.error import (
 from rowhouse.message import PushRequest, TableGradients
 
 from ps_client import Client, Trainer, connect
-from ps_client.journal import read_journal, write_journal
+from ps_client.pace.journal import read_journal, write_journal
 from ps_client.torch import EmbeddingBag
 from ps_server.config.cluster import load_config
 from ps_server.serve.server import Server

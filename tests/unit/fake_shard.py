@@ -24,9 +24,9 @@ from rowhouse.v1 import rowhouse_pb2 as pb
 
 from ps_client import Client
 from ps_client.cluster import Cluster
-from ps_client.embedded import EmbeddedTransport
 from ps_client.retry import Retry
-from ps_client.transport import Transport
+from ps_client.transport.embedded import EmbeddedTransport
+from ps_client.transport.transport import Transport
 
 Fault = Callable[[], object]
 Row = NDArray[np.float32]

@@ -7,9 +7,9 @@ from rowhouse import codec, frame
 from rowhouse.codec import Part
 from rowhouse.message import PullRequest, PullResponse, PushRequest, PushResponse
 
-from ps_client.data_link import DataLink
-from ps_client.embedded import EmbeddedTransport
-from ps_client.transport import Begun
+from ps_client.transport.embedded import EmbeddedTransport
+from ps_client.transport.frame import DataLink
+from ps_client.transport.transport import Begun
 from ps_server.serve.data_port import DataPort
 from tests.data_peer import Counted
 

@@ -22,10 +22,11 @@ from rowhouse.error import (
     UnavailableError,
 )
 
-from ps_client import Client, connect, connection, embedded
+from ps_client import Client, connect, connection
 from ps_client.cluster import Cluster
-from ps_client.embedded import EmbeddedTransport
 from ps_client.retry import Retry
+from ps_client.transport import embedded
+from ps_client.transport.embedded import EmbeddedTransport
 
 from .fake_shard import FakeShard, make_shards, raising, serve, start
 

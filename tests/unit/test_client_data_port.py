@@ -14,8 +14,9 @@ import pytest
 from rowhouse import dtype, error, frame, message
 from rowhouse.v1 import rowhouse_pb2 as pb
 
-from ps_client import channel, data_link
-from ps_client.channel import GrpcTransport
+from ps_client.transport import frame as data_link
+from ps_client.transport import grpc as channel
+from ps_client.transport.grpc import GrpcTransport
 from ps_server.config.cluster import load_config
 from ps_server.serve import data_port
 from ps_server.serve.server import Server

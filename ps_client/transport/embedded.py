@@ -14,7 +14,7 @@ from rowhouse.error import ConfigError
 from rowhouse.message import Contribution, PullRequest, PullResponse, PushRequest, PushResponse
 from rowhouse.v1 import rowhouse_pb2 as pb
 
-from ps_client.transport import Begun
+from ps_client.transport.transport import Begun
 
 ENTRY_POINT_GROUP: Final = "rowhouse.embedded"
 ENTRY_POINT_NAME: Final = "open"

@@ -12,7 +12,7 @@ from typing import Generic, Protocol, TypeVar
 from rowhouse.message import Contribution, PullRequest, PullResponse, PushRequest, PushResponse
 from rowhouse.v1 import rowhouse_pb2 as pb
 
-from ps_client.data_link import DataCall
+from ps_client.transport.frame import DataCall
 
 T = TypeVar("T")
 

@@ -27,8 +27,8 @@ from rowhouse.v1 import rowhouse_pb2 as pb
 
 from ps_client.client import Client
 from ps_client.connection import connect
-from ps_client.pipeline import PREFETCH_MAX, PUSH_MAX, Pipeline
-from ps_client.saved import SavedTables
+from ps_client.pace.pipeline import PREFETCH_MAX, PUSH_MAX, Pipeline
+from ps_client.report import SavedTables
 from ps_client.step import StepClient, UniqueRows
 from ps_client.table import Table
 

@@ -37,12 +37,12 @@ from rowhouse.v1 import rowhouse_pb2 as pb
 
 from ps_client.cluster import Cluster
 from ps_client.exchange import Exchange
-from ps_client.journal import read_journal, write_journal
 from ps_client.lane import REFUSALS
-from ps_client.plan import split_push
+from ps_client.pace.journal import read_journal, write_journal
+from ps_client.split import split_push
 from ps_client.step import Asked, StepClient, UniqueRows
 from ps_client.table import Table
-from ps_client.transport import Transport
+from ps_client.transport.transport import Transport
 
 PACES: Final = {"bsp": pb.PACE_BSP, "ssp": pb.PACE_SSP, "async": None}
 ON_LOST: Final = {"stop": False, "go_on": True}

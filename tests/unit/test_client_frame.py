@@ -15,8 +15,8 @@ import pytest
 from rowhouse import frame
 from rowhouse.error import BusyError, DeadlineExceededError, UnavailableError
 
-from ps_client import data_link
-from ps_client.data_link import DataLink
+from ps_client.transport import frame as data_link
+from ps_client.transport.frame import DataLink
 
 TOKEN = 0x1122334455667788
 Reply = Callable[[socket.socket, bytes], bool]
@@ -302,7 +302,7 @@ def test_a_machine_that_vanishes_is_noticed_by_the_system(script: Script) -> Non
 FORK = """
 import os, sys
 from rowhouse import frame
-from ps_client.data_link import DataLink
+from ps_client.transport.frame import DataLink
 link = DataLink("127.0.0.1:1", sys.argv[1], int(sys.argv[2]))
 assert bytes(link.begin(frame.PULL, [b"parent"], 20).result()) == b"re: parent"
 pid = os.fork()

@@ -27,8 +27,8 @@ from rowhouse.limit import MESSAGE_BYTES_MAX
 from rowhouse.message import Contribution, PullRequest, PullResponse, PushRequest, PushResponse
 from rowhouse.v1 import rowhouse_pb2 as pb
 
-from ps_client.data_link import DataLink
-from ps_client.transport import Begun
+from ps_client.transport.frame import DataLink
+from ps_client.transport.transport import Begun
 
 SERVICE: Final = "/rowhouse.v1.ParameterService/"
 
