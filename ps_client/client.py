@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The client of a cluster: pull rows, push gradients, by NumPy arrays.
 
-    ids ─▶ validation ─▶ dedup (plan, kernel) ─▶ split by shard ─▶ calls (exchange, lane, retry) ─▶ gather
+    ids ─▶ validation ─▶ dedup and split (split, kernel) ─▶ calls (exchange, lane, retry) ─▶ gather
 
 This module is the public face: step.py has what a training step uses, here is what it is made of, and the
 calls of an operator. ps_client.torch builds on it.
@@ -74,13 +74,13 @@ class Client(StepClient):
         return len(self._cluster.transports)
 
     def _fetch(self, asked: Asked, read_only: bool) -> list[UniqueRows]:
-        plans = [distinct(table, ids) for table, ids in asked]
-        rows = self._exchange.pull(plans, self._wire_dtype, read_only)
-        return [UniqueRows(p.ids, p.inverse, found) for p, found in zip(plans, rows, strict=True)]
+        tables = [distinct(table, ids) for table, ids in asked]
+        rows = self._exchange.pull(tables, self._wire_dtype, read_only)
+        return [UniqueRows(t.ids, t.inverse, found) for t, found in zip(tables, rows, strict=True)]
 
     def _fetch_distinct(self, asked: Asked, read_only: bool) -> list[NDArray[np.float32]]:
-        plans = [Distinct(table, ids, np.empty(0, np.int64)) for table, ids in asked]
-        return self._exchange.pull(plans, self._wire_dtype, read_only)
+        tables = [Distinct(table, ids, np.empty(0, np.int64)) for table, ids in asked]
+        return self._exchange.pull(tables, self._wire_dtype, read_only)
 
     def _send(self, parts: Sequence[TableGradients]) -> None:
         for part in parts:
@@ -151,7 +151,7 @@ class Client(StepClient):
         """
         self._check_usable()
         request = pb.CreateCheckpointRequest()
-        return self._exchange.every_shard(lambda t, left_s: t.create_checkpoint(request, left_s), timeout_s)
+        return self._exchange.every_shard("CreateCheckpoint", request, timeout_s)
 
     def save_tables(self, name: str, timeout_s: float | None = None) -> SavedTables:
         """Have every shard keep a copy of its tables as they are now; nobody may push meanwhile.
@@ -180,7 +180,7 @@ class Client(StepClient):
         token = secrets.randbits(64)
         request = pb.SaveTablesRequest(name=name, token=token)
         try:
-            answers = self._exchange.every_shard(lambda t, left_s: t.save_tables(request, left_s), timeout_s)
+            answers = self._exchange.every_shard("SaveTables", request, timeout_s)
         except RowhouseError:
             self._drop(name, token)
             raise
@@ -196,7 +196,7 @@ class Client(StepClient):
         """
         self._check_usable()
         request = pb.GetSavedTablesRequest(token=saved.token)
-        answers = self._exchange.every_shard(lambda t, left_s: t.get_saved_tables(request, left_s), None)
+        answers = self._exchange.every_shard("GetSavedTables", request)
         check_saved(saved, self._cluster, answers)
 
     def drop_tables(self, name: str) -> bool:
@@ -217,14 +217,14 @@ class Client(StepClient):
 
     def _drop(self, name: str, token: int) -> bool:
         request = pb.DropSavedTablesRequest(name=name, token=token)
-        answers = self._exchange.every_shard(lambda t, left_s: t.drop_saved_tables(request, left_s), None)
+        answers = self._exchange.every_shard("DropSavedTables", request)
         return any(answer.dropped for answer in answers)
 
     def stats(self) -> Sequence[pb.GetStatsResponse]:
         """Live counters by shard; the fields are described in rowhouse.proto."""
         self._check_usable()
         request = pb.GetStatsRequest()
-        return self._exchange.every_shard(lambda t, left_s: t.get_stats(request, left_s), None)
+        return self._exchange.every_shard("GetStats", request)
 
     def freeze(self, table: str, mode: Literal["off", "refuse", "ignore"]) -> None:
         """Set what every shard does with pushes to one table.
@@ -241,7 +241,7 @@ class Client(StepClient):
         if mode not in FREEZE_MODES:
             raise InvalidRequestError(f"mode is {mode!r}; it must be one of {list(FREEZE_MODES)}")
         request = pb.SetTableFreezeRequest(table=find_table(self.tables, table).name, mode=FREEZE_MODES[mode])
-        self._exchange.every_shard(lambda t, left_s: t.set_table_freeze(request, left_s), None)
+        self._exchange.every_shard("SetTableFreeze", request)
 
     def evict(self, table: str, timeout_s: float | None = None) -> int:
         """Run one table's eviction policies now, on every shard.
@@ -260,7 +260,7 @@ class Client(StepClient):
         """
         self._check_usable()
         request = pb.EvictRowsRequest(table=find_table(self.tables, table).name)
-        answers = self._exchange.every_shard(lambda t, left_s: t.evict_rows(request, left_s), timeout_s)
+        answers = self._exchange.every_shard("EvictRows", request, timeout_s)
         return sum(answer.rows_evicted for answer in answers)
 
     def close(self) -> None:

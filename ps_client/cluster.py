@@ -144,7 +144,9 @@ class Cluster:
 def _get_cluster(transport: Transport, backoff: Backoff) -> pb.GetClusterResponse:
     while True:
         try:
-            answer = transport.get_cluster(pb.GetClusterRequest(), backoff.remaining_s())
+            answer: pb.GetClusterResponse = transport.call(
+                "GetCluster", pb.GetClusterRequest(), backoff.remaining_s()
+            )
         except RowhouseError as failure:
             backoff.wait(failure)
         else:

@@ -15,7 +15,9 @@ from ps_client.client import Client
 from ps_client.cluster import Cluster
 from ps_client.retry import Retry
 from ps_client.transport.embedded import Config, EmbeddedTransport, open_shard
+from ps_client.transport.fallback import FallbackTransport
 from ps_client.transport.grpc import GrpcTransport
+from ps_client.transport.transport import Transport
 from ps_client.validation import wire_code
 
 EMBEDDED_PREFIX: Final = "embedded:"
@@ -71,7 +73,12 @@ def connect(
         return Client(Cluster.join([directory], lambda _: transport, retry.start()), retry, wire_dtype)
     if config is not None:
         raise ConfigError("config is for an embedded target; a running cluster has its own")
-    return Client(Cluster.join(_endpoints(target), GrpcTransport, retry.start()), retry, wire_dtype)
+    return Client(Cluster.join(_endpoints(target), dial, retry.start()), retry, wire_dtype)
+
+
+def dial(endpoint: str) -> Transport:
+    """The transport to one endpoint."""
+    return FallbackTransport(GrpcTransport(endpoint))
 
 
 def _endpoints(target: str) -> list[str]:

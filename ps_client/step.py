@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a training step asks of a client: pull rows, push gradients.
 
-    ids ─▶ validation ─▶ dedup (plan, kernel) ─▶ `_fetch` ─▶ gather
+    ids ─▶ validation ─▶ dedup (split, kernel) ─▶ `_fetch` ─▶ gather
     gradients ─▶ validation ─▶ sum of duplicates (kernel) ─▶ `_send`
 
 `Client` fetches and sends at once, `Pipeline` ahead and behind; everything else is said here, once, and
@@ -296,11 +296,13 @@ class StepClient(ABC):
         shows: NDArray[np.float32] | None = None,
         clicks: NDArray[np.float32] | None = None,
     ) -> TableGradients:
-        plan = distinct(table, ids)
-        count = plan.ids.shape[0]
+        unique = distinct(table, ids)
+        count = unique.ids.shape[0]
         if count < ids.shape[0]:
-            sums = sum_duplicates(as_read_only(gradients), plan.inverse, count)
-            sums = as_gradients(table, plan.ids, sums, self._wire_dtype)  # a sum of finite ones may overflow
+            sums = sum_duplicates(as_read_only(gradients), unique.inverse, count)
+            sums = as_gradients(
+                table, unique.ids, sums, self._wire_dtype
+            )  # a sum of finite ones may overflow
         else:
             sums = gradients.copy() if self._keeps_parts else gradients
         narrow = dtype.narrow(sums, self._wire_dtype)
@@ -309,10 +311,10 @@ class StepClient(ABC):
         elif shows is None and count < ids.shape[0]:
             shows = np.ones(ids.shape[0], np.float32)  # each duplicate is a show of its own
         events = [
-            e if e is None else sum_duplicates(as_read_only(e[:, np.newaxis]), plan.inverse, count)[:, 0]
+            e if e is None else sum_duplicates(as_read_only(e[:, np.newaxis]), unique.inverse, count)[:, 0]
             for e in (shows, clicks)
         ]
-        return TableGradients(table.name, self._wire_dtype, plan.ids, narrow, rate, *events)
+        return TableGradients(table.name, self._wire_dtype, unique.ids, narrow, rate, *events)
 
 
 def _in_order(unique: UniqueRows, out: NDArray[np.float32] | None) -> NDArray[np.float32]:

@@ -144,7 +144,7 @@ class Trainer(StepClient):
         gradients are computed from would be of two steps.
         """
         request = pb.JoinGroupRequest(member=self._member)
-        answers = self._exchange.every_shard(lambda t, left_s: t.join_group(request, left_s), None)
+        answers = self._exchange.every_shard("JoinGroup", request)
         self.steps = min(answer.step for answer in answers)
         step = self.steps + 1
         open_shards = [shard for shard, answer in enumerate(answers) if answer.step < step]
@@ -271,7 +271,7 @@ class Trainer(StepClient):
         pause_s = _POLL_FIRST_S
         while True:
             asked_s = time.monotonic()
-            answer = self._exchange.persist(partial(transport.await_step, question))
+            answer = self._exchange.persist(partial(transport.call, "AwaitStep", question))
             if answer.done:
                 return list(answer.lost)
             if answer.resend and request is None:

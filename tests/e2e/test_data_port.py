@@ -16,8 +16,8 @@ import pytest
 from rowhouse import frame
 from rowhouse.error import ConfigError
 
-from ps_client import connect, connect_async
-from ps_client.transport import grpc as channel
+from ps_client import connect, connect_async, connection
+from ps_client.transport.grpc import GrpcTransport
 from ps_server.config import endpoint as endpoint_module
 from ps_server.config.cluster import load_config
 from ps_server.serve.server import Server
@@ -199,7 +199,7 @@ def test_both_ways_give_the_same_bits(
         config = make_config(shards=["127.0.0.1:0"], data_dir=f"{make_config()['data_dir']}-{way}")
         server, frames = serve(config)
         if way == "grpc":
-            monkeypatch.setattr(channel, "_open", lambda *_: None)
+            monkeypatch.setattr(connection, "dial", GrpcTransport)
         rng = np.random.default_rng(4)
         with connect(server.endpoint, timeout_s=20, wire_dtype=wire_dtype) as client:
             for _ in range(3):
