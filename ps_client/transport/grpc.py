@@ -46,7 +46,7 @@ def to_error(failure: grpc.RpcError, endpoint: str) -> error.RowhouseError:
     names = [value for key, value in trailing if key == error.ERROR_METADATA_KEY]
     name = names[0].decode() if names and isinstance(names[0], bytes) else (names[0] if names else None)
     details = failure.details() or f"no details; gRPC status {failure.code().name}"
-    return error.from_status(failure.code(), f"shard at {endpoint}: {details}", name)
+    return error.from_status(failure.code().value[0], f"shard at {endpoint}: {details}", name)
 
 
 class GrpcTransport(Transport):
