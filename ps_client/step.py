@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import ClassVar, NoReturn, Self
+from typing import ClassVar, NoReturn, Protocol, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -56,8 +56,32 @@ class UniqueRows:
         return self.rows if usable else np.array(self.rows)
 
 
+class StepProtocol(Protocol):
+    """What the modules of ps_client.torch ask of a client: in a step, one pull and one push.
+
+    A Client, a Pipeline and a Trainer offer it. So may a class of your own, for instance one that counts what
+    a model asks for, or one that stands in for a cluster in a test.
+    """
+
+    @property
+    def tables(self) -> Mapping[str, Table]:
+        """Every table by name (read-only)."""
+
+    def pull_unique(self, ids: Mapping[str, ArrayLike], *, read_only: bool = False) -> dict[str, UniqueRows]:
+        """The row of each distinct id, with the inverse, by table name; as StepClient.pull_unique."""
+
+    def push_unique(self, gradients: Mapping[str, tuple[NDArray[np.uint64], NDArray[np.float32]]]) -> None:
+        """A gradient of each distinct id that `pull_unique` gave; as StepClient.push_unique."""
+
+    def prefetch(self, ids: Mapping[str, ArrayLike], *, read_only: bool = False) -> None:
+        """Start the pull of a later step; PreconditionError where that cannot be had."""
+
+
 class StepClient(ABC):
-    """Pulls and pushes of training steps, by NumPy arrays."""
+    """Pulls and pushes of training steps, by NumPy arrays: what Client, Pipeline and Trainer have in common.
+
+    It is a StepProtocol.
+    """
 
     _wire_dtype: int
     _keeps_parts: ClassVar[bool] = False
@@ -195,6 +219,18 @@ class StepClient(ABC):
         found = self._fetch(asked, read_only)
         return {table.name: unique for (table, _), unique in zip(asked, found, strict=True)}
 
+    def prefetch(self, ids: Mapping[str, ArrayLike], *, read_only: bool = False) -> None:
+        """Start the pull of a later step, where this is a Pipeline; else PreconditionError.
+
+        Parameters
+        ----------
+        ids, read_only
+            As for Pipeline.prefetch.
+        """
+        raise PreconditionError(
+            "prefetch needs a pipeline: use what client.pipeline() gives, or make the module with it"
+        )
+
     def push(
         self,
         table: str,
@@ -259,15 +295,23 @@ class StepClient(ABC):
         if parts := [part for part in parts if part.ids.shape[0]]:
             self._send(parts)
 
-    def _push_unique(self, gradients: Mapping[str, tuple[NDArray[np.uint64], NDArray[np.float32]]]) -> None:
-        """As `push_many`, of ids that `pull_unique` gave, with arrays of gradients that are given away:
-        nothing is deduplicated or copied again."""
+    def push_unique(self, gradients: Mapping[str, tuple[NDArray[np.uint64], NDArray[np.float32]]]) -> None:
+        """As `push_many`, for distinct ids: nothing is deduplicated or copied again.
+
+        Parameters
+        ----------
+        gradients
+            By table name, (u,) distinct ids as `pull_unique` gave them, and their (u, dim) gradients. The
+            arrays are given away: whoever pushes in the background still reads them later.
+        """
         self._check_usable()
         parts = []
         for name, (ids, values) in gradients.items():
-            checked = as_gradients(find_table(self.tables, name), ids, values, self._wire_dtype)
+            table = find_table(self.tables, name)
+            own = as_ids(table, ids)
+            checked = as_gradients(table, own, values, self._wire_dtype)
             narrow = dtype.narrow(checked, self._wire_dtype)
-            parts.append(TableGradients(name, self._wire_dtype, ids, narrow, None))
+            parts.append(TableGradients(name, self._wire_dtype, own, narrow, None))
         if parts := [part for part in parts if part.ids.shape[0]]:
             self._send(parts)
 

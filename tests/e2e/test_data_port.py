@@ -244,7 +244,7 @@ def test_a_groups_contributions_are_frames(make_config: MakeConfig) -> None:
     with connect(server.endpoint, timeout_s=20) as one, connect(server.endpoint, timeout_s=20) as other:
         before = one.pull("user", IDS)
         trainers = [
-            c.trainer(group="run", rank=rank, trainers=2, deadline_s=20.0)
+            c.trainer(group="run", rank=rank, world_size=2, deadline_s=20.0)
             for rank, c in enumerate((one, other))
         ]
         ones = np.ones((IDS.size, 4), np.float32)
