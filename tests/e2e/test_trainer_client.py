@@ -22,7 +22,7 @@ from rowhouse.error import (
 from rowhouse.message import PushRequest, TableGradients
 
 from ps_client import Client, Trainer, connect
-from ps_client.journal import read_journal, write_journal
+from ps_client.pace.journal import read_journal, write_journal
 from ps_client.torch import EmbeddingBag
 from ps_server.config.cluster import load_config
 from ps_server.serve.server import Server
@@ -58,7 +58,7 @@ def clients(endpoints: str) -> Iterator[list[Client]]:
 
 def trainers_of(clients: list[Client], **settings: Any) -> list[Trainer]:
     options: dict[str, Any] = {"group": "run", "deadline_s": 20.0, **settings}
-    return [c.trainer(rank=r, trainers=len(clients), **options) for r, c in enumerate(clients)]
+    return [c.trainer(rank=r, world_size=len(clients), **options) for r, c in enumerate(clients)]
 
 
 class GoneError(UnavailableError):
@@ -147,7 +147,7 @@ def test_a_step_whose_shard_is_away_is_finished_by_the_next_call(clients: list[C
 
 def test_pushes_that_no_step_ended_are_told_at_the_end(endpoints: str) -> None:
     def forget(client: Client, **settings: Any) -> Trainer:
-        trainer = client.trainer(group="forgetful", rank=0, trainers=1, **settings)
+        trainer = client.trainer(group="forgetful", rank=0, world_size=1, **settings)
         trainer.step()
         trainer.push("user", IDS, ONES)
         trainer.push("user", IDS[:2], ONES[:2])
@@ -230,7 +230,7 @@ def test_a_trainer_joins_where_its_group_is(clients: list[Client]) -> None:
 def test_settings_are_checked_here_and_against_the_others(clients: list[Client], tmp_path: Any) -> None:
     for settings, text in (
         ({"group": ""}, "group is empty"),
-        ({"trainers": 0}, "trainers is 0; it must be 1 to 1024"),
+        ({"world_size": 0}, "world_size is 0; it must be 1 to 1024"),
         ({"rank": 2}, "rank is 2; it must be 0 to 1"),
         ({"pace": "bps"}, "pace is 'bps'; it must be one of"),
         ({"staleness": 1}, "staleness is 1 with pace 'bsp'"),
@@ -238,16 +238,16 @@ def test_settings_are_checked_here_and_against_the_others(clients: list[Client],
         ({"on_lost": "panic"}, "on_lost is 'panic'"),
     ):
         with pytest.raises(ConfigError, match=text):
-            clients[0].trainer(**{"group": "g", "rank": 0, "trainers": 2, **settings})  # type: ignore[arg-type]
+            clients[0].trainer(**{"group": "g", "rank": 0, "world_size": 2, **settings})  # type: ignore[arg-type]
     trainers_of(clients)
     with pytest.raises(InvalidRequestError, match=r"has deadline_s 1; .* has deadline_s 20: all"):
-        clients[0].trainer(group="run", rank=0, trainers=2, deadline_s=1)
+        clients[0].trainer(group="run", rank=0, world_size=2, deadline_s=1)
     tables = {"tables": [{"name": "user", "dim": 4}]}
     with (
         connect(f"embedded:{tmp_path}", config=tables) as embedded,
         pytest.raises(ConfigError, match="ps-server"),
     ):
-        embedded.trainer(group="g", rank=0, trainers=1)
+        embedded.trainer(group="g", rank=0, world_size=1)
 
 
 def test_torch_modules_take_a_trainer(clients: list[Client]) -> None:
@@ -335,7 +335,7 @@ def test_a_restarted_trainer_ends_the_step_that_it_had_sealed(clients: list[Clie
     again: list[Trainer] = []
 
     def restart() -> None:
-        again.append(clients[0].trainer(group="run", rank=0, trainers=2, deadline_s=20.0))
+        again.append(clients[0].trainer(group="run", rank=0, world_size=2, deadline_s=20.0))
 
     assert together(restart, other.step) == [None, None]
     assert again[0].steps == other.steps == 1

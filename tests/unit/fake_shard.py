@@ -24,9 +24,9 @@ from rowhouse.v1 import rowhouse_pb2 as pb
 
 from ps_client import Client
 from ps_client.cluster import Cluster
-from ps_client.embedded import EmbeddedTransport
 from ps_client.retry import Retry
-from ps_client.transport import Transport
+from ps_client.transport.embedded import EmbeddedTransport
+from ps_client.transport.transport import Transport
 
 Fault = Callable[[], object]
 Row = NDArray[np.float32]
@@ -202,6 +202,8 @@ def raising(failure: type[error.RowhouseError], text: str = "on purpose") -> Fau
     return strike
 
 
+_GRPC_CODES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
+
 _CODECS: dict[str, tuple[Callable[[bytes], Any], Callable[[Any], bytes]]] = {
     "Pull": (codec.decode_pull_request, codec.encode_pull_response),
     "Push": (codec.decode_push_request, codec.encode_push_response),
@@ -214,7 +216,7 @@ def _handler(call: Callable[[Any], Any]) -> Callable[[Any, grpc.ServicerContext]
             return call(request)
         except error.RowhouseError as failure:
             context.set_trailing_metadata(((error.ERROR_METADATA_KEY, type(failure).__name__),))
-            context.abort(failure.code, str(failure))
+            context.abort(_GRPC_CODES[failure.code], str(failure))
 
     return handle
 

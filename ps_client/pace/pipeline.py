@@ -114,6 +114,10 @@ class Pipeline(StepClient):
         self._puller = ThreadPoolExecutor(min(prefetch_max, 4), thread_name_prefix="rowhouse-prefetch")
         self._pusher = ThreadPoolExecutor(1, thread_name_prefix="rowhouse-push")  # one: invariant 2
 
+    def __repr__(self) -> str:
+        closed = ", closed" if self._closed else ""
+        return f"<Pipeline of staleness {self.staleness}{closed} over {self._client!r}>"
+
     @property
     def tables(self) -> Mapping[str, Table]:
         """Every table of the cluster by name (read-only): dim, dtype, config."""

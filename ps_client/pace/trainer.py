@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import ClassVar, Final, NoReturn
 
 import xxhash
+from numpy.typing import ArrayLike
 from rowhouse.error import (
     ConfigError,
     InvalidRequestError,
@@ -37,12 +38,12 @@ from rowhouse.v1 import rowhouse_pb2 as pb
 
 from ps_client.cluster import Cluster
 from ps_client.exchange import Exchange
-from ps_client.journal import read_journal, write_journal
 from ps_client.lane import REFUSALS
-from ps_client.plan import split_push
+from ps_client.pace.journal import read_journal, write_journal
+from ps_client.split import split_push
 from ps_client.step import Asked, StepClient, UniqueRows
 from ps_client.table import Table
-from ps_client.transport import Transport
+from ps_client.transport.transport import Transport
 
 PACES: Final = {"bsp": pb.PACE_BSP, "ssp": pb.PACE_SSP, "async": None}
 ON_LOST: Final = {"stop": False, "go_on": True}
@@ -62,7 +63,7 @@ class Trainer(StepClient):
         Those of the client.
     group
         Name of the group, the same for its trainers and for no other run on this cluster.
-    rank, trainers
+    rank, world_size
         This trainer's number, from 0, and how many there are.
     pace
         "bsp", "ssp" or "async".
@@ -79,6 +80,8 @@ class Trainer(StepClient):
 
     Attributes
     ----------
+    group, rank, world_size, pace
+        As they were given.
     steps
         Steps of this trainer that ended. After a restart it goes on counting where the group is.
     lost
@@ -101,21 +104,22 @@ class Trainer(StepClient):
         *,
         group: str,
         rank: int,
-        trainers: int,
+        world_size: int,
         pace: str = "bsp",
         staleness: int = 0,
         deadline_s: float = 60.0,
         on_lost: str = "stop",
         journal: str | Path | None = None,
     ) -> None:
-        _check(group, rank, trainers, pace, staleness, deadline_s, on_lost)
+        _check(group, rank, world_size, pace, staleness, deadline_s, on_lost)
         self._client, self._cluster, self._exchange = client, cluster, exchange
         self._wire_dtype = client._wire_dtype
+        self.group, self.rank, self.world_size, self.pace = group, rank, world_size, pace
         self._pace = PACES[pace]
         self._member = pb.Member(
             group=xxhash.xxh3_64_intdigest(group.encode()),
             trainer=rank,
-            trainers=trainers,
+            trainers=world_size,
             incarnation=secrets.randbits(64),
             name=f"{socket.gethostname()}:{os.getpid()}",
             pace=self._pace,
@@ -132,6 +136,12 @@ class Trainer(StepClient):
         if self._pace is not None:
             self._join()
 
+    def __repr__(self) -> str:
+        return (
+            f"<Trainer rank {self.rank} of world_size {self.world_size} in group {self.group!r}, "
+            f"{self.pace}, {self.steps} steps>"
+        )
+
     @property
     def tables(self) -> Mapping[str, Table]:
         """Every table of the cluster by name (read-only): dim, dtype, config."""
@@ -144,7 +154,7 @@ class Trainer(StepClient):
         gradients are computed from would be of two steps.
         """
         request = pb.JoinGroupRequest(member=self._member)
-        answers = self._exchange.every_shard(lambda t, left_s: t.join_group(request, left_s), None)
+        answers = self._exchange.every_shard("JoinGroup", request)
         self.steps = min(answer.step for answer in answers)
         step = self.steps + 1
         open_shards = [shard for shard, answer in enumerate(answers) if answer.step < step]
@@ -162,7 +172,7 @@ class Trainer(StepClient):
         """This trainer's part of `step` by shard, as it was written down before a restart."""
         if self._journal is None:
             return None
-        pushes = read_journal(self._journal, self._member.group, self._member.trainer, step)
+        pushes = read_journal(self._journal, self._member.group, self.rank, step)
         return None if pushes is None else [Contribution(self._member, push) for push in pushes]
 
     # ------------------------------------------------------------ a step
@@ -244,7 +254,7 @@ class Trainer(StepClient):
                 self._exchange.together([partial(self._contribute, s, r) for s, r in enumerate(requests)])
                 if self._journal is not None:  # before anybody can be told that all shards have it
                     pushes = [request.push for request in requests]
-                    write_journal(self._journal, self._member.group, self._member.trainer, step, pushes)
+                    write_journal(self._journal, self._member.group, self.rank, step, pushes)
                 self._everywhere(requests)
             except StalePartitionMapError:
                 self._exchange.reload_map(partition_map)
@@ -271,7 +281,7 @@ class Trainer(StepClient):
         pause_s = _POLL_FIRST_S
         while True:
             asked_s = time.monotonic()
-            answer = self._exchange.persist(partial(transport.await_step, question))
+            answer = self._exchange.persist(partial(transport.call, "AwaitStep", question))
             if answer.done:
                 return list(answer.lost)
             if answer.resend and request is None:
@@ -292,6 +302,16 @@ class Trainer(StepClient):
         if self._pending is not None:
             self._finish()
         self._client.flush()
+
+    def prefetch(self, ids: Mapping[str, ArrayLike], *, read_only: bool = False) -> NoReturn:
+        """PreconditionError, always; see `pipeline`.
+
+        Parameters
+        ----------
+        ids, read_only
+            As for Pipeline.prefetch.
+        """
+        self.pipeline()
 
     def pipeline(self, **_settings: object) -> NoReturn:
         """PreconditionError, always: a row that is read ahead would lack the step that the others still end.
@@ -328,7 +348,7 @@ class Trainer(StepClient):
                 f"{what}, pushed since step {self.steps}, were dropped; call step() after the last push"
             )
         if left:
-            who = f"trainer {self._member.trainer} of {self._member.trainers}"
+            who = f"trainer {self.rank} of {self.world_size}"
             raise PreconditionError(f"{who} was closed too early: {'; '.join(left)}")
 
     def _check_usable(self) -> None:
@@ -338,14 +358,14 @@ class Trainer(StepClient):
 
 
 def _check(
-    group: str, rank: int, trainers: int, pace: str, staleness: int, deadline_s: float, on_lost: str
+    group: str, rank: int, world_size: int, pace: str, staleness: int, deadline_s: float, on_lost: str
 ) -> None:
     if not group:
         raise ConfigError("group is empty; it must name the run")
-    if not 1 <= trainers <= TRAINERS_MAX:
-        raise ConfigError(f"trainers is {trainers}; it must be 1 to {TRAINERS_MAX}")
-    if not 0 <= rank < trainers:
-        raise ConfigError(f"rank is {rank}; it must be 0 to {trainers - 1}")
+    if not 1 <= world_size <= TRAINERS_MAX:
+        raise ConfigError(f"world_size is {world_size}; it must be 1 to {TRAINERS_MAX}")
+    if not 0 <= rank < world_size:
+        raise ConfigError(f"rank is {rank}; it must be 0 to {world_size - 1}")
     if pace not in PACES:
         raise ConfigError(f"pace is {pace!r}; it must be one of {list(PACES)}")
     if not 0 <= staleness < 1 << 31 or (staleness and pace != "ssp"):

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Connections to the data port of one shard: calls as frames (rowhouse/frame.py) over plain sockets.
+"""The hot calls to one shard over its data port: frames (rowhouse/frame.py) over plain sockets.
 
 One connection carries one call at a time; there are as many as calls under way at once. A call that was
 begun goes on whenever its thread gives it a turn, so one thread can have calls to many shards under way.
-channel.py decides when a link is used and when gRPC is.
+fallback.py decides when frames are used and when gRPC is.
 
 Invariants: 1. a connection goes back to the pool only after a whole answer: whatever breaks off, its
 connection is closed; 2. nothing is sent twice; 3. a forked process never touches its parent's connections.
@@ -11,17 +11,30 @@ Thread safety: any number of threads may call at once; a call that was begun bel
 """
 
 import contextlib
+import logging
 import os
 import select
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Final, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, cast
 
-from rowhouse import frame
+from google.protobuf.message import DecodeError
+from rowhouse import codec, frame
 from rowhouse.codec import Part
-from rowhouse.error import DeadlineExceededError, InvalidRequestError, RowhouseError, UnavailableError
+from rowhouse.error import (
+    DeadlineExceededError,
+    InternalError,
+    InvalidRequestError,
+    RowhouseError,
+    UnavailableError,
+)
+from rowhouse.message import Contribution, PullRequest, PullResponse, PushRequest, PushResponse
+from rowhouse.v1 import rowhouse_pb2 as pb
+
+from ps_client.transport.transport import Begun, HotTransport, Underway, as_ended
 
 CONNECT_S: Final = 1.0
 """A port that a firewall hides does not answer at all; gRPC is there instead."""
@@ -31,15 +44,15 @@ KEEPALIVE_S: Final = 30
 
 KEEPALIVE_LOST_S: Final = 10
 
-K = TypeVar("K")
+_log = logging.getLogger(__name__)
 
 
-class DataCall:
+class FrameCall(Underway):
     """One call: its request goes out and its answer comes in, as far as nothing must be waited for.
 
     Parameters
     ----------
-    link
+    frames
         Whose connection it uses.
     peer
         The connection; the call's own until it ends. None: there is none, and the call has ended.
@@ -55,9 +68,9 @@ class DataCall:
     """
 
     def __init__(
-        self, link: "DataLink", peer: socket.socket | None, parts: Sequence[Part], timeout_s: float
+        self, frames: "FrameTransport", peer: socket.socket | None, parts: Sequence[Part], timeout_s: float
     ) -> None:
-        self._link, self._timeout_s = link, timeout_s
+        self._frames, self._timeout_s = frames, timeout_s
         self._peer = peer
         self._unsent = [memoryview(part) for part in parts if len(part)]
         self._into = memoryview(bytearray(frame.HEAD.size))
@@ -66,9 +79,9 @@ class DataCall:
         self.deadline_s = time.monotonic() + timeout_s
 
     @classmethod
-    def failed(cls, link: "DataLink", failure: RowhouseError) -> "DataCall":
+    def failed(cls, frames: "FrameTransport", failure: RowhouseError) -> "FrameCall":
         """A call that ended before anything was sent."""
-        call = cls(link, None, (), 0.0)
+        call = cls(frames, None, (), 0.0)
         call._failure = failure
         return call
 
@@ -93,16 +106,18 @@ class DataCall:
         try:
             whole = self._go_on(self._peer)
         except (OSError, EOFError, InvalidRequestError) as failure:
-            self._break_off(UnavailableError(f"{self._link}: data connection lost: {failure}"))
+            self._break_off(UnavailableError(f"{self._frames}: data connection lost: {failure}"))
             return True
         except BaseException:
             self.cancel()
             raise
         if whole:
             peer, self._peer = self._peer, None
-            self._link.keep(peer)
+            self._frames.keep(peer)
         elif time.monotonic() >= self.deadline_s:
-            self._break_off(DeadlineExceededError(f"{self._link}: no answer within {self._timeout_s:.3g} s"))
+            self._break_off(
+                DeadlineExceededError(f"{self._frames}: no answer within {self._timeout_s:.3g} s")
+            )
         return self._peer is None
 
     def _go_on(self, peer: socket.socket) -> bool:
@@ -127,13 +142,13 @@ class DataCall:
 
     def cancel(self) -> None:
         """Wait for no answer; nothing if the call has ended. What the shard makes of it is not known."""
-        self._break_off(UnavailableError(f"{self._link}: the call was given up"))
+        self._break_off(UnavailableError(f"{self._frames}: the call was given up"))
 
     def _break_off(self, failure: RowhouseError) -> None:
         peer, self._peer = self._peer, None
         if peer is not None:
             self._failure = failure
-            self._link.discard(peer)
+            self._frames.discard(peer)
 
     def result(self) -> memoryview:
         """The encoded answer, in memory of its own; it is waited for.
@@ -152,48 +167,42 @@ class DataCall:
         if self._failure is not None:
             raise self._failure
         if self._kind == frame.ERROR:
-            raise frame.decode_error(self._into, str(self._link))
+            raise frame.decode_error(self._into, str(self._frames))
         return self._into
 
 
-def as_ended(calls: Mapping[K, DataCall]) -> Iterator[K]:
-    """Keys of calls as these end: all of them go on meanwhile, each as far as it can.
+@dataclass(frozen=True, slots=True)
+class _Hot:
+    """A hot call as frames."""
 
-    Parameters
-    ----------
-    calls
-        Each ends by itself, at its deadline at the latest.
-    """
+    kind: int
+    encode: Callable[[Any], list[Part]]
+    decode: Callable[[memoryview], Any]
+
+
+_HOT: Final[Mapping[type, _Hot]] = {
+    PullRequest: _Hot(frame.PULL, codec.pull_request_parts, codec.decode_pull_response),
+    PushRequest: _Hot(frame.PUSH, codec.push_request_parts, codec.decode_push_response),
+    Contribution: _Hot(
+        frame.CONTRIBUTE,
+        codec.contribution_parts,
+        lambda data: pb.ContributeResponse.FromString(bytes(data)),
+    ),
+}
+
+
+def open_frames(endpoint: str, data_endpoint: str, token: int) -> "FrameTransport | None":
+    """A way to the data port that `endpoint` told; None when it cannot be used."""
     try:
-        poller = select.poll()
-        waiting: dict[int, K] = {}
-        for key, call in calls.items():
-            number = call.fileno()  # before it ends
-            if call.advance():
-                yield key
-            else:
-                waiting[number] = key
-                poller.register(number, call.waits_for)
-        while waiting:
-            now_s = time.monotonic()
-            due_s = min(calls[key].deadline_s for key in waiting.values())
-            ready = {number for number, _ in poller.poll(max(due_s - now_s, 0.0) * 1e3)}
-            if due_s <= now_s or not ready:  # each looks at its own time
-                ready = set(waiting)
-            for number in ready:
-                call = calls[waiting[number]]
-                if call.advance():
-                    poller.unregister(number)
-                    yield waiting.pop(number)
-                else:
-                    poller.register(number, call.waits_for)
-    finally:  # an interrupted wait, or a caller that wants no more of them
-        for call in calls.values():
-            call.cancel()
+        frames = FrameTransport(endpoint, data_endpoint, token)
+    except ValueError as failure:  # the words of a newer shard
+        _log.info("shard at %s: %s", endpoint, failure)
+        return None
+    return frames if frames.open() else None
 
 
-class DataLink:
-    """Calls to one data port.
+class FrameTransport(HotTransport):
+    """The hot calls to one shard over its data port.
 
     Parameters
     ----------
@@ -218,7 +227,7 @@ class DataLink:
     """
 
     def __init__(self, endpoint: str, data_endpoint: str, token: int) -> None:
-        self._where = f"shard at {endpoint}"
+        self.endpoint = endpoint
         self._path: str | None = None
         if data_endpoint.startswith("unix:"):
             self._path = data_endpoint.removeprefix("unix:")
@@ -241,7 +250,7 @@ class DataLink:
         return bool(self._busy)
 
     def __str__(self) -> str:
-        return self._where
+        return f"shard at {self.endpoint}"
 
     def open(self) -> bool:
         """Make a first connection and say hello; False when that is not answered within CONNECT_S.
@@ -250,7 +259,7 @@ class DataLink:
         behind it; a first call would wait there for all of its time.
         """
         try:
-            greeted = not len(self.begin(frame.HELLO, [], CONNECT_S).result())
+            greeted = not len(self.send(frame.HELLO, [], CONNECT_S).result())
         except RowhouseError:
             greeted = False
         if not greeted:
@@ -259,13 +268,39 @@ class DataLink:
         self.served = False
         return greeted
 
-    def begin(self, kind: int, parts: Sequence[Part], timeout_s: float) -> DataCall:
+    def pull(self, request: PullRequest, timeout_s: float) -> PullResponse:
+        """Rows of one step."""
+        return cast("PullResponse", self.begin(request, timeout_s).result())
+
+    def push(self, request: PushRequest, timeout_s: float) -> PushResponse:
+        """Gradients of one step."""
+        return cast("PushResponse", self.begin(request, timeout_s).result())
+
+    def contribute(self, request: Contribution, timeout_s: float) -> pb.ContributeResponse:
+        """One trainer's gradients of one step."""
+        return cast("pb.ContributeResponse", self.begin(request, timeout_s).result())
+
+    def begin(self, request: PullRequest | PushRequest | Contribution, timeout_s: float) -> Begun[Any]:
+        """A hot call that is sent, and not waited for."""
+        hot = _HOT[type(request)]
+        call = self.send(hot.kind, hot.encode(request), timeout_s)
+
+        def result() -> Any:
+            data = call.result()
+            try:
+                return hot.decode(data)
+            except (InvalidRequestError, DecodeError) as failure:  # as gRPC takes such an answer
+                raise InternalError(f"{self}: an answer that cannot be read: {failure}") from failure
+
+        return Begun(call, result)
+
+    def send(self, kind: int, parts: Sequence[Part], timeout_s: float) -> FrameCall:
         """Send what can be sent of a request at once; the rest, and the answer, are the call's.
 
         Parameters
         ----------
         kind
-            frame.PULL, PUSH or CONTRIBUTE.
+            frame.HELLO, PULL, PUSH or CONTRIBUTE.
         parts
             The encoded request, in pieces; they must stay as they are until the call ends.
         timeout_s
@@ -273,16 +308,16 @@ class DataLink:
 
         Returns
         -------
-        DataCall
+        FrameCall
             One that failed, where there is no connection.
         """
         try:
             peer = self._take(timeout_s)
         except (OSError, EOFError) as failure:
             self.lost = True
-            return DataCall.failed(self, UnavailableError(f"{self}: no data connection: {failure}"))
+            return FrameCall.failed(self, UnavailableError(f"{self}: no data connection: {failure}"))
         head = frame.encode_head(kind, sum(len(part) for part in parts), self._token)
-        call = DataCall(self, peer, [head, *parts], timeout_s)
+        call = FrameCall(self, peer, [head, *parts], timeout_s)
         call.advance()
         return call
 

@@ -23,12 +23,11 @@ from typing import Any, Final, Literal, ParamSpec, Self, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from rowhouse.error import PreconditionError
-from rowhouse.v1 import rowhouse_pb2 as pb
 
 from ps_client.client import Client
 from ps_client.connection import connect
-from ps_client.pipeline import PREFETCH_MAX, PUSH_MAX, Pipeline
-from ps_client.saved import SavedTables
+from ps_client.pace.pipeline import PREFETCH_MAX, PUSH_MAX
+from ps_client.report import Checkpoint, SavedTables, ShardStats
 from ps_client.step import StepClient, UniqueRows
 from ps_client.table import Table
 
@@ -73,6 +72,9 @@ class AsyncClient:
         self._pool = ThreadPoolExecutor(calls_max, thread_name_prefix="rowhouse-async")
         self._lock = threading.Lock()
         self._left: list[Future[Any]] = []  # pushes that were cancelled under way
+
+    def __repr__(self) -> str:
+        return f"<AsyncClient over {self._client!r}>"
 
     @property
     def tables(self) -> Mapping[str, Table]:
@@ -148,15 +150,13 @@ class AsyncClient:
         await self._call_kept(partial(self._client.push_many, deepcopy(gradients), learning_rate))
 
     async def prefetch(self, ids: Mapping[str, ArrayLike], *, read_only: bool = False) -> None:
-        """As Pipeline.prefetch; PreconditionError when this is not the client of a pipeline.
+        """As Pipeline.prefetch; PreconditionError when this is not made over a pipeline.
 
         Parameters
         ----------
         ids, read_only
             As for Pipeline.prefetch.
         """
-        if not isinstance(self._client, Pipeline):
-            raise PreconditionError("prefetch needs a pipeline: use the client that pipeline() gives")
         await self._call(self._client.prefetch, deepcopy(ids), read_only=read_only)
 
     def pipeline(
@@ -178,7 +178,7 @@ class AsyncClient:
         await self._call(self._settle)
         await self._call(self._client.flush)
 
-    async def checkpoint(self, timeout_s: float | None = None) -> Sequence[pb.CreateCheckpointResponse]:
+    async def checkpoint(self, timeout_s: float | None = None) -> Sequence[Checkpoint]:
         """As Client.checkpoint.
 
         Parameters
@@ -218,7 +218,7 @@ class AsyncClient:
         """
         return await self._call(self._whole.drop_tables, name)
 
-    async def stats(self) -> Sequence[pb.GetStatsResponse]:
+    async def stats(self) -> Sequence[ShardStats]:
         """As Client.stats."""
         return await self._call(self._whole.stats)
 

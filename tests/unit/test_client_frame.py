@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Calls over data connections against a port that does what a script says (data_link.py's invariants)."""
+"""Calls over data connections against a port that does what a script says: the invariants of frame.py."""
 
 import signal
 import socket
@@ -15,8 +15,8 @@ import pytest
 from rowhouse import frame
 from rowhouse.error import BusyError, DeadlineExceededError, UnavailableError
 
-from ps_client import data_link
-from ps_client.data_link import DataLink
+from ps_client.transport import frame as ways
+from ps_client.transport.frame import FrameTransport
 
 TOKEN = 0x1122334455667788
 Reply = Callable[[socket.socket, bytes], bool]
@@ -34,10 +34,10 @@ class Script:
         self.reply: Reply = self.echo
         self.connections = 0
         self.bodies: list[bytes] = []
-        self.ended = threading.Semaphore(0)  # one for each connection that the link closed
+        self.ended = threading.Semaphore(0)  # one for each connection that the client closed
         self._listener = socket.create_server(("127.0.0.1", 0))
         port = self._listener.getsockname()[1]
-        self.link = DataLink(f"127.0.0.1:{port + 1}", f":{port}", TOKEN)
+        self.frames = FrameTransport(f"127.0.0.1:{port + 1}", f":{port}", TOKEN)
         threading.Thread(target=self._accept, daemon=True).start()
 
     @staticmethod
@@ -75,11 +75,11 @@ class Script:
         self.ended.release()
 
     def call(self, body: bytes, timeout_s: float = 20) -> bytes:
-        """One call over the link."""
-        return bytes(self.link.begin(frame.PULL, [body[:3], b"", body[3:]], timeout_s).result())
+        """One call."""
+        return bytes(self.frames.send(frame.PULL, [body[:3], b"", body[3:]], timeout_s).result())
 
     def close(self) -> None:
-        self.link.close()
+        self.frames.close()
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
 
@@ -92,10 +92,10 @@ def script() -> Iterator[Script]:
 
 
 def test_calls_in_a_row_share_a_connection(script: Script) -> None:
-    assert script.link.open() and not script.link.served
+    assert script.frames.open() and not script.frames.served
     for number in range(20):
         assert script.call(b"call %d" % number) == b"re: call %d" % number
-    assert script.connections == 1 and script.link.served and not script.link.lost
+    assert script.connections == 1 and script.frames.served and not script.frames.lost
 
 
 def test_threads_at_once_have_a_connection_each(script: Script) -> None:
@@ -110,7 +110,7 @@ def test_threads_at_once_have_a_connection_each(script: Script) -> None:
         for _ in range(3):
             bodies = [b"thread %d" % n for n in range(6)]
             assert list(pool.map(script.call, bodies)) == [b"re: " + b for b in bodies]
-    assert script.connections == 6 and not script.link.busy
+    assert script.connections == 6 and not script.frames.busy
     script.reply = script.echo
     assert script.call(b"alone") == b"re: alone"
     assert script.connections == 6
@@ -120,7 +120,7 @@ def test_many_pieces_and_big_answers(script: Script) -> None:
     pieces = [bytes([n % 251]) * (n % 5) for n in range(3_000)]
     big = bytes(5 << 20)
     assert (
-        bytes(script.link.begin(frame.PUSH, [*pieces, big], 20).result()) == b"re: " + b"".join(pieces) + big
+        bytes(script.frames.send(frame.PUSH, [*pieces, big], 20).result()) == b"re: " + b"".join(pieces) + big
     )
 
 
@@ -136,7 +136,7 @@ def test_an_error_frame_is_raised_and_its_connection_is_used_again(script: Scrip
         script.call(b"x")
     script.reply = script.echo
     assert script.call(b"x") == b"re: x"
-    assert script.connections == 1 and not script.link.lost
+    assert script.connections == 1 and not script.frames.lost
 
 
 ANSWER = whole(frame.ANSWER, b"re: x" * 100)
@@ -162,7 +162,7 @@ def test_an_answer_that_breaks_off_or_is_none_is_unavailable(script: Script, bro
     script.reply = break_off
     with pytest.raises(UnavailableError, match="data connection lost"):
         script.call(b"x")
-    assert script.link.lost and not script.link.busy
+    assert script.frames.lost and not script.frames.busy
     script.reply = script.echo
     assert script.call(b"after") == b"re: after"
     assert script.connections == 2 and script.bodies == [b"before", b"x", b"after"], "nothing is sent twice"
@@ -191,10 +191,10 @@ def test_a_deadline_closes_the_connection(script: Script, sent: int) -> None:
 
 def test_a_deadline_while_the_request_goes_out() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:  # it takes the connection and reads nothing
-        link = DataLink("127.0.0.1:1", f":{listener.getsockname()[1]}", TOKEN)
+        frames = FrameTransport("127.0.0.1:1", f":{listener.getsockname()[1]}", TOKEN)
         with pytest.raises(DeadlineExceededError):
-            link.begin(frame.PUSH, [bytes(100 << 20)], 0.5).result()
-        assert not link.busy
+            frames.send(frame.PUSH, [bytes(100 << 20)], 0.5).result()
+        assert not frames.busy
 
 
 def test_ctrl_c_in_mid_answer_leaves_no_half_read_connection(script: Script) -> None:
@@ -211,7 +211,7 @@ def test_ctrl_c_in_mid_answer_leaves_no_half_read_connection(script: Script) -> 
     script.reply = halting
     with pytest.raises(KeyboardInterrupt):
         script.call(b"x")
-    assert not script.link.busy
+    assert not script.frames.busy
     script.reply = script.echo
     assert script.call(b"y") == b"re: y"
     finish.set()
@@ -228,11 +228,11 @@ def test_retire_lets_a_call_end_and_close_breaks_it_off(script: Script) -> None:
 
     script.reply = hold
     with ThreadPoolExecutor(2) as pool:
-        assert script.link.open()
+        assert script.frames.open()
         first = pool.submit(script.call, b"first")
         assert entered.wait(10)
-        script.link.retire()
-        assert script.link.busy
+        script.frames.retire()
+        assert script.frames.busy
         leave.set()
         assert first.result(10) == b"re: first"
         assert script.ended.acquire(timeout=10), "its connection is closed then, not kept"
@@ -253,19 +253,19 @@ def test_retire_lets_a_call_end_and_close_breaks_it_off(script: Script) -> None:
 def test_a_port_that_nobody_listens_on_is_not_opened() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-    link = DataLink("127.0.0.1:1", f":{port}", TOKEN)
-    assert not link.open()
+    frames = FrameTransport("127.0.0.1:1", f":{port}", TOKEN)
+    assert not frames.open()
     with pytest.raises(UnavailableError, match=r"no data connection: .*refused"):
-        link.begin(frame.PULL, [b""], 5).result()
-    assert link.lost
-    assert not DataLink("unix:/a", "unix:/nowhere/at/all.data", TOKEN).open()
+        frames.send(frame.PULL, [b""], 5).result()
+    assert frames.lost
+    assert not FrameTransport("unix:/a", "unix:/nowhere/at/all.data", TOKEN).open()
 
 
 @pytest.mark.parametrize("answer", [None, b"", b"HTTP/1.1 400 Bad Request\r\n\r\n", whole(frame.ERROR, b"x")])
 def test_a_port_that_answers_no_hello_is_not_opened(
     monkeypatch: pytest.MonkeyPatch, answer: bytes | None
 ) -> None:
-    monkeypatch.setattr(data_link, "CONNECT_S", 0.3)
+    monkeypatch.setattr(ways, "CONNECT_S", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         held: list[Any] = []
 
@@ -280,7 +280,7 @@ def test_a_port_that_answers_no_hello_is_not_opened(
         thread = threading.Thread(target=accept)
         thread.start()
         began_s = time.monotonic()
-        assert not DataLink("127.0.0.1:1", f":{listener.getsockname()[1]}", TOKEN).open()
+        assert not FrameTransport("127.0.0.1:1", f":{listener.getsockname()[1]}", TOKEN).open()
         assert time.monotonic() - began_s < 5
         thread.join()
         held[0].close()
@@ -289,12 +289,12 @@ def test_a_port_that_answers_no_hello_is_not_opened(
 @pytest.mark.parametrize("told", ["", ":", ":0", ":65536", ":x", "tcp://a:1", "7000:"])
 def test_words_that_are_no_data_endpoint(told: str) -> None:
     with pytest.raises(ValueError, match="must be :port or unix:/path"):
-        DataLink("127.0.0.1:1", told, TOKEN)
+        FrameTransport("127.0.0.1:1", told, TOKEN)
 
 
 def test_a_machine_that_vanishes_is_noticed_by_the_system(script: Script) -> None:
-    assert script.link.open()
-    option = script.link._idle[0].getsockopt
+    assert script.frames.open()
+    option = script.frames._idle[0].getsockopt
     assert option(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
     assert option(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 40_000
 
@@ -302,16 +302,16 @@ def test_a_machine_that_vanishes_is_noticed_by_the_system(script: Script) -> Non
 FORK = """
 import os, sys
 from rowhouse import frame
-from ps_client.data_link import DataLink
-link = DataLink("127.0.0.1:1", sys.argv[1], int(sys.argv[2]))
-assert bytes(link.begin(frame.PULL, [b"parent"], 20).result()) == b"re: parent"
+from ps_client.transport.frame import FrameTransport
+frames = FrameTransport("127.0.0.1:1", sys.argv[1], int(sys.argv[2]))
+assert bytes(frames.send(frame.PULL, [b"parent"], 20).result()) == b"re: parent"
 pid = os.fork()
 if pid == 0:
-    assert bytes(link.begin(frame.PULL, [b"child"], 20).result()) == b"re: child"
-    link.close()
+    assert bytes(frames.send(frame.PULL, [b"child"], 20).result()) == b"re: child"
+    frames.close()
     os._exit(0)
 assert os.waitpid(pid, 0)[1] == 0
-assert bytes(link.begin(frame.PULL, [b"parent again"], 20).result()) == b"re: parent again"
+assert bytes(frames.send(frame.PULL, [b"parent again"], 20).result()) == b"re: parent again"
 """
 
 
