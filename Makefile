@@ -53,7 +53,7 @@ test-lowest: $(STAMP)
 	$(BIN)/python -m tools.lowest $(foreach python,$(PYTHONS),--python $(python))
 
 site: $(STAMP)
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 	@echo "build/site/index.html"
 
 demo: $(STAMP)
