@@ -86,7 +86,7 @@ def shard(folder: Path, *, data_port: str) -> Iterator[str]:
     config = folder / "cluster.yaml"
     keys = {"data_dir": "data", "shards": 1, "base_port": 0, "data_port": data_port, "tables": [TABLE]}
     config.write_text(json.dumps({**keys, "memory_budget": "16MiB"}), encoding="utf-8")
-    command = [SCRIPTS / "ps-server", "serve", "--config", config, "--shard", "0"]
+    command = [str(SCRIPTS / "ps-server"), "serve", "--config", str(config), "--shard", "0"]
     with subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:
