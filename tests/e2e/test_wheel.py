@@ -47,10 +47,10 @@ def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     stays out.
     """
     folder = tmp_path_factory.mktemp("empty") / "venv"
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
     python = folder / "bin" / "python"
-    pip = [sys.executable, "-m", "pip", "--python", python, "install", "-qq", "--no-deps", "--no-index"]
-    subprocess.run([*pip, "--disable-pip-version-check", "--root-user-action=ignore", wheel], check=True)
+    pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "-qq", "--no-deps", "--no-index"]
+    subprocess.run([*pip, "--disable-pip-version-check", "--root-user-action=ignore", str(wheel)], check=True)
     (packages,) = folder.glob("lib/python3*/site-packages")
     borrowed = [path for path in sys.path if path.endswith("site-packages")]
     (packages / "borrowed.pth").write_text("\n".join(borrowed), encoding="utf-8")
@@ -86,7 +86,7 @@ def test_the_sdist_has_what_a_wheel_is_built_from(sdist: Path) -> None:
 
 
 def test_the_wheel_works_in_an_empty_environment(python: Path, tmp_path: Path) -> None:
-    command = [python, "-W", "error", "-c", PROGRAM]
+    command = [str(python), "-W", "error", "-c", PROGRAM]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     modules, *files = done.stdout.splitlines()
@@ -96,7 +96,7 @@ def test_the_wheel_works_in_an_empty_environment(python: Path, tmp_path: Path) -
 
 @pytest.mark.parametrize("command", ["ps-server", "psctl", "feature-cross"])
 def test_its_commands_help(command: str, python: Path, tmp_path: Path) -> None:
-    program = [python.with_name(command), "--help"]
+    program = [str(python.with_name(command)), "--help"]
     done = subprocess.run(program, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"usage: {command}")
