@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`feature-cross diff`: which ids a changed config changes, and whether trained rows are lost.
-
-Thread safety: a process's main thread.
-"""
+"""`feature-cross diff`: which ids a changed config changes, and whether trained rows are lost."""
 
 import argparse
 import json
@@ -20,9 +17,6 @@ from feature_cross.author.size import RowShape, show_bytes
 from feature_cross.config.loader import load, nearest
 from feature_cross.engine.engine import Engine
 from feature_cross.error import FlagError
-
-__all__ = ["run"]
-
 
 _EFFECTS: Final = {
     "none": "no id changes",

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`feature-cross estimate`: each feature's rows, growth, collisions and bytes.
-
-Thread safety: a process's main thread.
-"""
+"""`feature-cross estimate`: each feature's rows, growth, collisions and bytes."""
 
 import argparse
 import sys
@@ -27,9 +24,6 @@ from feature_cross.config.loader import load
 from feature_cross.config.plan import build_plan
 from feature_cross.data.source import count_rows
 from feature_cross.limit import BATCH_ROWS_DEFAULT
-
-__all__ = ["run"]
-
 
 _PIPE_WIDTH: Final = 120
 

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`feature-cross lock`: every feature's slot and seed into a file beside the config.
-
-Thread safety: a process's main thread.
-"""
+"""`feature-cross lock`: every feature's slot and seed into a file beside the config."""
 
 import argparse
 import json
@@ -12,9 +9,7 @@ from feature_cross.author.lock import check_against, lock_path, make_lock, read_
 from feature_cross.author.progress import counted
 from feature_cross.config.loader import load
 from feature_cross.config.plan import build_plan
-from feature_cross.data.output import check_out, write_text
-
-__all__ = ["run"]
+from feature_cross.data.sink import check_out, write_text
 
 
 def run(flags: argparse.Namespace) -> int:

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`feature-cross rank`: what each cross gains.
-
-Thread safety: a process's main thread.
-"""
+"""`feature-cross rank`: what each cross gains."""
 
 import argparse
 import json
@@ -14,8 +11,6 @@ from feature_cross.author.rank.ranking import Judgement, rank
 from feature_cross.author.rank.report import print_ranking, ranking_json, told
 from feature_cross.author.rank.sample import Design
 from feature_cross.config.loader import load
-
-__all__ = ["run"]
 
 
 def run(flags: argparse.Namespace) -> int:
