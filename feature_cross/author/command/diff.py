@@ -8,9 +8,9 @@ from typing import Any, Final
 from rich.console import Console
 from rich.table import Table
 
-from feature_cross.author.diff.diff import ConfigDiff, FeatureDiff, diff_configs
-from feature_cross.author.diff.measure import DiffMeasure, measure
 from feature_cross.author.flag import row_shape
+from feature_cross.author.guard.diff import ConfigDiff, FeatureDiff, diff_configs
+from feature_cross.author.guard.measure import DiffMeasure, measure
 from feature_cross.author.limit import PAST_BOUND
 from feature_cross.author.progress import counted
 from feature_cross.author.size import RowShape, show_bytes

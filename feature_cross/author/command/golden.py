@@ -6,8 +6,8 @@ import json
 import os
 from pathlib import Path
 
-from feature_cross.author.golden.edge import edge_rows
-from feature_cross.author.golden.golden import GoldenCheck, check_golden, freeze, read_golden, rows_of
+from feature_cross.author.guard.edge import edge_rows
+from feature_cross.author.guard.golden import GoldenCheck, check_golden, freeze, read_golden, rows_of
 from feature_cross.author.progress import counted
 from feature_cross.config.loader import load, nearest
 from feature_cross.data.sink import check_out, write_text

@@ -5,7 +5,7 @@ import argparse
 import json
 from pathlib import Path
 
-from feature_cross.author.lock import check_against, lock_path, make_lock, read_previous
+from feature_cross.author.guard.lock import check_against, lock_path, make_lock, read_previous
 from feature_cross.author.progress import counted
 from feature_cross.config.loader import load
 from feature_cross.config.plan import build_plan

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from feature_cross.author.lock import lock_path, read_previous
+from feature_cross.author.guard.lock import lock_path, read_previous
 from feature_cross.author.rank.coding import Coded, cross_arrangement, cross_product, cross_subsets
 from feature_cross.config.config import CrossConfig
 from feature_cross.config.plan import AttributeUse, Plan

@@ -3,7 +3,7 @@
 
 It compares what two configs mean, not their text: order, comments and a family that leaves ids alone are no
 change. Each difference names the key that makes it and has one of four effects, from harmless to fatal.
-What data says is feature_cross/author/diff/measure.py. Thread safety: pure functions.
+What data says is feature_cross/author/guard/measure.py. Thread safety: pure functions.
 """
 
 import itertools

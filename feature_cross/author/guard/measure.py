@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from feature_cross.author.diff.diff import FeatureDiff
+from feature_cross.author.guard.diff import FeatureDiff
 from feature_cross.data.source import open_dataset, read_batches
 from feature_cross.engine.batch import CrossBatch
 from feature_cross.engine.engine import Engine
