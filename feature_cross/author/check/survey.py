@@ -13,6 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from feature_cross.author.check.lint import PairCount, cross_pairs, futile_pairs
+from feature_cross.author.distinct import DistinctIds
 from feature_cross.config.config import AttributeFeature, Condition, CrossConfig, Feature, Ids, WeakFeature
 from feature_cross.config.loader import nearest
 from feature_cross.config.node import AttributeUse
@@ -27,9 +28,6 @@ __all__ = ["SURVEY_ROWS", "FeatureSurvey", "Survey", "check_columns", "survey"]
 
 SURVEY_ROWS = 1_000_000
 """Rows that are read: exact distinct counts hold every id, 8 bytes each."""
-
-_PENDING_MAX = 1 << 20
-"""Ids kept before they are merged into the distinct ones: merging at each batch would sort all again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,25 +53,17 @@ class Survey:
 
 @dataclass(slots=True)
 class _Count:
-    """Exact distinct ids, in at most twice their memory and _PENDING_MAX more."""
-
     covered_rows: int = 0
     ids: int = 0
-    kept: NDArray[np.uint64] = field(default_factory=lambda: np.empty(0, np.uint64))
-    pending: list[NDArray[np.uint64]] = field(default_factory=list)
-    pending_ids: int = 0
+    distinct: DistinctIds = field(default_factory=DistinctIds)
 
     def add(self, ids: NDArray[np.uint64], offsets: NDArray[np.int64]) -> None:
         self.covered_rows += int((np.diff(offsets) > 0).sum())
         self.ids += len(ids)
-        self.pending.append(np.unique(ids))
-        self.pending_ids += len(self.pending[-1])
-        if self.pending_ids > max(_PENDING_MAX, len(self.kept)):
-            self.merge()
+        self.distinct.add(ids)
 
-    def merge(self) -> None:
-        self.kept = np.unique(np.concatenate([self.kept, *self.pending]))
-        self.pending, self.pending_ids = [], 0
+    def __len__(self) -> int:
+        return len(self.distinct.all())
 
 
 def check_columns(engine: Engine, schema: pa.Schema, labels: Collection[str] = ()) -> list[Problem]:
@@ -131,16 +121,14 @@ def survey(engine: Engine, source: Any, rows_max: int = SURVEY_ROWS) -> Survey:
         rows += len(part)
         if rows >= rows_max:
             break
-    for count in (*counts.values(), *probe_counts.values()):
-        count.merge()
     ratios, counted = {}, {}
     for number, pair in enumerate(pairs):
         left, right, both = (probe_counts[f"{part}{number}"] for part in ("left", "right", "both"))
         if pair not in futile:
-            counted[pair] = PairCount(both.covered_rows, len(left.kept), len(right.kept), len(both.kept))
-        elif len(left.kept):
-            ratios[pair] = len(both.kept) / len(left.kept)
-    features = {name: FeatureSurvey(c.covered_rows, c.ids, len(c.kept)) for name, c in counts.items()}
+            counted[pair] = PairCount(both.covered_rows, len(left), len(right), len(both))
+        elif len(left):
+            ratios[pair] = len(both) / len(left)
+    features = {name: FeatureSurvey(c.covered_rows, c.ids, len(c)) for name, c in counts.items()}
     return Survey(rows, features, ratios, counted)
 
 

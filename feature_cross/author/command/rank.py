@@ -34,10 +34,12 @@ def run(flags: argparse.Namespace) -> int:
 
 
 def since(begin: float) -> float:
+    """Seconds since then, for a report."""
     return round(time.perf_counter() - begin, 3)
 
 
 def design(flags: argparse.Namespace) -> Design:
+    """What `add_rank_flags` took of the data and its division."""
     return Design(
         label=flags.label, time_column=flags.time_column, group_column=flags.group_column, seed=flags.seed,
         rows_max=flags.max_rows, shares=flags.split,

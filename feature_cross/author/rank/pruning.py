@@ -162,9 +162,7 @@ def prune(
             message = f"--keep is {name!r}, which is no feature of the config"
             raise FlagError(f"{message}{nearest(name, list(plan.outputs))}")
     probe = make_probe(config, plan)
-    progress("read rows", 0, 1)
-    sample = read_sample(probe.config, source, design)
-    progress("read rows", 1, 1)
+    sample = read_sample(probe.config, source, design, progress)
     pruner = _Pruner(sample, plan, limits, threads, progress)
     return pruner.result(pruner.run())
 
@@ -312,9 +310,8 @@ class _Pruner:
             for name in self.names
             if name in self.hurt
         )  # fmt: skip
-        first, second, last = self.sample.bounds
         return Pruned(
             verdicts, tuple(self.dropped), self.margin, loss, harmless, self.z, self._bytes(self.names),
-            self._bytes(self._left()), (first, second - first, last - second), self.sample.rows_total,
+            self._bytes(self._left()), self.sample.rows, self.sample.rows_total,
             interrupted,
         )  # fmt: skip

@@ -8,10 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
-from feature_cross.author.progress import counted, progress_bar
+from feature_cross.author.progress import console, counted, progress_bar
 from feature_cross.author.rank.edit import declaration
 from feature_cross.author.rank.inference import Estimate, Gain
 from feature_cross.author.rank.pruning import Pruned
@@ -24,16 +23,10 @@ __all__ = ["figures", "print_found", "print_pruned", "print_ranking", "pruned_js
            "suggestions_json", "told"]  # fmt: skip
 
 _WIDTH_MIN = 150
-"""Columns of a table that is not for a terminal: a log or a file wraps its own lines."""
+"""Columns of a table that is not for a terminal."""
 
 _SCREENED_SHOWN = 20
 """Candidates that an interrupted search shows."""
-
-
-def console() -> Console:
-    """Standard output, wide enough for a table where it is no terminal."""
-    found = Console()
-    return found if found.is_terminal else Console(width=max(found.width, _WIDTH_MIN))
 
 
 @contextmanager
@@ -118,7 +111,7 @@ def print_ranking(ranking: Ranking, judgement: Judgement, over: str, shape: RowS
     table = Table("cross", "ids", "bytes", "known", "log-loss gain", "AUC gain", "p", "", title=title)
     for one in ranking.crosses:
         table.add_row(*_ranking_cells(one, ranking.z, shape.row_bytes(tier)))
-    screen = console()
+    screen = console(_WIDTH_MIN)
     screen.print(table)
     screen.print(
         f"{show_judgement(judgement, ranking.planned)}. known: final rows with an id that training has."
@@ -193,7 +186,7 @@ def suggestions_json(found: Found, judgement: Judgement, source: str) -> dict[st
 
 def print_found(found: Found, judgement: Judgement, source: str, meaning: str) -> None:
     """Tables, then the YAML to paste; `meaning` says what the bytes are."""
-    screen = console()
+    screen = console(_WIDTH_MIN)
     tried = len(found.screened)
     if found.interrupted:
         screen.print(f"interrupted: {tried} of {found.planned} candidates so far were tried")
@@ -273,7 +266,7 @@ def pruned_json(pruned: Pruned, renamed: dict[str, str], out: str | None) -> dic
 
 def print_pruned(pruned: Pruned, renamed: dict[str, str], out: str | None, meaning: str) -> None:
     """What goes, what stays, and what the final rows say; `meaning` says what the bytes are."""
-    screen = console()
+    screen = console(_WIDTH_MIN)
     title = f"log loss that each feature's removal costs; {show_rows(pruned.rows, pruned.rows_total)}"
     table = Table("feature", "ids", "bytes", "cost on selection rows", "", title=title)
     for one in sorted(pruned.verdicts, key=lambda one: (-one.hurt.value, one.name)):

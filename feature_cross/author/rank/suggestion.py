@@ -180,9 +180,7 @@ def suggest(
     source = source if path is None else open_dataset(path, build_plan(probe.config))
     labels = _labels(config, probe, search)
     _check_slots(config, plan, search)
-    progress("read rows", 0, 1)
-    sample = read_sample(probe.config, source, design)
-    progress("read rows", 1, 1)
+    sample = read_sample(probe.config, source, design, progress)
     searcher = _Searcher(config, plan, probe, sample, search, labels, threads, progress)
     interrupted = searcher.screen()
     steps: list[tuple[Step, Model, Model]] = []
@@ -385,11 +383,10 @@ class _Searcher:
         if steps:
             margins = trainer.final_margins(self.base), trainer.final_margins(steps[-1][2])
             total = compare(*margins, trainer.final_labels, trainer.final_groups)
-        first, second, last = self.sample.bounds
         rest = sorted(self.screened.values(), key=lambda step: (-step.gain.value, step.candidate))
         return Found(
             tuple(suggestions), total, tuple(rest), self.planned, z_value(judgement.level, len(steps)),
-            (first, second - first, last - second), self.sample.rows_total, interrupted,
+            self.sample.rows, self.sample.rows_total, interrupted,
         )  # fmt: skip
 
 
