@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from feature_cross.author.check.lint import PairCount, cross_pairs, futile_pairs
 from feature_cross.author.distinct import DistinctIds
-from feature_cross.config.config import AttributeFeature, Condition, CrossConfig, Feature, Ids, WeakFeature
+from feature_cross.config.condition import Condition
+from feature_cross.config.config import AttributeFeature, CrossConfig, Feature, Ids, WeakFeature
 from feature_cross.config.loader import nearest
-from feature_cross.config.node import AttributeUse
+from feature_cross.config.node import declared
 from feature_cross.data.column import column_spec, hash_column
 from feature_cross.data.reading import read_attribute
 from feature_cross.data.source import read_batches
@@ -73,28 +74,20 @@ def check_columns(engine: Engine, schema: pa.Schema, labels: Collection[str] = (
     """
     found = []
     empty = pa.RecordBatch.from_arrays([pa.nulls(0, kind) for kind in schema.types], names=schema.names)
-    uses = {
-        f"{entity}.{name}": AttributeUse(
-            entity, name, f"{entity}.{name}", attribute.column or name, attribute, attribute.missing
-        )
-        for entity, declared in engine.config.entities.items()
-        for name, attribute in declared.attributes.items()
-        if f"{entity}.{name}" in labels
-    }
-    for label, use in {**uses, **{use.label: use for use in engine.plan.attributes}}.items():
-        path = ("entities", use.entity, "attributes", use.name)
-        line = engine.config.line(path)
+    uses = {use.label: use for use in declared(engine.config) if use.label in labels}
+    for use in {**uses, **{use.label: use for use in engine.plan.attributes}}.values():
+        line = engine.config.line(use.path)
         lost = [column for column in use.columns if column not in schema.names]
         for column in lost:
             message = f"column {column!r} is not in the data{nearest(column, schema.names)}"
-            found.append(Problem("unknown-column", message, path, line))
+            found.append(Problem("unknown-column", message, use.path, line))
         if lost:
             continue
         try:  # an empty column has its type already
             array = read_attribute(empty, use).array
-            hash_column(array, column_spec(use.attribute, f"column {use.column!r} ({label})"))
+            hash_column(array, column_spec(use.attribute, use.title))
         except DataError as error:
-            found.append(Problem("mistyped-column", str(error), path, line))
+            found.append(Problem("mistyped-column", str(error), use.path, line))
     return found
 
 

@@ -13,7 +13,8 @@ from typing import Any, Final
 
 from feature_cross.config.attribute import Attribute
 from feature_cross.config.config import CrossConfig
-from feature_cross.config.plan import AttributeUse, Node, NodeUse, build_plan
+from feature_cross.config.node import AttributeUse, Node, NodeUse
+from feature_cross.config.plan import build_plan
 from feature_cross.error import Path
 from feature_cross.id_format import OPERATION_ARRANGEMENT, OPERATION_SUBSET
 

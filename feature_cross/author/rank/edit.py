@@ -16,7 +16,8 @@ from feature_cross.author.guard.diff import diff_configs
 from feature_cross.config.config import CombinationFeature, CrossConfig
 from feature_cross.config.document import parse
 from feature_cross.config.loader import load_text
-from feature_cross.config.plan import FORMS, NodeUse, Plan, build_plan
+from feature_cross.config.node import NodeUse, Plan
+from feature_cross.config.plan import FORMS, build_plan
 from feature_cross.error import ConfigError, InternalError
 
 __all__ = ["add_features", "declaration", "remove_features"]

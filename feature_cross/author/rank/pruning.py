@@ -24,7 +24,8 @@ from feature_cross.author.rank.work import Progress, no_progress, run_tasks
 from feature_cross.author.size import RowShape
 from feature_cross.config.config import CrossConfig
 from feature_cross.config.loader import nearest
-from feature_cross.config.plan import Plan, build_plan
+from feature_cross.config.node import Plan
+from feature_cross.config.plan import build_plan
 from feature_cross.error import FlagError
 
 __all__ = ["Limits", "Pruned", "Verdict", "prune"]

@@ -23,7 +23,8 @@ from feature_cross.author.rank.sample import Design, Sample, read_sample
 from feature_cross.author.rank.work import Progress, no_progress, run_tasks
 from feature_cross.config.config import CrossConfig
 from feature_cross.config.loader import nearest
-from feature_cross.config.plan import Node, build_plan
+from feature_cross.config.node import Node
+from feature_cross.config.plan import build_plan
 from feature_cross.error import FlagError
 
 __all__ = ["CrossGain", "Judgement", "Ranking", "rank"]

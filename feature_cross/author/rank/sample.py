@@ -148,8 +148,7 @@ def _check_columns(names: list[str], engine: Engine, design: Design) -> None:
             )
     for use in engine.plan.attributes:
         if design.label in use.columns:
-            path = ("entities", use.entity, "attributes", use.name)
-            line = engine.config.line(path)
+            line = engine.config.line(use.path)
             place = f" (line {line} of {engine.config.source})" if line else ""
             raise FlagError(
                 f"--label is {design.label!r}, which {use.label}{place} reads:"

@@ -39,7 +39,8 @@ from feature_cross.author.rank.work import Progress, no_progress, run_tasks
 from feature_cross.author.size import RowShape
 from feature_cross.config.config import CrossConfig
 from feature_cross.config.loader import nearest
-from feature_cross.config.plan import Plan, build_plan
+from feature_cross.config.node import Plan, declared
+from feature_cross.config.plan import build_plan
 from feature_cross.data.source import open_dataset
 from feature_cross.error import FlagError, LimitError
 
@@ -191,11 +192,7 @@ def suggest(
 
 def _labels(config: CrossConfig, probe: Probe, search: Search) -> list[str]:
     """Plain columns that are read with their own missing policy."""
-    known = []
-    for entity, declared in config.entities.items():
-        for name, attribute in declared.attributes.items():
-            if (f"{entity}.{name}", attribute.missing) in probe.columns:
-                known.append(f"{entity}.{name}")
+    known = [use.label for use in declared(config) if (use.label, use.missing) in probe.columns]
     for name in search.columns:
         if name not in known:
             raise FlagError(
@@ -225,12 +222,11 @@ class _Searcher:
         self.sample, self.threads, self.progress = sample, threads, progress
         self.trainer = Trainer(sample)
         self.labels = list(labels)
-        self.columns: dict[str, Coded] = {}
-        for entity, declared in config.entities.items():
-            for name, attribute in declared.attributes.items():
-                label = f"{entity}.{name}"
-                if label in self.labels:
-                    self.columns[label] = sample.columns[probe.columns[label, attribute.missing]]
+        self.columns: dict[str, Coded] = {
+            use.label: sample.columns[probe.columns[use.label, use.missing]]
+            for use in declared(config)
+            if use.label in self.labels
+        }
         self.base: Model = self.trainer.start()
         self.screened: dict[Candidate, Step] = {}
         self.planned = 0
@@ -368,12 +364,12 @@ class _Searcher:
         shown = [
             step.candidate for (step, _, _), p in zip(steps, adjusted, strict=True) if p < 1 - judgement.level
         ]
-        declared = dict(
+        written = dict(
             zip(shown, declare(self.config, self.plan, shown, self._lengths()).items(), strict=True)
         )
         suggestions = []
         for (step, _, _), gain, p in zip(steps, gains, adjusted, strict=True):
-            name, body = declared.get(step.candidate, (step.candidate.label, None))
+            name, body = written.get(step.candidate, (step.candidate.label, None))
             suggestions.append(
                 Suggestion(
                     name, body, step.candidate, step.distinct, step.size_bytes, gain, p, body is not None
