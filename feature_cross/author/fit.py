@@ -8,7 +8,7 @@ Thread safety: pure functions, but for the files that they read.
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import numpy as np
@@ -16,9 +16,9 @@ import pyarrow as pa
 import yaml
 from numpy.typing import NDArray
 
+from feature_cross.config.attribute import Buckets
 from feature_cross.config.config import (
     AttributeFeature,
-    Buckets,
     CombinationFeature,
     CrossConfig,
     Entity,
@@ -27,7 +27,7 @@ from feature_cross.config.config import (
 )
 from feature_cross.config.document import parse
 from feature_cross.config.loader import read_text, validate
-from feature_cross.config.node import AttributeUse
+from feature_cross.config.node import AttributeUse, declared
 from feature_cross.config.plan import build_plan
 from feature_cross.data.column import ColumnSpec, number_column
 from feature_cross.data.reading import read_attribute
@@ -117,7 +117,7 @@ def fit(config: str | os.PathLike[str], data: Any, refit: bool = False) -> Fit:
     for use in uses:
         found = quantile_edges(samples[use.label].values, _buckets(use).quantiles or 0)
         if not found:
-            message = f"column {use.column!r} ({use.label}) has {samples[use.label].seen} values, and not two"
+            message = f"{use.title} has {samples[use.label].seen} values, and not two"
             raise DataError(f"{message} different ones; quantiles cut nothing")
         edges[use.label] = found
     written = _write(text, name, {(use.entity, use.name): edges[use.label] for use in uses})
@@ -135,20 +135,16 @@ def _buckets(use: AttributeUse) -> Buckets:
 
 def _quantile_uses(config: CrossConfig) -> list[AttributeUse]:
     return [
-        AttributeUse(entity, name, f"{entity}.{name}", attribute.column or name, attribute, "drop")
-        for entity, declared in config.entities.items()
-        for name, attribute in declared.attributes.items()
-        if attribute.buckets is not None and attribute.buckets.quantiles is not None
+        replace(use, missing="drop")
+        for use in declared(config)
+        if use.attribute.buckets is not None and use.attribute.buckets.quantiles is not None
     ]
 
 
 def _read(config: CrossConfig, uses: list[AttributeUse], data: Any) -> dict[str, _Sample]:
     samples = {use.label: _Sample(np.random.default_rng(0)) for use in uses}
     specs = {
-        use.label: ColumnSpec(
-            use.attribute, f"column {use.column!r} ({use.label})", np.empty(0), np.empty(0, np.uint64)
-        )
-        for use in uses
+        use.label: ColumnSpec(use.attribute, use.title, np.empty(0), np.empty(0, np.uint64)) for use in uses
     }
     row = 0
     for batch in read_batches(data, build_plan(_probe(config, uses)), BATCH_ROWS_DEFAULT):

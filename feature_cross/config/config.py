@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
-from feature_cross.config.attribute import Age, Attribute, Buckets, LogBuckets, Missing, Model, Recency
+from feature_cross.config.attribute import Attribute, Missing, Model
 from feature_cross.config.condition import Condition
 from feature_cross.error import Path
 from feature_cross.limit import (
@@ -23,9 +23,8 @@ from feature_cross.limit import (
 )
 
 __all__ = [
-    "Age", "Attribute", "AttributeFeature", "Buckets", "CategoricalFeature", "CombinationFeature",
-    "Condition", "CrossConfig", "Entity", "Feature", "Ids", "InteractionFeature", "LogBuckets", "Recency",
-    "Slots", "WeakFeature",
+    "AttributeFeature", "CategoricalFeature", "CombinationFeature", "CrossConfig", "Entity", "Feature", "Ids",
+    "InteractionFeature", "Slots", "WeakFeature",
 ]  # fmt: skip
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=NAME_CHARACTERS_MAX)]

@@ -13,20 +13,16 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from feature_cross.config.attribute import Age, Attribute, Buckets, LogBuckets, Recency
+from feature_cross.config.condition import Condition
 from feature_cross.config.config import (
-    Age,
-    Attribute,
     AttributeFeature,
-    Buckets,
     CategoricalFeature,
     CombinationFeature,
-    Condition,
     CrossConfig,
     Entity,
     Ids,
     InteractionFeature,
-    LogBuckets,
-    Recency,
     Slots,
     WeakFeature,
 )

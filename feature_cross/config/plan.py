@@ -9,17 +9,17 @@ Thread safety: a plan is immutable.
 
 import difflib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from feature_cross.config.condition import unfit
 from feature_cross.config.config import AttributeFeature, CombinationFeature, CrossConfig, Feature
 from feature_cross.config.family import family_faults, meaning, weight_faults
-from feature_cross.config.node import AttributeUse, ConditionUse, Node, NodeUse, Plan
+from feature_cross.config.node import AttributeUse, ConditionUse, Node, NodeUse, Plan, declared
 from feature_cross.error import ConfigError, Path, Problem
 from feature_cross.id_format import OPERATION_ARRANGEMENT, OPERATION_SUBSET, OPERATION_TUPLE, name_seed
 from feature_cross.limit import IDS_PER_ROW_MAX
 
-__all__ = ["AttributeUse", "ConditionUse", "Node", "NodeUse", "Plan", "build_plan"]
+__all__ = ["FORMS", "build_plan"]
 
 FORMS = ("permutation", "single", "sorted")
 _OPERATIONS = {"permutation": OPERATION_ARRANGEMENT, "single": OPERATION_TUPLE, "sorted": OPERATION_SUBSET}
@@ -65,11 +65,7 @@ class _Resolver:
         self.config = config
         self.problems: list[Problem] = []
         self.drafts = {draft.name: draft for draft in _drafts(config)}
-        self.attributes = {
-            f"{entity_name}.{name}": (entity_name, name, attribute)
-            for entity_name, entity in config.entities.items()
-            for name, attribute in entity.attributes.items()
-        }
+        self.attributes = {use.label: use for use in declared(config)}
 
     def plan(self) -> Plan:
         self._check_entities()
@@ -162,10 +158,9 @@ class _Resolver:
     def _operand(self, draft: _Draft, position: int, nodes: dict[str, Node]) -> AttributeUse | NodeUse | None:
         reference = draft.references[position]
         if reference in self.attributes:
-            entity, name, attribute = self.attributes[reference]
-            missing = draft.feature.missing or attribute.missing
-            self._check_hashable(reference)
-            return AttributeUse(entity, name, reference, attribute.column or name, attribute, missing)
+            use = self.attributes[reference]
+            self._check_hashable(use)
+            return replace(use, missing=draft.feature.missing or use.missing)
         if reference in self.drafts:
             return NodeUse(reference) if reference in nodes else None
         path: Path = (*draft.path, "of", position) if len(draft.references) > 1 else (*draft.path, "of")
@@ -175,18 +170,17 @@ class _Resolver:
             self._add("unknown-reference", message, path)
         return None
 
-    def _check_hashable(self, reference: str) -> None:
+    def _check_hashable(self, use: AttributeUse) -> None:
         """Ids come from exact values: a float must be cut, and a cut must have its edges."""
-        entity, name, attribute = self.attributes[reference]
-        path: Path = ("entities", entity, "attributes", name)
+        attribute = use.attribute
         if attribute.type == "float" and attribute.buckets is None:
-            message = f"{reference} is a raw float, which makes one id per last bit; give it buckets (edges,"
-            self._add_once("raw-float", f"{message} log or quantiles)", path)
+            message = f"{use.label} is a raw float, which makes one id per last bit; give it buckets (edges,"
+            self._add_once("raw-float", f"{message} log or quantiles)", use.path)
         elif attribute.buckets is not None and not attribute.buckets.fitted:
             count = attribute.buckets.quantiles
-            message = f"{reference} has {count} quantiles without edges, and ids never depend on data;"
+            message = f"{use.label} has {count} quantiles without edges, and ids never depend on data;"
             message += " `feature-cross fit` writes the edges into the config"
-            self._add_once("unfitted-quantiles", message, (*path, "buckets"))
+            self._add_once("unfitted-quantiles", message, (*use.path, "buckets"))
 
     def _add_once(self, code: str, message: str, path: Path) -> None:
         if not any(p.path == path and p.code == code for p in self.problems):
@@ -200,12 +194,11 @@ class _Resolver:
                 hint = _hint(reference, self.attributes)
                 self._add_once("unknown-reference", f"{reference!r} is no entity.attribute{hint}", path)
                 continue
-            entity, name, attribute = self.attributes[reference]
-            fault = unfit(condition, attribute)
+            use = self.attributes[reference]
+            fault = unfit(condition, use.attribute)
             if fault is not None:
                 self._add_once("condition", f"{reference}: {fault}", path)
-            use = AttributeUse(entity, name, reference, attribute.column or name, attribute, "drop")
-            found.append(ConditionUse(use, condition))
+            found.append(ConditionUse(replace(use, missing="drop"), condition))
         return tuple(found)
 
     def _node(self, draft: _Draft, nodes: dict[str, Node]) -> Node | None:

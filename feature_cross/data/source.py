@@ -18,7 +18,7 @@ import pyarrow.ipc
 import pyarrow.parquet
 
 from feature_cross.config.loader import nearest
-from feature_cross.config.plan import Plan
+from feature_cross.config.node import Plan
 from feature_cross.data.fault import READ_ERRORS, read_error
 from feature_cross.error import DataError
 

@@ -393,7 +393,9 @@ def test_every_problem_code_is_documented_and_raised_somewhere() -> None:
     calls = r'(?:_add|_add_once|_warning|_fail|Problem)\(\s*(?:config,\s*)?"([a-z-]+)"'
     raised = set(re.findall(calls, sources))
     raised |= set(re.findall(r'yield "([a-z-]+)", ', (folder / "config" / "family.py").read_text()))
-    raised |= set(re.findall(r'    add\(\s*"([a-z-]+)",', (folder / "author" / "lock.py").read_text()))
+    raised |= set(
+        re.findall(r'    add\(\s*"([a-z-]+)",', (folder / "author" / "guard" / "lock.py").read_text())
+    )
     listed = PAGE.read_text().partition("What `check` finds, by code.")[2].partition("\n\n")[0]
     assert len(raised) > 25
     assert raised == set(re.findall(r"`([a-z]+(?:-[a-z]+)*)`", listed)) - {"load"}

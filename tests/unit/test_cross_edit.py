@@ -8,7 +8,7 @@ import pytest
 
 from feature_cross import load
 from feature_cross.author.cli import main
-from feature_cross.author.diff.diff import diff_configs
+from feature_cross.author.guard.diff import diff_configs
 from feature_cross.author.rank import edit as edit_module
 from feature_cross.author.rank.candidate import Candidate, declare, existing, pairs, triples
 from feature_cross.author.rank.edit import add_features, declaration, remove_features

@@ -221,5 +221,5 @@ def _place(config: CrossConfig, message: str) -> Path:
     plan = build_plan(config)
     for use in plan.attributes:
         if re.search(rf"\({re.escape(use.label)}[,)]", message):
-            return ("entities", use.entity, "attributes", use.name)
+            return use.path
     return next((node.path for node in plan.nodes if message.startswith(f"{node.name} ")), ())

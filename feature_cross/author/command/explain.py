@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`feature-cross explain`: from one row to its ids, step by step, or from an id back to names.
-
-Thread safety: a process's main thread.
-"""
+"""`feature-cross explain`: from one row to its ids, step by step, or from an id back to names."""
 
 import argparse
 import json
@@ -19,8 +16,6 @@ from feature_cross.data.source import read_batches
 from feature_cross.engine.engine import Engine
 from feature_cross.error import FlagError
 from feature_cross.limit import BATCH_ROWS_DEFAULT
-
-__all__ = ["run"]
 
 
 def run(flags: argparse.Namespace) -> int:

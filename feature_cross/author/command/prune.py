@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`feature-cross prune`: a config without the features that are worth nothing.
-
-Thread safety: a process's main thread.
-"""
+"""`feature-cross prune`: a config without the features that are worth nothing."""
 
 import argparse
 import json
@@ -14,15 +11,13 @@ from feature_cross.author.flag import row_shape
 from feature_cross.author.limit import INTERRUPTED
 from feature_cross.author.rank.edit import remove_features
 from feature_cross.author.rank.pruning import Limits, prune
-from feature_cross.author.rank.report import told
-from feature_cross.author.rank.search_report import (
+from feature_cross.author.rank.report import (
     print_pruned,
     pruned_json,
+    told,
 )
 from feature_cross.config.loader import load
-from feature_cross.data.output import check_out, write_text
-
-__all__ = ["run"]
+from feature_cross.data.sink import check_out, write_text
 
 
 def run(flags: argparse.Namespace) -> int:

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`feature-cross run`: ids of a file or folder into one file.
-
-Thread safety: a process's main thread.
-"""
+"""`feature-cross run`: ids of a file or folder into one file."""
 
 import argparse
 import json
@@ -15,13 +12,10 @@ from rich.table import Table
 
 from feature_cross.author.progress import progress_bar
 from feature_cross.config.loader import load, nearest
-from feature_cross.data.output import check_out
-from feature_cross.data.sink import Sink
+from feature_cross.data.sink import Sink, check_out
 from feature_cross.data.source import count_rows, open_dataset, read_batches
 from feature_cross.engine.engine import Engine
 from feature_cross.error import FlagError
-
-__all__ = ["run"]
 
 
 def run(flags: argparse.Namespace) -> int:

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`feature-cross suggest`: crosses that a config lacks, as YAML.
-
-Thread safety: a process's main thread.
-"""
+"""`feature-cross suggest`: crosses that a config lacks, as YAML."""
 
 import argparse
 import json
@@ -15,17 +12,15 @@ from feature_cross.author.flag import row_shape
 from feature_cross.author.limit import INTERRUPTED
 from feature_cross.author.rank.edit import add_features
 from feature_cross.author.rank.ranking import Judgement
-from feature_cross.author.rank.report import told
-from feature_cross.author.rank.search_report import (
+from feature_cross.author.rank.report import (
     figures,
     print_found,
     suggestions_json,
+    told,
 )
 from feature_cross.author.rank.suggestion import Search, suggest
 from feature_cross.config.loader import load
-from feature_cross.data.output import check_out, write_text
-
-__all__ = ["run"]
+from feature_cross.data.sink import check_out, write_text
 
 
 def run(flags: argparse.Namespace) -> int:

@@ -3,7 +3,7 @@
 
 A feature that others derive from is kept with `emit: false`, a slot that others share goes to the first of
 them, and of a combination's three forms some may go: no id of what remains changes. That is checked with
-author/diff/diff.py before the text is given out. Where the features are not one block of lines (JSON,
+author/guard/diff.py before the text is given out. Where the features are not one block of lines (JSON,
 `{…}`, anchors), the whole text is written anew. Thread safety: pure functions.
 """
 
@@ -12,11 +12,12 @@ from typing import Any
 
 import yaml
 
-from feature_cross.author.diff.diff import diff_configs
+from feature_cross.author.guard.diff import diff_configs
 from feature_cross.config.config import CombinationFeature, CrossConfig
 from feature_cross.config.document import parse
 from feature_cross.config.loader import load_text
-from feature_cross.config.plan import FORMS, NodeUse, Plan, build_plan
+from feature_cross.config.node import NodeUse, Plan
+from feature_cross.config.plan import FORMS, build_plan
 from feature_cross.error import ConfigError, InternalError
 
 __all__ = ["add_features", "declaration", "remove_features"]

@@ -14,7 +14,8 @@ from typing import Any, Final
 
 from feature_cross.config.config import CrossConfig
 from feature_cross.config.loader import load
-from feature_cross.config.plan import Plan, build_plan
+from feature_cross.config.node import Plan
+from feature_cross.config.plan import build_plan
 from feature_cross.error import ConfigError, Problem
 from feature_cross.id_format import FORMAT_VERSION
 from feature_cross.limit import CONFIG_BYTES_MAX
