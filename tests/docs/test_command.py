@@ -71,8 +71,8 @@ def test_the_commands_of_the_operating_page_run(cluster: ServerProcess, tmp_path
     for command in running:
         run(re.sub(r"127\.0\.0\.1:7470,127\.0\.0\.1:7471", endpoints, command), tmp_path)
     assert cluster.stop() == 0
-    for command in stopped:
-        run(command, tmp_path)
+    for command in sorted(stopped, key=lambda line: line.startswith("ps-server restore")):
+        run(command, tmp_path)  # the restore last: after it the page says to start the cluster
     assert sorted(path.name for path in (tmp_path / "bigger").glob("shard-*")) == [
         "shard-0000", "shard-0001", "shard-0002",
     ]  # fmt: skip
