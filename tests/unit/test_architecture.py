@@ -14,8 +14,8 @@ from tests import architecture as rules
 ROOT = Path(__file__).resolve().parents[2]
 Check = Callable[[Path], Iterator[str]]
 CHECKS: list[Check] = [
-    rules.check_imports, rules.check_sizes, rules.check_names, rules.check_license, rules.check_docstrings,
-    rules.check_parameters,
+    rules.check_imports, rules.check_floors, rules.check_circles, rules.check_functions, rules.check_names,
+    rules.check_license, rules.check_docstrings, rules.check_parameters,
 ]  # fmt: skip
 HEAD = rules.SPDX + "\n"
 
@@ -61,7 +61,7 @@ def violations_of(check: Check, root: Path, path: str, text: str) -> list[str]:
         ("ps_server/kernel/a.py", "import feature_cross", "ps_server imports feature_cross"),
         ("ps_client/a.py", "def f():\n    import ps_server", "ps_client imports ps_server"),
         ("ps_client/a.py", "import_module('ps_server.shard.shard')", "imports ps_server.shard.shard"),
-        ("feature_cross/a.py", "from rowhouse.error import x", "feature_cross imports rowhouse.error"),
+        ("feature_cross/a.py", "from rowhouse.codec import x", "feature_cross imports rowhouse.codec"),
         ("feature_cross/a.py", "from tests import naive", "feature_cross imports tests"),
         ("ps_server/table/table.py", "from rocksdict import Rdict", "rocksdict is imported outside"),
         ("ps_client/client.py", "import torch.nn", "torch is imported outside ps_client/torch/"),
@@ -79,6 +79,7 @@ def test_an_arrow_the_other_way_is_found(path: str, line: str, expected: str, tm
         ("ps_client/torch/bag.py", "import torch"),
         ("ps_server/a.py", "from rowhouse import error\nfrom . import b\nfrom .kernel import c"),
         ("examples/a.py", "import ps_client, ps_server, feature_cross, torch"),
+        ("feature_cross/a.py", "from rowhouse.distribution import install_hint"),
         ("tests/a.py", "import rocksdict"),
     ],
 )
@@ -93,11 +94,45 @@ def test_relative_imports_are_resolved(tmp_path: Path) -> None:
     assert found and "imports ps_client" in found[0]
 
 
-def test_a_file_over_its_room_is_found(tmp_path: Path) -> None:
-    text = HEAD + "x = 1\n" * (rules.FILE_LINES_MAX - 1)
-    assert violations_of(rules.check_sizes, tmp_path, "ps_server/a.py", text) == []
-    found = violations_of(rules.check_sizes, tmp_path, "ps_server/a.py", text + "x = 1\n")
-    assert found == ["ps_server/a.py: 401 lines; at most 400"]
+@pytest.mark.parametrize(
+    ("path", "line", "expected"),
+    [
+        ("ps_server/disk/a.py", "from ps_server.table.config import x", "imports ps_server.table"),
+        ("ps_server/table/a.py", "from ps_server import shard", "imports ps_server.shard, which"),
+        ("ps_server/table/a.py", "def f():\n    from ..life import x", "imports ps_server.life, which"),
+        ("proto/rowhouse/mix.py", "from rowhouse.codec import x", "imports rowhouse.codec, which"),
+        ("ps_server/attic/a.py", "", "stands on no floor"),
+        ("ps_server/a.py", "", "stands on no floor"),
+    ],
+)  # fmt: skip
+def test_an_arrow_upwards_is_found(path: str, line: str, expected: str, tmp_path: Path) -> None:
+    assert expected in "\n".join(violations_of(rules.check_floors, tmp_path, path, HEAD + line))
+
+
+@pytest.mark.parametrize(
+    ("path", "line"),
+    [
+        ("ps_server/shard/a.py", "from ps_server.shard.group import x\nfrom ps_server.kernel import y"),
+        ("ps_server/psctl.py", "from ps_server.command import x"),
+        ("ps_server/__init__.py", "from ps_server.serve import x"),
+    ],
+)
+def test_an_arrow_downwards_is_not(path: str, line: str, tmp_path: Path) -> None:
+    assert violations_of(rules.check_floors, tmp_path, path, HEAD + line) == []
+
+
+def test_a_circle_is_found_and_named_once(tmp_path: Path) -> None:
+    for name, other in (("a", "b"), ("b", "c"), ("c", "a"), ("d", "a")):
+        file = tmp_path / "ps_client" / f"{name}.py"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(f"{HEAD}from ps_client.{other} import x\n", encoding="utf-8")
+    found = list(rules.check_circles(tmp_path))
+    assert found == ["ps_client.a and ps_client.b, ps_client.c import each other in a circle"]
+
+
+def test_a_long_file_is_reported(tmp_path: Path) -> None:
+    text = HEAD + "x = 1\n" * rules.FILE_LINES_MAX
+    assert violations_of(rules.long_files, tmp_path, "ps_server/a.py", text) == ["ps_server/a.py: 401 lines"]
 
 
 def test_a_function_over_its_room_is_found(tmp_path: Path) -> None:
@@ -105,8 +140,8 @@ def test_a_function_over_its_room_is_found(tmp_path: Path) -> None:
     text = (
         "class A:\n    async def f():\n        '''One\n\n        two.\n        '''\n" + "        x = 1\n" * 59
     )
-    assert violations_of(rules.check_sizes, tmp_path, "tests/a.py", text) == []
-    found = violations_of(rules.check_sizes, tmp_path, "tests/a.py", text + "        x = 1\n")
+    assert violations_of(rules.check_functions, tmp_path, "tests/a.py", text) == []
+    found = violations_of(rules.check_functions, tmp_path, "tests/a.py", text + "        x = 1\n")
     assert found == ["tests/a.py:2: f has 61 lines; at most 60"]
 
 
