@@ -18,8 +18,8 @@ PIP_FLAGS := -qq --disable-pip-version-check --no-input --root-user-action=ignor
 help:
 	@echo "make demo [EXAMPLE=click|retail|dota2] [DATA=file.parquet]   train, kill -9, recover, report"
 	@echo "make test    stubs, format, lint, types, every tier of tests, coverage"
-	@echo "make bench   ours beside its peers, about 10 minutes: prints the README's table; page in build/bench/report"
-	@echo "make figures every workload beside every peer, two hours: benchmarks/result.json and the README's table"
+	@echo "make bench   ours beside its peers, about 10 minutes: prints the table of goals; page in build/bench/report"
+	@echo "make figures every workload beside every peer, two hours: benchmarks/result.json, docs/performance.md"
 	@echo "make lint    stubs, format, lint, types"
 	@echo "make test-lowest [PYTHONS='python3.11 …']   tests/smoke with the lowest versions that pyproject.toml declares"
 	@echo "make site    the documentation as pages, in build/site"
@@ -63,12 +63,12 @@ demo: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks run '*' --quick --output build/bench/latest.json || failed=1; \
 	  $(BIN)/python -m benchmarks report build/bench/latest.json --output build/bench/report && \
-	  $(BIN)/python -m benchmarks readme build/bench/latest.json && test -z "$$failed"
+	  $(BIN)/python -m benchmarks table build/bench/latest.json && test -z "$$failed"
 
 figures: $(STAMP)
 	$(BIN)/python -m benchmarks run '*' --output benchmarks/result.json
 	$(BIN)/python -m benchmarks report benchmarks/result.json --output build/bench/report
-	$(BIN)/python -m benchmarks readme benchmarks/result.json --write README.md
+	$(BIN)/python -m benchmarks table benchmarks/result.json --write docs/performance.md
 
 clean:
 	rm -rf .venv build .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
