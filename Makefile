@@ -29,7 +29,7 @@ $(STAMP): pyproject.toml constraints.txt
 	  { echo "rowhouse needs Python 3.11 or later; set PYTHON=, $(PYTHON) is older" >&2; exit 1; }
 	@echo "making .venv (a few minutes the first time)"
 	@$(PYTHON) -m venv --clear .venv
-	@$(BIN)/python -m pip install $(PIP_FLAGS) --constraint constraints.txt --editable '.[torch,plot,dev]'
+	@$(BIN)/python -m pip install $(PIP_FLAGS) --constraint constraints.txt --editable '.[torch,author,dev]'
 	@touch $@
 
 venv: $(STAMP)

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 from feature_cross.error import ConfigError, CrossError, DataError, LimitError
 
 if TYPE_CHECKING:
-    from feature_cross.batch import CrossBatch
-    from feature_cross.builder import Builder
-    from feature_cross.config import CrossConfig
-    from feature_cross.engine import Engine
-    from feature_cross.loader import load
-    from feature_cross.mapping import ArrowMap
+    from feature_cross.config.builder import Builder
+    from feature_cross.config.config import CrossConfig
+    from feature_cross.config.loader import load
+    from feature_cross.engine.batch import CrossBatch
+    from feature_cross.engine.engine import Engine
+    from feature_cross.engine.mapping import ArrowMap
 
 __all__ = [
     "ArrowMap",
@@ -34,8 +34,8 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     homes = {
-        "ArrowMap": "mapping", "Builder": "builder", "CrossBatch": "batch", "CrossConfig": "config",
-        "Engine": "engine", "load": "loader",
+        "ArrowMap": "engine.mapping", "Builder": "config.builder", "CrossBatch": "engine.batch",
+        "CrossConfig": "config.config", "Engine": "engine.engine", "load": "config.loader",
     }  # fmt: skip
     if name not in homes:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`ps-server`: run one shard (`serve`) or a whole local cluster (`up`), or put saved tables back (`restore`).
 
-This module parses; the commands are in command/serve.py. Exit codes: 0 stopped cleanly; 2 a wrong flag, config
+This module parses; command/serve.py works. Exit codes: 0 stopped cleanly; 2 a wrong flag, config
 or endpoint; 69 a shard died too often; 74 the data directory or a write to it failed; 1 anything else.
 Thread safety: a process's main thread.
 """

@@ -5,9 +5,16 @@ It imports neither side. `ps_client` and `ps_server` import it and never each ot
 docs/ARCHITECTURE.md, "One way through the house".
 """
 
-from importlib.metadata import PackageNotFoundError, version
 
-try:
-    __version__ = version("rowhouse")
-except PackageNotFoundError:  # a source tree that was never installed
-    __version__ = "0+unknown"
+def __getattr__(name: str) -> str:
+    """`__version__`, read when it is asked for: importlib.metadata is slow to import."""
+    if name != "__version__":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib.metadata import PackageNotFoundError, version  # noqa: PLC0415
+
+    from rowhouse.distribution import DISTRIBUTION  # noqa: PLC0415
+
+    try:
+        return version(DISTRIBUTION)
+    except PackageNotFoundError:  # a source tree that was never installed
+        return "0+unknown"

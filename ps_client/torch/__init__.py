@@ -9,7 +9,9 @@ loss.backward()      # pushes the gradient of each distinct id; the table's opti
 try:
     import torch as _torch  # noqa: F401
 except ImportError as failure:
-    raise ImportError("ps_client.torch needs PyTorch: pip install 'rowhouse[torch]'") from failure
+    from rowhouse.distribution import install_hint
+
+    raise ImportError(f"ps_client.torch needs PyTorch: {install_hint('torch')}") from failure
 
 from ps_client.torch.bag import EmbeddingBag
 from ps_client.torch.collection import EmbeddingBagCollection, EmbeddingCollection

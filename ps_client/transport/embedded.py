@@ -10,6 +10,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Final, Protocol, cast
 
+from rowhouse.distribution import install_hint
 from rowhouse.error import ConfigError
 from rowhouse.message import Contribution, PullRequest, PullResponse, PushRequest, PushResponse
 from rowhouse.v1 import rowhouse_pb2 as pb
@@ -52,7 +53,7 @@ def open_shard(directory: str, config: Config) -> EmbeddedShard:
     if not found:
         raise ConfigError(
             f"embedded mode needs a package with the entry point {ENTRY_POINT_NAME!r} of group "
-            f"{ENTRY_POINT_GROUP!r} (rowhouse with ps_server); none is installed"
+            f"{ENTRY_POINT_GROUP!r}; none is installed: {install_hint()}"
         )
     return cast("EmbeddedShard", found[0].load()(directory, config))
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bulk load and export of a table, past the arena: sorted files in, column buffers out.
+"""Bulk load of a table, past the arena, through sorted files.
 
 A load puts its rows into buckets by key as they come (spool.py), has these sorted and written to SST files
 in `<shard>/load` by several processes (sst_worker.py), and moves all of the files into the store in one step,
@@ -17,24 +17,21 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
-from rowhouse.error import InvalidRequestError, StoreError, UnknownTableError
+from rowhouse.error import InvalidRequestError, StoreError
 from rowhouse.mix import mix64, unmix64
 
-from ps_server.bulk.column import LoadBatch, arrays_of, schema_of, to_record_batch
-from ps_server.bulk.place import Place, opened_place
+from ps_server.bulk.column import LoadBatch, arrays_of
+from ps_server.bulk.open_table import SCAN_ROWS, OpenTable, open_table
 from ps_server.bulk.spool import READ_SHARE, Spool, default_memory_bytes
 from ps_server.bulk.sst_file import BYTES_PER_KEY, Job, Part, Records
 from ps_server.bulk.sst_worker import WORKERS_MAX, FileWriters
-from ps_server.config.error import nearest
-from ps_server.disk.directory import read_descriptor
 from ps_server.disk.row import ID_BYTES, put_lsn
 from ps_server.disk.store import Keys, RowFamily
 from ps_server.shard.shard import Shard
@@ -47,9 +44,6 @@ START_BYTES: Final = 16 << 20
 """Less in each process is written by one alone, and where there may be no more rows than this, no other is
 started: it takes 0.2 s to begin, in which a hundred thousand rows are written."""
 
-EXPORT_ROWS: Final = 65_536
-"""Rows per exported batch."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class LoadReport:
@@ -60,7 +54,6 @@ class LoadReport:
     files: int
 
 
-# ---------------------------------------------------------------- load
 def bulk_load(
     target: Shard | Path,
     table: str,
@@ -115,8 +108,8 @@ def bulk_load(
     StoreError
         The store refused something. DirectoryInUseError: a shard runs in that directory.
     """
-    with opened_place(target, table, writing=True) as place:
-        scratch = place.directory / "load"
+    with open_table(target, table, writing=True) as opened:
+        scratch = opened.directory / "load"
         shutil.rmtree(scratch, ignore_errors=True)
         memory = default_memory_bytes() if memory_bytes is None else memory_bytes
         spool: Spool | None = None
@@ -125,16 +118,16 @@ def bulk_load(
             scratch.mkdir(exist_ok=True)
             # of its own: a worker of a load that was killed may be at its last file still
             folder = Path(tempfile.mkdtemp(dir=scratch))
-            spool = _spool(place, folder, memory, int(clock()))
+            spool = _spool(opened, folder, memory, int(clock()))
             count = min(os.cpu_count() or 1, WORKERS_MAX + 1) - 1 if workers is None else workers
             writers = FileWriters(count, spool.memory_fd)
             for batch in batches:
-                _pack(place, batch, spool, skip_others)
+                _pack(opened, batch, spool, skip_others)
                 if spool.rows * spool.record_bytes > START_BYTES:
                     writers.start()
             spool.finish()
-            jobs = _jobs(spool, folder, memory, writers.processes, _wants_keys(place))
-            return _write_and_ingest(place, jobs, writers, failpoint, progress)
+            jobs = _jobs(spool, folder, memory, writers.processes, _wants_keys(opened))
+            return _write_and_ingest(opened, jobs, writers, failpoint, progress)
         except OSError as error:
             raise StoreError(f"{scratch}: {error.strerror or error}") from error
         finally:
@@ -145,9 +138,9 @@ def bulk_load(
             shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _spool(place: Place, folder: Path, memory_bytes: int, now_s: int) -> Spool:
+def _spool(opened: OpenTable, folder: Path, memory_bytes: int, now_s: int) -> Spool:
     """An empty spool for the table's rows, with what is equal in all of them in their template."""
-    layout = place.layout
+    layout = opened.layout
     template = np.zeros((1, ID_BYTES + layout.value_bytes), np.uint8)
     # A record of the store has its parts where a record in memory has them (row.py).
     if layout.push_time:
@@ -156,10 +149,10 @@ def _spool(place: Place, folder: Path, memory_bytes: int, now_s: int) -> Spool:
         _put(template, layout.push_count_at, 1, "<u4")
     if layout.show_click:
         _put(template, layout.show_click_at, 1.0, "<f4")
-    put_lsn(template, place.lsn)
+    put_lsn(template, opened.lsn)
     return Spool(
         folder / "rows", template[0], weights_at=layout.weights_at, state_at=layout.state_at,
-        owned=place.partition_map.shards == place.shard, memory_bytes=memory_bytes,
+        owned=opened.partition_map.shards == opened.shard, memory_bytes=memory_bytes,
     )  # fmt: skip
 
 
@@ -168,27 +161,27 @@ def _put(records: Records, at: int, value: Any, kind: str) -> None:
     records[:, at : at + data.shape[1]] = data
 
 
-def _pack(place: Place, batch: LoadBatch, spool: Spool, skip_others: bool) -> None:
+def _pack(opened: OpenTable, batch: LoadBatch, spool: Spool, skip_others: bool) -> None:
     """Check a batch and give its rows to the spool."""
-    layout = place.layout
-    ids, weights, state = arrays_of(batch, layout, place.name)
+    layout = opened.layout
+    ids, weights, state = arrays_of(batch, layout, opened.name)
     if state is None:
-        if place.initial_state is None:
+        if opened.initial_state is None:
             raise InvalidRequestError(
-                f"table {place.name!r} keeps {layout.state_size} values of optimizer state per row: give "
+                f"table {opened.name!r} keeps {layout.state_size} values of optimizer state per row: give "
                 "them as `state`, or load with a config, which knows how they begin"
             )
-        state = place.initial_state.reshape(1, layout.state_size)
+        state = opened.initial_state.reshape(1, layout.state_size)
     keys = mix64(ids)
-    owners = place.partition_map.shards_of(ids)
-    if (owners != place.shard).any():
+    owners = opened.partition_map.shards_of(ids)
+    if (owners != opened.shard).any():
         if not skip_others:
-            other = int(np.flatnonzero(owners != place.shard)[0])
+            other = int(np.flatnonzero(owners != opened.shard)[0])
             raise InvalidRequestError(
-                f"table {place.name!r}: id {int(ids[other])} belongs to shard {int(owners[other])}; "
-                f"this is shard {place.shard}"
+                f"table {opened.name!r}: id {int(ids[other])} belongs to shard {int(owners[other])}; "
+                f"this is shard {opened.shard}"
             )
-        own = owners == place.shard
+        own = owners == opened.shard
         state = state[own] if state.shape[0] == ids.shape[0] else state
         keys, weights = keys[own], weights[own]
     spool.add(keys, _bytes_of(weights), _bytes_of(state.astype("<f4", copy=False)))
@@ -199,9 +192,9 @@ def _bytes_of(rows: NDArray[Any]) -> Records:
     return data.view(np.uint8).reshape(data.shape[0], data.shape[1] * data.itemsize)
 
 
-def _wants_keys(place: Place) -> bool:
+def _wants_keys(opened: OpenTable) -> bool:
     """Whether there is anything that loaded rows may replace, or bring back."""
-    return not (place.rows.is_empty() and place.tombstones.is_empty())
+    return not (opened.rows.is_empty() and opened.tombstones.is_empty())
 
 
 def _jobs(spool: Spool, folder: Path, memory_bytes: int, processes: int, wants_keys: bool) -> list[Job]:
@@ -229,20 +222,20 @@ def _jobs(spool: Spool, folder: Path, memory_bytes: int, processes: int, wants_k
 
 
 def _write_and_ingest(
-    place: Place,
+    opened: OpenTable,
     jobs: list[Job],
     writers: FileWriters,
     failpoint: Callable[[str], None],
     progress: Callable[[int], None],
 ) -> LoadReport:
     """Write the rows to files, then move these in."""
-    known, buried = _KeySet(place.rows), _KeySet(place.tombstones)
+    known, buried = _KeySet(opened.rows), _KeySet(opened.tombstones)
     files: list[Path] = []
     replaced, written, tombstones = 0, 0, []
     for made in writers.run(jobs):
         if made.twice is not None:
             twice = int(unmix64(np.array([made.twice], np.uint64))[0])
-            raise InvalidRequestError(f"table {place.name!r}: id {twice} is in the input more than once")
+            raise InvalidRequestError(f"table {opened.name!r}: id {twice} is in the input more than once")
         if made.keys.shape[0]:
             replaced += known.among(made.keys).shape[0]
             tombstones.append(buried.among(made.keys))
@@ -253,15 +246,15 @@ def _write_and_ingest(
 
     def ingest() -> None:
         failpoint("mid SST ingest")
-        place.rows.ingest(files)
+        opened.rows.ingest(files)
         failpoint("mid SST ingest")
 
     if files:
-        place.commit(ingest, written - replaced)
+        opened.commit(ingest, written - replaced)
         for keys in tombstones:  # a kill before this leaves one that is older than its row
             if keys.shape[0]:
-                place.tombstones.delete(keys)
-        place.tombstones.flush()
+                opened.tombstones.delete(keys)
+        opened.tombstones.flush()
     return LoadReport(rows=written, replaced=replaced, files=len(files))
 
 
@@ -276,51 +269,8 @@ class _KeySet:
         found = [np.empty(0, np.uint64)]
         end = int(keys[-1]) + 1
         for stored, _ in self._family.scan(
-            EXPORT_ROWS, int(keys[0]), end if end < 1 << 64 else None, with_values=False
+            SCAN_ROWS, int(keys[0]), end if end < 1 << 64 else None, with_values=False
         ):
-            places = np.minimum(np.searchsorted(keys, stored), keys.shape[0] - 1)
-            found.append(stored[keys[places] == stored])
+            positions = np.minimum(np.searchsorted(keys, stored), keys.shape[0] - 1)
+            found.append(stored[keys[positions] == stored])
         return np.concatenate(found)
-
-
-# ---------------------------------------------------------------- export
-def export_schema(target: Shard | Path, table: str) -> pa.Schema:
-    """Arrow schema of a table's export; raises as `export_table`."""
-    if isinstance(target, Shard):
-        return schema_of(target.table_at_lsn(table)[0].layout)
-    descriptor = read_descriptor(target)
-    if table not in descriptor.layouts:
-        raise UnknownTableError(f"table {table!r} is unknown; {nearest(table, list(descriptor.layouts))}")
-    return schema_of(descriptor.layouts[table])
-
-
-def export_table(
-    target: Shard | Path, table: str, *, batch_rows: int = EXPORT_ROWS
-) -> Iterator[pa.RecordBatch]:
-    """Every row of a table, in the order of the mixed keys, as they were when the export began.
-
-    Parameters
-    ----------
-    target
-        A running shard (its dirty rows are written back first; pushes go on), or the directory of one
-        that was stopped cleanly.
-    table
-        Its name.
-    batch_rows
-        Rows per batch, at most.
-
-    Yields
-    ------
-    pyarrow.RecordBatch
-        Columns `id` uint64, `weights` and `state` fixed-size lists (float16 weights where the table has
-        them, else float32; no `state` where the optimizer keeps none), `lsn` uint64.
-
-    Raises
-    ------
-    UnknownTableError, DirectoryInUseError, StoreError
-        No such table; a shard runs there; not stopped cleanly. CorruptionError: rows before the damage
-        were yielded.
-    """
-    with opened_place(target, table, writing=False) as place:
-        for keys, values in place.rows.scan(batch_rows):
-            yield to_record_batch(keys, values, place.layout)

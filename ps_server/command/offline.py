@@ -23,7 +23,8 @@ from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElaps
 from rich.table import Table
 from rowhouse.error import CorruptionError, InvalidRequestError, RowhouseError, StoreError
 
-from ps_server.bulk.load import EXPORT_ROWS, bulk_load, export_schema, export_table
+from ps_server.bulk.export import EXPORT_ROWS, export_schema, export_table
+from ps_server.bulk.load import bulk_load
 from ps_server.config.cluster import load_config, shard_directory
 from ps_server.disk.directory import claim_data_dir, is_made, shard_directories
 from ps_server.disk.verify import Damage, Report, TableReport, verify_directory

@@ -20,6 +20,7 @@ from typing import Any, Final
 
 from rich.console import Console
 from rich.table import Table
+from rowhouse.distribution import DISTRIBUTION
 from rowhouse.error import ConfigError, RowhouseError
 
 from ps_server.config.cluster import load_config, parse_bytes
@@ -33,7 +34,7 @@ MEMORY_BAR: Final = 0.10
 TERABYTE: Final = 1e12
 ESTIMATE_FORMAT: Final = "feature-cross-estimate"
 _SCALES: Final = {"k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12}
-_PACKAGES: Final = ("rowhouse", "numpy", "numba", "rocksdict")
+_PACKAGES: Final = (DISTRIBUTION, "numpy", "numba", "rocksdict")
 
 
 def run(arguments: argparse.Namespace, console: Console) -> int:

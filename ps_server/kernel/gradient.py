@@ -9,7 +9,7 @@ Thread safety: pure functions, but for `clip`, which writes its argument.
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
-from rowhouse.ids import ascend
+from rowhouse.ids import as_read_only, ascend
 from rowhouse.mix import mix64_scalar
 
 from ps_server.kernel.intrinsic import float_bits
@@ -62,14 +62,14 @@ def group_ids(ids: NDArray[np.uint64]) -> tuple[NDArray[np.uint64], NDArray[np.i
     group = np.empty(count, np.int32)
     found = 0
     for i in range(count):
-        slot = mix64_scalar(ids[i]) >> shift
-        while table[slot] != 0 and unique[table[slot] - 1] != ids[i]:
-            slot = (slot + _U64(1)) & mask
-        if table[slot] == 0:
+        at = mix64_scalar(ids[i]) >> shift
+        while table[at] != 0 and unique[table[at] - 1] != ids[i]:
+            at = (at + _U64(1)) & mask
+        if table[at] == 0:
             unique[found] = ids[i]
             found += 1
-            table[slot] = found
-        group[i] = table[slot] - 1
+            table[at] = found
+        group[i] = table[at] - 1
     return unique[:found], group
 
 
@@ -126,10 +126,29 @@ def sum_duplicates(
     """
     if ascend(ids):  # as np.unique and torch.unique leave them
         return ids, gradients
+    ids = as_read_only(ids)
     unique, group = group_ids(ids)
     if unique.shape[0] == ids.shape[0]:
         return ids, gradients
     return unique, sum_groups(gradients, group, unique.shape[0])
+
+
+def sum_below(
+    ids: NDArray[np.uint64], gradients: NDArray[np.float32], bound: float
+) -> tuple[NDArray[np.uint64], NDArray[np.float32], int]:
+    """`sum_duplicates`, where no element reaches `bound` in magnitude, before or after the sum.
+
+    Returns
+    -------
+    tuple
+        What `sum_duplicates` returns, and -1. Or the ids and gradients in which an element is a NaN or not
+        below `bound` (greater than 0, infinity for any finite one), and its flat index.
+    """
+    bad = int(first_not_below(gradients, bound))
+    if bad >= 0:
+        return ids, gradients, bad
+    unique, sums = sum_duplicates(ids, gradients)
+    return unique, sums, -1 if sums is gradients else int(first_not_below(sums, bound))
 
 
 @njit(nogil=True, cache=True, error_model="numpy")

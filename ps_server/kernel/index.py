@@ -1,32 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The arena's index: id -> slot by open addressing, as kernels over flat arrays.
+"""The arena's index: id -> place by open addressing, as kernels over flat arrays.
 
 One entry is a uint64:
 
-    bits 0..31   slot + 1 (0: the entry is empty)
+    bits 0..31   place + 1 (0: the entry is empty)
     bits 32..35  flags: DIRTY, REFERENCED, STORED, PINNED
-    bits 36..63  tag: 28 bits of the id's hash, other ones than the segment's
+    bits 36..63  tag: 28 bits of the id's hash, other ones than the sector's
 
-The index is cut into `segments` (a power of two) by the top bits of the hash. A segment owns
-`segment_reserved` entries of one lazily committed array and uses the first `caps[s]` of them; it grows
-by itself (x 1.25 at load 0.75), so growth pauses for one segment, never for the whole index. An entry's
-home is the first place of a cache line, 8 x ((tag x cap / 8) >> 28): it follows from the entry alone, so
+The index is cut into `sectors` (a power of two) by the top bits of the hash. A sector owns
+`sector_reserved` entries of one lazily committed array and uses the first `caps[s]` of them; it grows
+by itself (x 1.25 at load 0.75), so growth pauses for one sector, never for the whole index. An entry's
+home is the first entry of a cache line, 8 x ((tag x cap / 8) >> 28): it follows from the entry alone, so
 growing, deleting and sweeping never read a record, and nearly every probe ends in the line that it began
 in (Knuth 6.4, buckets of 8: 1.1 lines at load 0.75). The id itself stands in the record (its first 8
-bytes), which a pull reads anyway; a 28-bit tag in a segment of about 2^14 entries is wrong about once in 2^14
+bytes), which a pull reads anyway; a 28-bit tag in a sector of about 2^14 entries is wrong about once in 2^14
 probes, and then the probe goes on.
 
 Each kernel takes the index as (entries, caps, counts, geometry); geometry is int64
-[segments, segment_reserved, segment_shift, stride_words] (made in arena.py). `records` is the uint64 view of
+[sectors, sector_reserved, sector_shift, stride_words] (made in arena.py). `records` is the uint64 view of
 the records, `stride_words` its words per record.
 A batch is looked up in blocks of 64 ids, three passes each: hash and prefetch the index line; scan it and
 prefetch the record; compare the id in the record, and use the row while it is in the first-level cache. What
 costs time besides the misses is guessing wrong where a probe ends, so a line's eight entries are compared
 in one instruction (kernel/vector.py), and a probe that needs a second line is rare.
 
-Invariants: 1. an id has at most one entry; 2. between an entry's home and its place no entry is empty
-(cyclically, within the segment); 3. counts[s] entries of segment s are not empty; 4. caps[s] and
-segment_reserved are whole lines of 8 entries, and what lies past caps[s] is empty.
+Invariants: 1. an id has at most one entry; 2. between an entry's home and its own offset no entry is empty
+(cyclically, within the sector); 3. counts[s] entries of sector s are not empty; 4. caps[s] and
+sector_reserved are whole lines of 8 entries, and what lies past caps[s] is empty.
 Thread safety: none; the table's lock covers each call. All kernels release the GIL.
 """
 
@@ -45,13 +45,13 @@ REFERENCED = 2
 STORED = 4
 PINNED = 8
 
-SEGMENTS, RESERVED, SHIFT, STRIDE = 0, 1, 2, 3
+SECTORS, RESERVED, SHIFT, STRIDE = 0, 1, 2, 3
 
 LINE = 8
 """Entries of a cache line."""
 
-SWEEP_PLACES = 64
-"""Entries of a segment that the clock's hand passes before the next segment: eight cache lines."""
+SWEEP_ENTRIES = 64
+"""Entries of a sector that the clock's hand passes before the next sector: eight cache lines."""
 
 COPY, WIDEN_HALF, WIDEN_BFLOAT = 0, 1, 2
 """What `gather` does to a row's weights."""
@@ -70,7 +70,7 @@ _S36 = np.uint64(36)
 _FLAG_MASK = np.uint64(15)
 
 # numba's own decorator type is untyped, so every kernel argument is documented here and annotated Any:
-# entries uint64[segments * reserved], caps and counts int64[segments], geometry int64[4].
+# entries uint64[sectors * reserved], caps and counts int64[sectors], geometry int64[4].
 Array = NDArray[Any]
 
 
@@ -81,29 +81,29 @@ def spread(ident: np.uint64) -> np.uint64:
 
 
 @njit(inline="always")
-def segment_of(hashed: np.uint64, geometry: Array) -> int:
-    """Segment of a hashed id."""
-    # a shift by 64 (one segment) is undefined, so it is made in two steps
+def sector_of(hashed: np.uint64, geometry: Array) -> int:
+    """Sector of a hashed id."""
+    # a shift by 64 (one sector) is undefined, so it is made in two steps
     return np.int64((hashed >> _ONE) >> np.uint64(geometry[SHIFT] - 1))  # type: ignore[return-value]
 
 
 @njit(inline="always")
 def tag_of(hashed: np.uint64) -> np.uint64:
     """Tag of a hashed id, 28 bits."""
-    # bits 20..47: apart from the segment's (48..63, so at most 2^16 segments)
+    # bits 20..47: apart from the sector's (48..63, so at most 2^16 sectors)
     return (hashed >> np.uint64(20)) & _TAG_MASK
 
 
 @njit(inline="always")
 def home_of(tag: np.uint64, cap: int) -> int:
-    """Place within its segment where the search for a tag begins."""
+    """Place within its sector where the search for a tag begins."""
     line = (tag * (np.uint64(cap) >> _S3)) >> _S28
     return np.int64(line << _S3)  # type: ignore[return-value]
 
 
 @njit(inline="always")
-def slot_of(entry: np.uint64) -> int:
-    """Slot that an entry names; -1 for an empty one."""
+def place_of(entry: np.uint64) -> int:
+    """Place that an entry names; -1 for an empty one."""
     return np.int64(entry & _LOW32) - 1  # type: ignore[return-value]
 
 
@@ -134,51 +134,51 @@ def read_flags(
 def locate(ident: np.uint64, entries: Array, caps: Array, geometry: Array, records: Array) -> int:
     """Position of the id's entry in `entries`, or -1."""
     hashed = spread(ident)
-    segment = segment_of(hashed, geometry)
+    sector = sector_of(hashed, geometry)
     tag = tag_of(hashed)
-    base = segment * geometry[RESERVED]
-    cap = caps[segment]
-    place = home_of(tag, cap)
+    base = sector * geometry[RESERVED]
+    cap = caps[sector]
+    offset = home_of(tag, cap)
     while True:
-        entry = entries[base + place]
+        entry = entries[base + offset]
         if entry == 0:
             return -1
-        if (entry >> _S36) == tag and records[slot_of(entry) * geometry[STRIDE]] == ident:
-            return base + place
-        place += 1
-        if place == cap:
-            place = 0
+        if (entry >> _S36) == tag and records[place_of(entry) * geometry[STRIDE]] == ident:
+            return base + offset
+        offset += 1
+        if offset == cap:
+            offset = 0
 
 
 @njit(nogil=True, cache=True)
-def _place(entry: np.uint64, entries: Array, base: int, cap: int) -> None:
-    """Put an entry that is not there yet into the first free place from its home on."""
-    place = home_of(entry >> _S36, cap)
-    while entries[base + place] != 0:
-        place += 1
-        if place == cap:
-            place = 0
-    entries[base + place] = entry
+def _put(entry: np.uint64, entries: Array, base: int, cap: int) -> None:
+    """Put an entry that is not there yet at the first empty offset from its home on."""
+    offset = home_of(entry >> _S36, cap)
+    while entries[base + offset] != 0:
+        offset += 1
+        if offset == cap:
+            offset = 0
+    entries[base + offset] = entry
 
 
 @njit(nogil=True, cache=True)
-def _grow(segment: int, entries: Array, caps: Array, geometry: Array) -> None:
-    """Widen a segment by a quarter (at least 32 entries) in whole lines, within what is reserved for it."""
-    base = segment * geometry[RESERVED]
-    old = caps[segment]
+def _grow(sector: int, entries: Array, caps: Array, geometry: Array) -> None:
+    """Widen a sector by a quarter (at least 32 entries) in whole lines, within what is reserved for it."""
+    base = sector * geometry[RESERVED]
+    old = caps[sector]
     new = min(max(old + old // 4 // LINE * LINE, old + 32), geometry[RESERVED])
     kept = entries[base : base + old].copy()
     entries[base : base + old] = 0
-    caps[segment] = new
+    caps[sector] = new
     for i in range(old):
         if kept[i] != 0:
-            _place(kept[i], entries, base, new)
+            _put(kept[i], entries, base, new)
 
 
 @njit(nogil=True, cache=True)
 def insert(
     ids: Array,
-    slots: Array,
+    places: Array,
     flags: int,
     entries: Array,
     caps: Array,
@@ -188,47 +188,47 @@ def insert(
 ) -> int:
     """Enter ids that are not here, and write each id into its record.
 
-    `ids` is (n,) uint64 distinct, `slots` (n,) int64 free slots. Returns how many were entered: fewer
-    than n only when a segment is full to its reserve (the caller then makes room and goes on).
+    `ids` is (n,) uint64 distinct, `places` (n,) int64 free places. Returns how many were entered: fewer
+    than n only when a sector is full to its reserve (the caller then makes room and goes on).
     """
     bits = np.uint64(flags) << S32
     for i in range(ids.shape[0]):
         hashed = spread(ids[i])
-        segment = segment_of(hashed, geometry)
-        if counts[segment] * 4 >= caps[segment] * 3:
-            if caps[segment] < geometry[RESERVED]:
-                _grow(segment, entries, caps, geometry)
-            if counts[segment] + 1 >= caps[segment]:
+        sector = sector_of(hashed, geometry)
+        if counts[sector] * 4 >= caps[sector] * 3:
+            if caps[sector] < geometry[RESERVED]:
+                _grow(sector, entries, caps, geometry)
+            if counts[sector] + 1 >= caps[sector]:
                 return i
-        entry = (tag_of(hashed) << _S36) | bits | np.uint64(slots[i] + 1)
-        _place(entry, entries, segment * geometry[RESERVED], caps[segment])
-        counts[segment] += 1
-        records[slots[i] * geometry[STRIDE]] = ids[i]
+        entry = (tag_of(hashed) << _S36) | bits | np.uint64(places[i] + 1)
+        _put(entry, entries, sector * geometry[RESERVED], caps[sector])
+        counts[sector] += 1
+        records[places[i] * geometry[STRIDE]] = ids[i]
     return ids.shape[0]
 
 
 @njit(nogil=True, cache=True)
-def _delete(position: int, segment: int, entries: Array, caps: Array, counts: Array, geometry: Array) -> None:
-    """Empty a place and move later entries back so that invariant 2 holds (Knuth 6.4, algorithm R)."""
-    base = segment * geometry[RESERVED]
-    cap = caps[segment]
+def _delete(position: int, sector: int, entries: Array, caps: Array, counts: Array, geometry: Array) -> None:
+    """Empty an entry and move later entries back so that invariant 2 holds (Knuth 6.4, algorithm R)."""
+    base = sector * geometry[RESERVED]
+    cap = caps[sector]
     hole = position - base
-    place = hole
+    offset = hole
     while True:
-        place += 1
-        if place == cap:
-            place = 0
-        entry = entries[base + place]
+        offset += 1
+        if offset == cap:
+            offset = 0
+        entry = entries[base + offset]
         if entry == 0:
             break
         home = home_of(entry >> _S36, cap)
-        # stays where it is when its home lies cyclically in (hole, place]
-        stays = hole < home <= place if hole <= place else home > hole or home <= place
+        # stays where it is when its home lies cyclically in (hole, offset]
+        stays = hole < home <= offset if hole <= offset else home > hole or home <= offset
         if not stays:
             entries[base + hole] = entry
-            hole = place
+            hole = offset
     entries[base + hole] = 0
-    counts[segment] -= 1
+    counts[sector] -= 1
 
 
 @njit(nogil=True, cache=True)
@@ -239,17 +239,17 @@ def remove(
     counts: Array,
     geometry: Array,
     records: Array,
-    slots: Array,
+    places: Array,
     flags: Array,
 ) -> int:
-    """Take ids out. `slots` (n,) int64 and `flags` (n,) uint8 get those of each id that was here, packed
+    """Take ids out. `places` (n,) int64 and `flags` (n,) uint8 get those of each id that was here, packed
     at the front; returns their number."""
     removed = 0
     for i in range(ids.shape[0]):
         position = locate(ids[i], entries, caps, geometry, records)
         if position >= 0:
             entry = entries[position]
-            slots[removed] = slot_of(entry)
+            places[removed] = place_of(entry)
             flags[removed] = (entry >> S32) & _FLAG_MASK
             removed += 1
             _delete(position, position // geometry[RESERVED], entries, caps, counts, geometry)
@@ -264,64 +264,64 @@ def sweep(
     caps: Array,
     counts: Array,
     geometry: Array,
-    slots: Array,
+    places: Array,
     flags: Array,
 ) -> int:
     """CLOCK: take up to `wanted` victims out of the index, from the hand on.
 
-    `hand` is int64 [segment, place] and moves on: a block of places in every segment, then the next block,
-    so that all segments empty at one rate. (Segment by segment, the last one before its turn would hold
+    `hand` is int64 [sector, offset] and moves on: a block of entries in every sector, then the next block,
+    so that all sectors empty at one rate. (Sector by sector, the last one before its turn would hold
     twice its share, more than is reserved for it.) An entry that was referenced since the last lap loses
-    the mark and stays; a pinned one stays. `slots` int64 and `flags` uint8 get the victims'. Returns
+    the mark and stays; a pinned one stays. `places` int64 and `flags` uint8 get the victims'. Returns
     their number, fewer than wanted only after two whole laps. (Corbato 1968, "A paging experiment".)
     """
     found = laps = 0
-    segment, place = hand[0], hand[1]
+    sector, offset = hand[0], hand[1]
     while found < wanted and laps <= 2:
-        first = place - place % SWEEP_PLACES
-        base, stop = segment * geometry[RESERVED], min(first + SWEEP_PLACES, caps[segment])
-        while found < wanted and place < stop:
-            entry = entries[base + place]
+        first = offset - offset % SWEEP_ENTRIES
+        base, stop = sector * geometry[RESERVED], min(first + SWEEP_ENTRIES, caps[sector])
+        while found < wanted and offset < stop:
+            entry = entries[base + offset]
             bits = (entry >> S32) & _FLAG_MASK
             if entry == 0 or bits & np.uint64(PINNED):
-                place += 1
+                offset += 1
             elif bits & np.uint64(REFERENCED):
-                entries[base + place] = entry & ~(np.uint64(REFERENCED) << S32)
-                place += 1
+                entries[base + offset] = entry & ~(np.uint64(REFERENCED) << S32)
+                offset += 1
             else:
-                slots[found] = slot_of(entry)
+                places[found] = place_of(entry)
                 flags[found] = bits
                 found += 1
-                _delete(base + place, segment, entries, caps, counts, geometry)  # looks at `place` again
-        if place >= stop:
-            place = first
-            segment += 1
-            if segment == geometry[SEGMENTS]:
-                segment, place = 0, first + SWEEP_PLACES
-                if place >= caps.max():
-                    place = 0
+                _delete(base + offset, sector, entries, caps, counts, geometry)  # looks at `offset` again
+        if offset >= stop:
+            offset = first
+            sector += 1
+            if sector == geometry[SECTORS]:
+                sector, offset = 0, first + SWEEP_ENTRIES
+                if offset >= caps.max():
+                    offset = 0
                     laps += 1
-    hand[0], hand[1] = segment, place
+    hand[0], hand[1] = sector, offset
     return found
 
 
 @njit(nogil=True, cache=True)
-def take_dirty(segment: int, entries: Array, caps: Array, geometry: Array, slots: Array, flags: Array) -> int:
-    """Dirty entries of one segment; they become clean and STORED.
+def take_dirty(sector: int, entries: Array, caps: Array, geometry: Array, places: Array, flags: Array) -> int:
+    """Dirty entries of one sector; they become clean and STORED.
 
-    `slots` int64 and `flags` uint8 (as they were) have caps[segment] places. Returns how many. A whole
-    segment at a time, since growing and deleting move entries within it.
+    `places` int64 and `flags` uint8 (as they were) hold caps[sector] values. Returns how many. A whole
+    sector at a time, since growing and deleting move entries within it.
     """
     found = 0
     dirty = np.uint64(DIRTY) << S32
     stored = np.uint64(STORED) << S32
-    base = segment * geometry[RESERVED]
-    for place in range(caps[segment]):
-        entry = entries[base + place]
+    base = sector * geometry[RESERVED]
+    for offset in range(caps[sector]):
+        entry = entries[base + offset]
         if entry & dirty:
-            slots[found] = slot_of(entry)
+            places[found] = place_of(entry)
             flags[found] = (entry >> S32) & _FLAG_MASK
-            entries[base + place] = (entry & ~dirty) | stored
+            entries[base + offset] = (entry & ~dirty) | stored
             found += 1
     return found
 
@@ -331,10 +331,10 @@ def count_flags(entries: Array, caps: Array, geometry: Array, wanted: int) -> in
     """Number of entries that carry all of `wanted`'s flags (0: every entry)."""
     total = 0
     bits = np.uint64(wanted) << S32
-    for segment in range(geometry[SEGMENTS]):
-        base = segment * geometry[RESERVED]
-        for place in range(caps[segment]):
-            entry = entries[base + place]
+    for sector in range(geometry[SECTORS]):
+        base = sector * geometry[RESERVED]
+        for offset in range(caps[sector]):
+            entry = entries[base + offset]
             if entry != 0 and entry & bits == bits:
                 total += 1
     return total
@@ -344,29 +344,29 @@ def count_flags(entries: Array, caps: Array, geometry: Array, wanted: int) -> in
 @njit(inline="always")
 def _candidates(
     ids: Array, start: int, size: int, entries: Array, caps: Array, geometry: Array, records: Array,
-    words: int, tags: Array, segments: Array, at: Array,
+    words: int, tags: Array, sectors: Array, at: Array,
 ) -> None:  # fmt: skip
     """Position in `entries` of each id's first entry of its tag, or of the empty one before any, into
-    at[:size], and `words` uint64 of its record on their way. `tags` and `segments` are scratch."""
+    at[:size], and `words` uint64 of its record on their way. `tags` and `sectors` are scratch."""
     for j in range(size):
         hashed = spread(ids[start + j])
-        segment = segment_of(hashed, geometry)
+        sector = sector_of(hashed, geometry)
         tags[j] = tag_of(hashed)
-        segments[j] = segment
-        at[j] = segment * geometry[RESERVED] + home_of(tags[j], caps[segment])
+        sectors[j] = sector
+        at[j] = sector * geometry[RESERVED] + home_of(tags[j], caps[sector])
         prefetch_read(entries, at[j])
     for j in range(size):
         line = at[j]
         hits = scan_line(entries, line, tags[j])
         while hits == 0:
-            base = segments[j] * geometry[RESERVED]
+            base = sectors[j] * geometry[RESERVED]
             line += LINE
-            if line == base + caps[segments[j]]:
+            if line == base + caps[sectors[j]]:
                 line = base
             hits = scan_line(entries, line, tags[j])
         line += lowest_bit(hits)
         at[j] = line
-        record = slot_of(entries[line]) * geometry[STRIDE]
+        record = place_of(entries[line]) * geometry[STRIDE]
         for word in range(0, words - 1, 8):
             prefetch_read(records, record + word)
         prefetch_read(records, record + words - 1)
@@ -380,7 +380,7 @@ def _settled(
     entry = entries[position]
     if entry == 0:
         return -1
-    if records[slot_of(entry) * geometry[STRIDE]] == ident:
+    if records[place_of(entry) * geometry[STRIDE]] == ident:
         return position
     return locate(ident, entries, caps, geometry, records)
 
@@ -388,21 +388,21 @@ def _settled(
 @njit(nogil=True, cache=True)
 def find_block(
     ids: Array, entries: Array, caps: Array, geometry: Array, records: Array, words: int, set_flags: int,
-    tags: Array, segments: Array, at: Array, slots: Array,
+    tags: Array, sectors: Array, at: Array, places: Array,
 ) -> int:  # fmt: skip
     """`find` for at most BLOCK ids; `words` uint64 of each record come into the cache. `tags` uint64,
-    `segments` and `at` int64 are scratch of BLOCK."""
+    `sectors` and `at` int64 are scratch of BLOCK."""
     missing = 0
     flags = np.uint64(set_flags) << S32
-    _candidates(ids, 0, ids.shape[0], entries, caps, geometry, records, words, tags, segments, at)
+    _candidates(ids, 0, ids.shape[0], entries, caps, geometry, records, words, tags, sectors, at)
     for j in range(ids.shape[0]):
         position = _settled(ids[j], at[j], entries, caps, geometry, records)
         if position < 0:
-            slots[j] = -1
+            places[j] = -1
             missing += 1
         else:
             entry = entries[position]
-            slots[j] = slot_of(entry)
+            places[j] = place_of(entry)
             if entry & flags != flags:
                 entries[position] = entry | flags
     return missing
@@ -410,21 +410,21 @@ def find_block(
 
 @njit(nogil=True, cache=True)
 def find(
-    ids: Array, entries: Array, caps: Array, geometry: Array, records: Array, set_flags: int, slots: Array
+    ids: Array, entries: Array, caps: Array, geometry: Array, records: Array, set_flags: int, places: Array
 ) -> int:
-    """Slot of each id into `slots` (int64, -1: not here) and OR `set_flags` into its entry.
+    """Place of each id into `places` (int64, -1: not here) and OR `set_flags` into its entry.
 
     `ids` is (n,) uint64. Returns how many were not found.
     """
     missing = 0
     tags = np.empty(BLOCK, np.uint64)
-    segments = np.empty(BLOCK, np.int64)
+    sectors = np.empty(BLOCK, np.int64)
     at = np.empty(BLOCK, np.int64)
     for start in range(0, ids.shape[0], BLOCK):
         stop = min(start + BLOCK, ids.shape[0])
         missing += find_block(
-            ids[start:stop], entries, caps, geometry, records, 1, set_flags, tags, segments, at,
-            slots[start:stop],
+            ids[start:stop], entries, caps, geometry, records, 1, set_flags, tags, sectors, at,
+            places[start:stop],
         )  # fmt: skip
     return missing
 
@@ -437,9 +437,9 @@ def gather(
     """Weights of each id into its row of `out`, and OR `set_flags` into its entry.
 
     `ids` is (n,) uint64; a record's weights are `width` bytes from its byte `first` on. `mode` is COPY, or
-    widens binary16 or bfloat16 to float32. `out` is the flat uint8 view of the caller's rows. The places of
-    ids that are not here come into `missing` (n,) int64, ascending; their rows are left as they are.
-    Returns how many.
+    widens binary16 or bfloat16 to float32. `out` is the flat uint8 view of the caller's rows. `missing` (n,)
+    int64 gets the positions in `ids`, ascending, of those that are not here; their rows are left as they
+    are. Returns how many.
     """
     absent = 0
     n = ids.shape[0]
@@ -449,11 +449,11 @@ def gather(
     count = width // 2  # 16-bit weights of a row, where they are widened
     words = min((first + width + 7) // 8, _PREFETCH_WORDS)
     tags = np.empty(BLOCK, np.uint64)
-    segments = np.empty(BLOCK, np.int64)
+    sectors = np.empty(BLOCK, np.int64)
     at = np.empty(BLOCK, np.int64)
     for start in range(0, n, BLOCK):
         size = min(BLOCK, n - start)
-        _candidates(ids, start, size, entries, caps, geometry, records, words, tags, segments, at)
+        _candidates(ids, start, size, entries, caps, geometry, records, words, tags, sectors, at)
         for j in range(size):
             position = _settled(ids[start + j], at[j], entries, caps, geometry, records)
             if position < 0:
@@ -463,7 +463,7 @@ def gather(
             entry = entries[position]
             if entry & flags != flags:
                 entries[position] = entry | flags
-            row = slot_of(entry) * stride + first
+            row = place_of(entry) * stride + first
             if mode == COPY:
                 copy_row(bytes8, row, out, (start + j) * width, width)
             elif mode == WIDEN_HALF:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Kernels that move whole rows between records, tiles and the caller's arrays.
 
-`slots` is (n,) int64; -1 stands for "not here" and is skipped. `records32` is the float32 view of the
+`places` is (n,) int64; -1 stands for "not here" and is skipped. `records32` is the float32 view of the
 records, `stride32` its words per record, `first` the word at which the weights begin.
 Thread safety: none; the table's lock covers each call. All kernels release the GIL.
 """
@@ -16,44 +16,44 @@ Array = NDArray[Any]
 
 
 @njit(nogil=True, cache=True)
-def copy_out(records8: Array, stride8: int, first: int, slots: Array, rows: Array, width: int) -> None:
-    """Bytes [first, first + width) of each slot's record into rows[i, :width]; `rows` is uint8."""
-    for i in range(slots.shape[0]):
-        at = slots[i] * stride8 + first
+def copy_out(records8: Array, stride8: int, first: int, places: Array, rows: Array, width: int) -> None:
+    """Bytes [first, first + width) of each place's record into rows[i, :width]; `rows` is uint8."""
+    for i in range(places.shape[0]):
+        at = places[i] * stride8 + first
         for j in range(width):
             rows[i, j] = records8[at + j]
 
 
 @njit(nogil=True, cache=True)
-def copy_in(records8: Array, stride8: int, first: int, slots: Array, rows: Array, width: int) -> None:
-    """The reverse of copy_out: rows[i, :width] into each slot's record."""
-    for i in range(slots.shape[0]):
-        at = slots[i] * stride8 + first
+def copy_in(records8: Array, stride8: int, first: int, places: Array, rows: Array, width: int) -> None:
+    """The reverse of copy_out: rows[i, :width] into each place's record."""
+    for i in range(places.shape[0]):
+        at = places[i] * stride8 + first
         for j in range(width):
             records8[at + j] = rows[i, j]
 
 
 @njit(nogil=True, cache=True)
-def read_ids(records64: Array, stride64: int, slots: Array, out: Array) -> None:
-    """The id of each slot's record into out (n,) uint64."""
-    for i in range(slots.shape[0]):
-        out[i] = records64[slots[i] * stride64]
+def read_ids(records64: Array, stride64: int, places: Array, out: Array) -> None:
+    """The id of each place's record into out (n,) uint64."""
+    for i in range(places.shape[0]):
+        out[i] = records64[places[i] * stride64]
 
 
 @njit(nogil=True, cache=True)
-def touch(records32: Array, stride32: int, word: int, slots: Array, value: int) -> None:
-    """Write `value` (uint32) into one metadata word of each slot's record (last push time)."""
+def touch(records32: Array, stride32: int, word: int, places: Array, value: int) -> None:
+    """Write `value` (uint32) into one metadata word of each place's record (last push time)."""
     bits = records32.view(np.uint32)
-    for i in range(slots.shape[0]):
-        bits[slots[i] * stride32 + word] = np.uint32(value)
+    for i in range(places.shape[0]):
+        bits[places[i] * stride32 + word] = np.uint32(value)
 
 
 @njit(nogil=True, cache=True)
-def count_up(records32: Array, stride32: int, word: int, slots: Array) -> None:
-    """Add one to a saturating uint32 metadata word of each slot's record (push count)."""
+def count_up(records32: Array, stride32: int, word: int, places: Array) -> None:
+    """Add one to a saturating uint32 metadata word of each place's record (push count)."""
     bits = records32.view(np.uint32)
-    for i in range(slots.shape[0]):
-        at = slots[i] * stride32 + word
+    for i in range(places.shape[0]):
+        at = places[i] * stride32 + word
         if bits[at] != np.uint32(0xFFFFFFFF):
             bits[at] += np.uint32(1)
 
@@ -64,7 +64,7 @@ def add_events(
     stride32: int,
     time_word: int,
     show_word: int,
-    slots: Array,
+    places: Array,
     events: Array,
     decay_rate: float,
     period_s: int,
@@ -73,8 +73,8 @@ def add_events(
     """Decay each record's shows and clicks (two words from `show_word`) by the whole periods since its
     last push, then add events[i] = (shows, clicks), float32. Runs before `touch` moves the time on."""
     bits = records32.view(np.uint32)
-    for i in range(slots.shape[0]):
-        at = slots[i] * stride32
+    for i in range(places.shape[0]):
+        at = places[i] * stride32
         periods = time_s // period_s - np.int64(bits[at + time_word]) // period_s
         factor = np.float64(1.0)
         base = np.float64(decay_rate)

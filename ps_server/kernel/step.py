@@ -36,7 +36,7 @@ def _step_hot(kernel: Any, arguments: Any) -> int:
     """Step the row of each id that is here, and OR `set_flags` into its entry; see STEP_HOT."""
     (
         ids, entries, caps, geometry, records, set_flags, records32, records16, code, weights_at, state_at,
-        gradients, hyper, lsn, slots,
+        gradients, hyper, lsn, places,
     ) = arguments  # fmt: skip
     missing = 0
     count, dim = gradients.shape
@@ -56,9 +56,9 @@ def _step_hot(kernel: Any, arguments: Any) -> int:
             last = min(first + BLOCK, start + size)
             missing += find_block(
                 ids[first:last], entries, caps, geometry, records, words, set_flags,
-                tags, scratch[0], scratch[1], slots[first:last],
+                tags, scratch[0], scratch[1], places[first:last],
             )  # fmt: skip
-        here = slots[start : start + size]
+        here = places[start : start + size]
         for j in range(size):
             row_at[j] = (here[j] * stride + weights_at) // width
             row_state_at[j] = (here[j] * stride + state_at) // 4
@@ -75,8 +75,8 @@ def _step_hot(kernel: Any, arguments: Any) -> int:
                 else:
                     run = tile[: j - begin]
                     widen_rows(records16, at, dim, code, run)
-                    places = tile_at[: to - begin]
-                    kernel(run.reshape(-1), places, records32, to_state, gradients[first:last], hyper)
+                    tile_rows = tile_at[: to - begin]
+                    kernel(run.reshape(-1), tile_rows, records32, to_state, gradients[first:last], hyper)
                     round_rows(run, ids[first:last], lsn, dim, code, records16, at[: j - begin])
             begin = j if j < size and here[j] >= 0 else j + 1
     return missing
@@ -143,9 +143,9 @@ STEP_HOT: Final[dict[str, StepHot]] = {
 """By an optimizer's kind:
 
     (ids, entries, caps, geometry, records, set_flags, records32, records16, code, weights_at, state_at,
-     gradients, hyper, lsn, slots) -> how many ids are not here
+     gradients, hyper, lsn, places) -> how many ids are not here
 
 `ids` is (n,) uint64 distinct, `gradients` (n, dim) float32. A record's weights, of wire code `code`, begin at
 its byte `weights_at`, its state at byte `state_at`; `records32` and `records16` are its float32 and uint16
-views. Weights of 16 bits are rounded by `lsn`. `slots` (n,) int64 gets each id's slot, -1 where it is not
+views. Weights of 16 bits are rounded by `lsn`. `places` (n,) int64 gets each id's place, -1 where it is not
 here."""

@@ -15,7 +15,6 @@ from logging import getLogger
 from pathlib import Path
 from typing import Any
 
-from rowhouse import dtype
 from rowhouse.codec import decode_push_request
 from rowhouse.error import ConfigError, CorruptionError, StoreError
 from rowhouse.placement import PartitionMap
@@ -39,6 +38,7 @@ from ps_server.life.read_ahead import read_ahead
 from ps_server.life.session import Sessions
 from ps_server.table.budget import Budget, split
 from ps_server.table.config import TableConfig
+from ps_server.table.push import TablePush
 from ps_server.table.table import Table
 from ps_server.table.tier import TierParts
 
@@ -179,9 +179,8 @@ def apply_record(record: Record, tables: dict[str, Table], sessions: Sessions) -
     request = decode_push_request(record.payload)
     for part in request.tables:
         if part.table in tables:
-            gradients = dtype.widen(part.gradients, part.dtype)
             table = tables[part.table]
-            table.push(table.summed(part, gradients), record.lsn, record.time_ms // 1000)
+            table.push(TablePush.of(part, table.layout), record.lsn, record.time_ms // 1000)
     sessions.record(request.client_id, request.sequence, record.lsn)
 
 

@@ -33,7 +33,7 @@ from ps_server.disk.store import Store
 
 FOLDER: Final = "saved"
 MARK: Final = "mark.json"
-JOURNAL: Final = "restore.json"
+RESTORING: Final = "restore.json"
 
 SAVES_KEPT: Final = 16
 """Saves that a mark remembers: more than anybody makes at one LSN."""
@@ -150,9 +150,9 @@ class SavedTables:
 
 def check_no_restore(directory: Path) -> None:
     """StoreError when a restore of this shard was interrupted (invariant 3)."""
-    journal = directory / JOURNAL
-    if journal.exists():
-        name = _read_mark(journal)[0]["name"]
+    note = directory / RESTORING
+    if note.exists():
+        name = _read_mark(note)[0]["name"]
         raise StoreError(f"{directory}: the restore of {name!r} was interrupted; run ps-server restore again")
 
 
@@ -191,11 +191,11 @@ def restore_tables(directories: Sequence[Path], name: str) -> list[int]:
             if (directory / "store" / "LOCK").exists():
                 stack.enter_context(held(directory))
         for directory, mark in zip(directories, marks, strict=True):
-            _write_synced(directory / JOURNAL, _sealed(mark))
+            _write_synced(directory / RESTORING, _sealed(mark))
         for directory, mark in zip(directories, marks, strict=True):
             _restore_one(directory, directory / FOLDER / name, mark)
         for directory in directories:  # only now: until all of them are done no shard may be opened
-            (directory / JOURNAL).unlink()
+            (directory / RESTORING).unlink()
             sync_directory(directory)
     return [mark[0]["lsn"] for mark in marks]
 

@@ -30,13 +30,8 @@ from rowhouse.limit import MESSAGE_BYTES_MAX
 from rowhouse.malloc import keep_large_blocks
 
 from ps_server.config.cluster import ClusterConfig, shard_directory
-from ps_server.config.endpoint import (
-    bind_data_port,
-    bind_problem,
-    clear_socket_file,
-    has_open_port,
-    socket_path,
-)
+from ps_server.config.endpoint import has_open_port, socket_path
+from ps_server.serve.binding import bind_data_port, bind_problem, clear_socket_file
 from ps_server.serve.data_port import DataPort
 from ps_server.serve.service import ParameterService, ServedShard
 

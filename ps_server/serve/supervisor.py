@@ -32,8 +32,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from rowhouse.error import ConfigError, DirectoryInUseError, StoreError, UnavailableError
 
 from ps_server.config.cluster import ClusterConfig
-from ps_server.config.endpoint import clear_socket_file, socket_path, split_endpoint
+from ps_server.config.endpoint import socket_path, split_endpoint
 from ps_server.disk.directory import claim_data_dir, missing_shards
+from ps_server.serve.binding import clear_socket_file
 from ps_server.serve.server import StopFlag
 
 _POLL_S: Final = 0.1

@@ -111,8 +111,7 @@ def evict_by_policy(table: Table, now_s: int, remove: Callable[[Table, Ids, Mome
     """
     if not table.config.eviction:
         return 0
-    for segment in range(table.tier.arena.segments):
-        table.tier.write_back_segment(segment)
+    table.tier.write_back()
     with table.tier.lock:
         began = Moment(table.tier.applied_lsn, table.tier.departures)
     return sum(remove(table, ids, began) for ids in _victims(table, now_s))

@@ -11,10 +11,11 @@ from typing import Final
 import numpy as np
 from rowhouse import message
 from rowhouse.error import InvalidRequestError, LimitExceededError
-from rowhouse.limit import IDS_PER_REQUEST_MAX, MESSAGE_BYTES_MAX, TABLES_PER_REQUEST_MAX, gradient_bound
+from rowhouse.limit import IDS_PER_REQUEST_MAX, MESSAGE_BYTES_MAX, TABLES_PER_REQUEST_MAX
 
 from ps_server.kernel.gradient import first_not_below
-from ps_server.table.table import Table, TablePush
+from ps_server.table.push import TablePush
+from ps_server.table.table import Table
 
 FLOAT32_MAX: Final = float(np.finfo(np.float32).max)
 
@@ -108,8 +109,7 @@ def check_share(step: int, parts: Sequence[tuple[Table, TablePush]], trainers: i
         return  # what is checked is the sum
     for table, push in parts:
         # The greatest float32 where any finite sum will do; a half of it is left for the rounding of the sum.
-        optimizer = table.config.optimizer
-        bound = min(gradient_bound(optimizer.kind, optimizer.clip_value, optimizer.clip_norm), FLOAT32_MAX)
+        bound = min(table.config.gradient_bound, FLOAT32_MAX)
         share = bound / (2 * trainers)
         bad = int(first_not_below(push.gradients, share))
         if bad >= 0:

@@ -7,18 +7,15 @@ Each batch is checked once, vectorised, before anything changes. Thread safety: 
 from collections.abc import Mapping
 from dataclasses import replace
 
-import numpy as np
-from numpy.typing import NDArray
-from rowhouse import dtype, message
+from rowhouse import message
 from rowhouse.control import FREEZE_MODES
 from rowhouse.error import InvalidRequestError, StalePartitionMapError, TableFrozenError, UnknownTableError
-from rowhouse.limit import gradient_bound
 from rowhouse.placement import PartitionMap
 from rowhouse.v1 import rowhouse_pb2 as pb
 
 from ps_server.config.error import nearest
-from ps_server.kernel.gradient import first_not_below
-from ps_server.table.table import Table, TablePush
+from ps_server.table.push import TablePush, checked_push
+from ps_server.table.table import Table
 
 
 def table_of(name: str, tables: Mapping[str, Table]) -> Table:
@@ -54,47 +51,6 @@ def check_map(version: int, partition_map: PartitionMap, shard: int) -> None:
         )
 
 
-def check_dim(table: Table, dim: int) -> None:
-    """InvalidRequestError unless `dim` is the table's."""
-    if dim != table.layout.dim:
-        raise InvalidRequestError(f"table {table.name!r}: dim is {dim}; it must be {table.layout.dim}")
-
-
-def _check_events(part: message.TableGradients) -> None:
-    for name, events in (("shows", part.shows), ("clicks", part.clicks)):
-        if events is not None and not (np.isfinite(events) & (events >= 0)).all():
-            bad = int(np.flatnonzero(~(np.isfinite(events) & (events >= 0)))[0])
-            raise InvalidRequestError(
-                f"table {part.table!r}: {name} of id {int(part.ids[bad])} is {events[bad]}; "
-                "it must be finite and not negative"
-            )
-
-
-def _check_rate(table: Table, rate: float | None) -> None:
-    """What the optimizer would refuse must be refused before it is logged: a replay could not pass it."""
-    try:
-        table.config.optimizer.hyper(rate)
-    except InvalidRequestError as error:
-        raise InvalidRequestError(f"table {table.name!r}: {error}") from None
-
-
-def _check_gradients(table: Table, ids: NDArray[np.uint64], gradients: NDArray[np.float32]) -> None:
-    """Every element is finite and below the bound that keeps the optimizer's state finite."""
-    optimizer = table.config.optimizer
-    bound = gradient_bound(optimizer.kind, optimizer.clip_value, optimizer.clip_norm)
-    bad = int(first_not_below(gradients, bound))
-    if bad < 0:
-        return
-    row, column = divmod(bad, table.layout.dim)
-    reason = "it must be finite"
-    if np.isfinite(gradients[row, column]):
-        reason = f"{optimizer.kind} sums squares: it must be below {bound:g}, or clip_value be set"
-    raise InvalidRequestError(
-        f"table {table.name!r}: the gradient of id {int(ids[row])} (row {row}, column {column}) is "
-        f"{gradients[row, column]:g}; {reason}"
-    )
-
-
 def checked_parts(request: message.PushRequest, tables: Mapping[str, Table]) -> list[tuple[Table, TablePush]]:
     """Check a push whole and sum its duplicates; nothing is changed, so no lock is needed.
 
@@ -109,14 +65,7 @@ def checked_parts(request: message.PushRequest, tables: Mapping[str, Table]) -> 
         raise InvalidRequestError(f"sequence is {request.sequence}; it must be 1 or more")
     for part in request.tables:
         table = table_of(part.table, tables)
-        check_dim(table, part.gradients.shape[1])
-        _check_rate(table, part.learning_rate)
-        gradients = dtype.widen(part.gradients, part.dtype)
-        _check_gradients(table, part.ids, gradients)
-        _check_events(part)
-        push = table.summed(part, gradients)
-        if push.ids.shape[0] < part.ids.shape[0]:  # a sum of legal ones may be past the bound
-            _check_gradients(table, push.ids, push.gradients)
+        push = checked_push(part, table.config)
         table.check_push(push.ids.shape[0])
         parts.append((table, push))
     return parts

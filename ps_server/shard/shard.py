@@ -37,7 +37,6 @@ from ps_server.life.saved import SavedTables
 from ps_server.shard.eviction import Moment, evict_by_policy, spared
 from ps_server.shard.group import Groups
 from ps_server.shard.request import (
-    check_dim,
     check_map,
     checked_parts,
     evictable_table_of,
@@ -47,7 +46,8 @@ from ps_server.shard.request import (
 )
 from ps_server.shard.status import cluster_message, stats_message
 from ps_server.table.arena import Ids
-from ps_server.table.table import Table, TablePush
+from ps_server.table.push import TablePush, check_dim
+from ps_server.table.table import Table
 
 COUNT_CHUNK_ROWS: Final = 65_536
 """Keys read at a time while rows are counted after a crash."""
@@ -204,7 +204,7 @@ class Shard:
         check_map(request.map_version, self.partition_map, self.index)
         tables = [table_of(part.table, self._tables) for part in request.tables]
         for table, part in zip(tables, request.tables, strict=True):
-            check_dim(table, part.dim)
+            check_dim(table.config, part.dim)
         lsn = self._applied_lsn
         answers = []
         for table, part in zip(tables, request.tables, strict=True):
@@ -321,10 +321,7 @@ class Shard:
                 sketches = {n: t.admission.state_bytes() for n, t in self._tables.items() if t.admission}
                 if self._log is not None:
                     self._log.rotate()
-            written = 0
-            for table in self._tables.values():
-                for segment in range(table.tier.arena.segments):
-                    written += table.tier.write_back_segment(segment)
+            written = sum(table.tier.write_back() for table in self._tables.values())
             for table in self._tables.values():
                 table.tier.rows.flush()
                 table.tier.tombstones.flush()

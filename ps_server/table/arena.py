@@ -3,9 +3,9 @@
 
 Address space for as many rows as the budget could ever hold is reserved at once and committed by the
 kernel page by page as rows come, so records never move and growing costs nothing; the index grows by
-segments (kernel/index.py). What is committed was granted by the budget before.
+sectors (kernel/index.py). What is committed was granted by the budget before.
 
-Invariants: 1. every slot is free, or in the index, or in the hands of the table's lock holder; 2. bytes
+Invariants: 1. every place is free, or in the index, or in the hands of the table's lock holder; 2. bytes
 touched <= bytes granted; 3. evicting takes clean and dirty rows alike: the caller writes dirty ones back
 before it lets go of the lock. Thread safety: none; the table's lock covers every call.
 """
@@ -23,17 +23,17 @@ from ps_server.disk.row import RowLayout
 from ps_server.kernel import index, record
 from ps_server.kernel.step import StepHot
 
-Slots = NDArray[np.int64]
+Places = NDArray[np.int64]
 Ids = NDArray[np.uint64]
 
-ROWS_PER_SEGMENT: Final = 16_384
-"""Rows of a full segment: growing one copies 170 KB, which takes well under a millisecond."""
+ROWS_PER_SECTOR: Final = 16_384
+"""Rows of a full sector: growing one copies 170 KB, which takes well under a millisecond."""
 
-SEGMENTS_MAX: Final = 1 << 16
-"""The hash has 16 bits for the segment beside 28 for the tag."""
+SECTORS_MAX: Final = 1 << 16
+"""The hash has 16 bits for the sector beside 28 for the tag."""
 
 CAP_MIN: Final = 32
-"""Entries of a segment at start."""
+"""Entries of a sector at start."""
 
 GRANT_BYTES: Final = 2 << 20
 """Budget is taken in steps of this size: a huge page, and rare enough that asking costs nothing."""
@@ -58,9 +58,9 @@ def reserve(bytes_: int, huge: bool = False) -> NDArray[np.uint8]:
     return np.frombuffer(region, np.uint8)
 
 
-def _segment_count(rows: int) -> int:
-    wanted = max(1, rows // ROWS_PER_SEGMENT)
-    return min(SEGMENTS_MAX, 1 << (wanted - 1).bit_length())
+def _sector_count(rows: int) -> int:
+    wanted = max(1, rows // ROWS_PER_SECTOR)
+    return min(SECTORS_MAX, 1 << (wanted - 1).bit_length())
 
 
 class Arena:
@@ -80,34 +80,34 @@ class Arena:
         self.layout = layout
         self.rows_max = rows_max
         self._grant = grant
-        segments = _segment_count(rows_max)
-        reserved = (int(rows_max / segments / 0.75 * 1.25) + 1024) // index.LINE * index.LINE
+        sectors = _sector_count(rows_max)
+        reserved = (int(rows_max / sectors / 0.75 * 1.25) + 1024) // index.LINE * index.LINE
         self._geometry = np.array(
-            [segments, reserved, 64 - (segments.bit_length() - 1), layout.stride // 8], np.int64
+            [sectors, reserved, 64 - (sectors.bit_length() - 1), layout.stride // 8], np.int64
         )
-        self._entries = reserve(segments * reserved * 8).view(np.uint64)
-        self._caps = np.full(segments, CAP_MIN, np.int64)
-        self._counts = np.zeros(segments, np.int64)
+        self._entries = reserve(sectors * reserved * 8).view(np.uint64)
+        self._caps = np.full(sectors, CAP_MIN, np.int64)
+        self._counts = np.zeros(sectors, np.int64)
         self._records = reserve(rows_max * layout.stride, huge=layout.stride * rows_max > 64 << 20)
         self.records8 = self._records
         self.records16 = self._records[: self._records.size & ~1].view(np.uint16)
         self.records32 = self._records[: self._records.size & ~3].view(np.float32)
         self.records64 = self._records[: self._records.size & ~7].view(np.uint64)
-        self._free = reserve(rows_max * 4).view(np.uint32)  # a stack of slots that were given back
+        self._free = reserve(rows_max * 4).view(np.uint32)  # a stack of places that were given back
         self._free_count = 0
-        self._next_slot = 0  # slots from here on were never used
+        self._next_place = 0  # places from here on were never used
         self._granted_rows = 0
         self._hand = np.zeros(2, np.int64)
-        self.row_lsn: NDArray[np.uint64] | None = None  # LSN of each slot's row, during recovery only
+        self.row_lsn: NDArray[np.uint64] | None = None  # LSN of each place's row, during recovery only
 
     # ------------------------------------------------------------ counts
     def __len__(self) -> int:
         return int(self._counts.sum())
 
     @property
-    def segments(self) -> int:
-        """Number of index segments."""
-        return int(self._geometry[index.SEGMENTS])
+    def sectors(self) -> int:
+        """Number of index sectors."""
+        return int(self._geometry[index.SECTORS])
 
     @property
     def record_bytes(self) -> int:
@@ -124,13 +124,15 @@ class Arena:
         return int(index.count_flags(self._entries, self._caps, self._geometry, flags))
 
     # ------------------------------------------------------------ finding
-    def find(self, ids: Ids, set_flags: int = index.REFERENCED) -> tuple[Slots, int]:
-        """Slot of each id ((n,) int64, -1: not here) and how many are not here."""
-        slots = np.empty(ids.shape[0], np.int64)
-        missing = index.find(ids, self._entries, self._caps, self._geometry, self.records64, set_flags, slots)
-        return slots, int(missing)
+    def find(self, ids: Ids, set_flags: int = index.REFERENCED) -> tuple[Places, int]:
+        """Place of each id ((n,) int64, -1: not here) and how many are not here."""
+        places = np.empty(ids.shape[0], np.int64)
+        missing = index.find(
+            ids, self._entries, self._caps, self._geometry, self.records64, set_flags, places
+        )
+        return places, int(missing)
 
-    def gather(self, ids: Ids, set_flags: int, out: NDArray[Any]) -> Slots:
+    def gather(self, ids: Ids, set_flags: int, out: NDArray[Any]) -> Places:
         """Weights of those ids that are here.
 
         Parameters
@@ -165,7 +167,7 @@ class Arena:
         gradients: NDArray[np.float32],
         hyper: NDArray[np.float64],
         lsn: int,
-    ) -> tuple[Slots, int]:
+    ) -> tuple[Places, int]:
         """Step the rows of those ids that are here; they become dirty.
 
         Parameters
@@ -184,38 +186,38 @@ class Arena:
         Returns
         -------
         tuple
-            Slot of each id ((n,) int64, -1: not here) and how many are not here.
+            Place of each id ((n,) int64, -1: not here) and how many are not here.
         """
         layout = self.layout
-        slots = np.empty(ids.shape[0], np.int64)
+        places = np.empty(ids.shape[0], np.int64)
         missing = step_hot(
             as_read_only(ids), self._entries, self._caps, self._geometry, self.records64,
             index.REFERENCED | index.DIRTY, self.records32, self.records16, layout.dtype,
-            layout.weights_at, layout.state_at, as_read_only(gradients), hyper, lsn, slots,
+            layout.weights_at, layout.state_at, as_read_only(gradients), hyper, lsn, places,
         )  # fmt: skip
-        return slots, int(missing)
+        return places, int(missing)
 
     def clear_flags(self, ids: Ids, flags: int) -> None:
         """Clear flags of the entries of those ids that are here."""
         index.clear_flags(ids, self._entries, self._caps, self._geometry, self.records64, flags)
 
     # ------------------------------------------------------------ coming and going
-    def free_slots(self, wanted: int) -> Slots:
-        """Up to `wanted` slots that nobody uses: recycled ones first, then new ones if the budget
+    def free_places(self, wanted: int) -> Places:
+        """Up to `wanted` places that nobody uses: recycled ones first, then new ones if the budget
         grants them. Fewer than wanted means: evict."""
         recycled = min(wanted, self._free_count)
-        slots = np.empty(wanted, np.int64)
+        places = np.empty(wanted, np.int64)
         self._free_count -= recycled
-        slots[:recycled] = self._free[self._free_count : self._free_count + recycled]
+        places[:recycled] = self._free[self._free_count : self._free_count + recycled]
         fresh = min(wanted - recycled, self._extend(wanted - recycled))
-        slots[recycled : recycled + fresh] = np.arange(self._next_slot, self._next_slot + fresh)
-        self._next_slot += fresh
-        return slots[: recycled + fresh]
+        places[recycled : recycled + fresh] = np.arange(self._next_place, self._next_place + fresh)
+        self._next_place += fresh
+        return places[: recycled + fresh]
 
     def _extend(self, wanted: int) -> int:
-        """Never-used slots available after asking the budget for what is missing."""
+        """Never-used places available after asking the budget for what is missing."""
         cost = self.row_cost_bytes
-        short = self._next_slot + wanted - self._granted_rows
+        short = self._next_place + wanted - self._granted_rows
         left = self.rows_max - self._granted_rows
         steps = [max(short, GRANT_BYTES // cost), short]  # then the last of the budget in smaller bites
         while steps[-1] > 1:
@@ -224,57 +226,57 @@ class Arena:
             if 0 < step <= left and self._grant(step * cost):
                 self._granted_rows += step
                 break
-        return self._granted_rows - self._next_slot
+        return self._granted_rows - self._next_place
 
     @property
     def row_cost_bytes(self) -> int:
         """Budget bytes of one row: record, index share, and its LSN during recovery."""
         return self.layout.cost_bytes + (8 if self.row_lsn is not None else 0)
 
-    def give_back(self, slots: Slots) -> None:
-        """Make slots free again; their rows must be out of the index."""
-        self._free[self._free_count : self._free_count + slots.shape[0]] = slots
-        self._free_count += slots.shape[0]
+    def give_back(self, places: Places) -> None:
+        """Make places free again; their rows must be out of the index."""
+        self._free[self._free_count : self._free_count + places.shape[0]] = places
+        self._free_count += places.shape[0]
 
-    def insert(self, ids: Ids, slots: Slots, flags: int) -> None:
-        """Enter distinct ids that are not here at free slots; writes the ids into the records."""
+    def insert(self, ids: Ids, places: Places, flags: int) -> None:
+        """Enter distinct ids that are not here at free places; writes the ids into the records."""
         entered = index.insert(
-            ids, slots, flags, self._entries, self._caps, self._counts, self._geometry, self.records64
+            ids, places, flags, self._entries, self._caps, self._counts, self._geometry, self.records64
         )
-        # a segment holds 25 % more than its even share, 20 standard deviations at 16,384 rows
-        assert entered == ids.shape[0], "an index segment is full: ids are not spread by mix64"
+        # a sector holds 25 % more than its even share, 20 standard deviations at 16,384 rows
+        assert entered == ids.shape[0], "an index sector is full: ids are not spread by mix64"
 
-    def evict(self, wanted: int) -> tuple[Slots, NDArray[np.uint8]]:
-        """Take victims out of the index by CLOCK; returns their slots and flags. Slots are not free
+    def sweep(self, wanted: int) -> tuple[Places, NDArray[np.uint8]]:
+        """Take victims out of the index by CLOCK; returns their places and flags. Places are not free
         until `give_back`."""
         wanted = max(wanted, min(EVICT_MIN, self._granted_rows // 8), self._granted_rows // 128)
-        slots = np.empty(wanted, np.int64)
+        places = np.empty(wanted, np.int64)
         flags = np.empty(wanted, np.uint8)
         n = index.sweep(
-            self._hand, wanted, self._entries, self._caps, self._counts, self._geometry, slots, flags
+            self._hand, wanted, self._entries, self._caps, self._counts, self._geometry, places, flags
         )
-        return slots[:n], flags[:n]
+        return places[:n], flags[:n]
 
-    def remove(self, ids: Ids) -> tuple[Slots, NDArray[np.uint8]]:
-        """Take those ids that are here out of the index; returns their slots and flags."""
-        slots = np.empty(ids.shape[0], np.int64)
+    def remove(self, ids: Ids) -> tuple[Places, NDArray[np.uint8]]:
+        """Take those ids that are here out of the index; returns their places and flags."""
+        places = np.empty(ids.shape[0], np.int64)
         flags = np.empty(ids.shape[0], np.uint8)
         n = index.remove(
-            ids, self._entries, self._caps, self._counts, self._geometry, self.records64, slots, flags
+            ids, self._entries, self._caps, self._counts, self._geometry, self.records64, places, flags
         )
-        return slots[:n], flags[:n]
+        return places[:n], flags[:n]
 
-    def take_dirty(self, segment: int) -> tuple[Slots, NDArray[np.uint8]]:
-        """Slots and former flags of a segment's dirty rows, which become clean and STORED."""
-        slots = np.empty(int(self._caps[segment]), np.int64)
-        flags = np.empty(slots.shape[0], np.uint8)
-        n = index.take_dirty(segment, self._entries, self._caps, self._geometry, slots, flags)
-        return slots[:n], flags[:n]
+    def take_dirty(self, sector: int) -> tuple[Places, NDArray[np.uint8]]:
+        """Places and former flags of a sector's dirty rows, which become clean and STORED."""
+        places = np.empty(int(self._caps[sector]), np.int64)
+        flags = np.empty(places.shape[0], np.uint8)
+        n = index.take_dirty(sector, self._entries, self._caps, self._geometry, places, flags)
+        return places[:n], flags[:n]
 
-    def ids_of(self, slots: Slots) -> Ids:
-        """Ids of the records in `slots`; a new (n,) uint64."""
-        ids = np.empty(slots.shape[0], np.uint64)
-        record.read_ids(self.records64, self.layout.stride // 8, slots, ids)
+    def ids_of(self, places: Places) -> Ids:
+        """Ids of the records in `places`; a new (n,) uint64."""
+        ids = np.empty(places.shape[0], np.uint64)
+        record.read_ids(self.records64, self.layout.stride // 8, places, ids)
         return ids
 
     def flags_of(self, ids: Ids) -> NDArray[np.uint8]:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 from rowhouse import dtype
-from rowhouse.limit import DIM_MAX, TABLE_NAME_BYTES_MAX
+from rowhouse.limit import DIM_MAX, TABLE_NAME_BYTES_MAX, gradient_bound
 
 from ps_server.disk.row import RowLayout
 from ps_server.table.admission import AdmissionConfig
@@ -143,3 +143,12 @@ class TableConfig(ConfigModel):
             push_count="least_frequent" in kinds,
             show_click="show_click" in kinds,
         )
+
+    @property
+    def gradient_bound(self) -> float:
+        """What a gradient's elements, duplicates summed, must stay below in magnitude.
+
+        Infinity where any finite gradient will do.
+        """
+        optimizer = self.optimizer
+        return gradient_bound(optimizer.kind, optimizer.clip_value, optimizer.clip_norm)

@@ -14,17 +14,16 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from rowhouse import dtype, message
+from rowhouse import dtype
 from rowhouse.error import LimitExceededError
-from rowhouse.ids import as_read_only
 from rowhouse.v1 import rowhouse_pb2 as pb
 
 from ps_server.kernel import index, record
-from ps_server.kernel.gradient import sum_duplicates
 from ps_server.kernel.step import STEP_HOT
 from ps_server.table.admission import AdmissionFilter
-from ps_server.table.arena import Ids, Slots
+from ps_server.table.arena import Ids, Places
 from ps_server.table.config import TableConfig
+from ps_server.table.push import TablePush
 from ps_server.table.score import ShowClick
 from ps_server.table.tier import Tier, TierParts
 
@@ -41,33 +40,6 @@ class TableCounters:
     pushed_ids: int = 0
     evicted_rows: int = 0
     refused_ids: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class TablePush:
-    """One table's part of a push.
-
-    Attributes
-    ----------
-    ids
-        (n,) uint64, distinct.
-    gradients
-        (n, dim) float32, finite, one per id.
-    learning_rate
-        Replaces the optimizer's for this push, or None.
-    events
-        (n, 2) float32 shows and clicks, where the table has a show/click policy.
-    """
-
-    ids: Ids
-    gradients: NDArray[np.float32]
-    learning_rate: float | None = None
-    events: NDArray[np.float32] | None = None
-
-    def only(self, keep: NDArray[np.bool_]) -> "TablePush":
-        """The part's rows where `keep` ((n,) bool) is true."""
-        events = None if self.events is None else self.events[keep]
-        return TablePush(self.ids[keep], self.gradients[keep], self.learning_rate, events)
 
 
 class Table:
@@ -111,14 +83,14 @@ class Table:
         as_stored = code == self.layout.dtype  # then rows need not be widened and narrowed again
         out = np.empty((ids.shape[0], self.layout.dim), dtype.STORAGE[code if as_stored else dtype.FLOAT32])
         with self.tier.lock:
-            places = self.tier.arena.gather(ids, index.REFERENCED if promote else 0, out)
+            absent = self.tier.arena.gather(ids, index.REFERENCED if promote else 0, out)
             departures, look = self.tier.departures, self.tier.stored.cold_possible
         self.counters.pulled_ids += ids.shape[0]
-        self.counters.hot_hits += ids.shape[0] - places.shape[0]
-        if places.shape[0]:
-            wide = np.empty((places.shape[0], self.layout.dim), np.float32)
-            self._pull_cold(ids[places], wide, look, departures if promote else None)
-            out[places] = dtype.narrow(wide, code) if as_stored else wide
+        self.counters.hot_hits += ids.shape[0] - absent.shape[0]
+        if absent.shape[0]:
+            wide = np.empty((absent.shape[0], self.layout.dim), np.float32)
+            self._pull_cold(ids[absent], wide, look, departures if promote else None)
+            out[absent] = dtype.narrow(wide, code) if as_stored else wide
         return out if as_stored else dtype.narrow(out, code, f"table {self.name!r}: the rows")
 
     def _pull_cold(self, ids: Ids, out: NDArray[np.float32], look: bool, departures: int | None) -> None:
@@ -152,9 +124,9 @@ class Table:
     def prefetch(self, ids: Ids) -> int:
         """Make the stored ones of `ids` ((n,) uint64) hot ahead of a pull; returns how many were read."""
         with self.tier.lock:
-            slots, _ = self.tier.arena.find(ids)
+            places, _ = self.tier.arena.find(ids)
             departures, look = self.tier.departures, self.tier.stored.cold_possible
-        wanted = ids[slots < 0] if look else ids[:0]
+        wanted = ids[places < 0] if look else ids[:0]
         present, values = self.tier.fetch(wanted)
         self.tier.promote(wanted[present], values, departures, index.REFERENCED)
         return int(values.shape[0])
@@ -167,21 +139,6 @@ class Table:
                 f"table {self.name!r}: a push of {distinct_ids} distinct ids; its share of memory_budget "
                 f"holds {self.tier.rows_min} rows: raise the budget or push fewer ids at once"
             )
-
-    def summed(self, part: message.TableGradients, gradients: NDArray[np.float32]) -> TablePush:
-        """A part of a push with its duplicates summed in the order of the push.
-
-        `gradients` are the part's, widened. Shows and clicks are summed alike; without them each id counts as
-        one show.
-        """
-        ids, sums = sum_duplicates(as_read_only(part.ids), gradients)
-        events = None
-        if self.layout.show_click:
-            events = np.zeros((part.ids.shape[0], 2), np.float32)
-            events[:, 0] = 1.0 if part.shows is None else part.shows
-            events[:, 1] = 0.0 if part.clicks is None else part.clicks
-            events = sum_duplicates(as_read_only(part.ids), events)[1]
-        return TablePush(ids, sums, part.learning_rate, events)
 
     def push(self, part: TablePush, lsn: int, time_s: int) -> None:
         """Apply one push's gradients; cannot fail but by the store.
@@ -201,44 +158,44 @@ class Table:
             admitted = self.admission.admit(ids, lsn) if self.admission else None
             row_lsn = self.tier.arena.row_lsn
             if row_lsn is None:
-                slots, missing = self._step(part, lsn, time_s)
+                places, missing = self._step(part, lsn, time_s)
             else:
                 # Recovery: a row may hold this push already. It is dirty all the same: a kill may have
                 # come between its flush and that of its tombstone's deletion; written again, it has none.
-                slots, missing = self.tier.arena.find(ids, index.REFERENCED | index.DIRTY)
+                places, missing = self.tier.arena.find(ids, index.REFERENCED | index.DIRTY)
             if missing or row_lsn is not None:
-                left = slots < 0 if row_lsn is None else np.ones(ids.shape[0], np.bool_)
-                pinned = missing > 0 and self._bring_in(ids, slots, admitted)
-                left &= slots >= 0
+                left = places < 0 if row_lsn is None else np.ones(ids.shape[0], np.bool_)
+                pinned = missing > 0 and self._bring_in(ids, places, admitted)
+                left &= places >= 0
                 if row_lsn is not None:
-                    left &= row_lsn[slots] < lsn  # -1 wraps to the last one and is masked anyway
+                    left &= row_lsn[places] < lsn  # -1 wraps to the last one and is masked anyway
                 self._step(part if left.all() else part.only(left), lsn, time_s)
                 if pinned:
                     self.tier.arena.clear_flags(ids, index.PINNED)
             self.tier.applied_lsn = lsn
         self.counters.pushed_ids += ids.shape[0]
 
-    def _bring_in(self, ids: Ids, slots: Slots, admitted: NDArray[np.bool_] | None) -> bool:
-        """Make hot the rows that are not, from the store or new. Fills `slots`; those that admission
+    def _bring_in(self, ids: Ids, places: Places, admitted: NDArray[np.bool_] | None) -> bool:
+        """Make hot the rows that are not, from the store or new. Fills `places`; those that admission
         refuses stay -1. Returns whether the rows of this push were pinned. The caller holds the lock."""
-        places = np.flatnonzero(slots < 0)
-        present, values = self.tier.fetch_cold(ids[places])
+        absent = np.flatnonzero(places < 0)
+        present, values = self.tier.fetch_cold(ids[absent])
         create = ~present
         if admitted is not None:
-            self.counters.refused_ids += int((create & ~admitted[places]).sum())
-            create &= admitted[places]
-        loads, creates = places[present], places[create]
-        free = self.tier.arena.free_slots(loads.shape[0] + creates.shape[0])
+            self.counters.refused_ids += int((create & ~admitted[absent]).sum())
+            create &= admitted[absent]
+        loads, creates = absent[present], absent[create]
+        free = self.tier.arena.free_places(loads.shape[0] + creates.shape[0])
         pinned = bool(free.shape[0] < loads.shape[0] + creates.shape[0])
         if pinned:
             self.tier.arena.find(ids, index.PINNED)
             more = self.tier.make_room(loads.shape[0] + creates.shape[0] - free.shape[0])
             free = np.concatenate([free, more])
             assert free.shape[0] == loads.shape[0] + creates.shape[0], "check_push bounds a push's rows"
-        slots[loads] = free[: loads.shape[0]]
-        slots[creates] = free[loads.shape[0] :]
-        self.tier.load(ids[loads], values, slots[loads], index.DIRTY | index.REFERENCED)
-        self.tier.create(ids[creates], self._new_values(ids[creates]), slots[creates])
+        places[loads] = free[: loads.shape[0]]
+        places[creates] = free[loads.shape[0] :]
+        self.tier.load(ids[loads], values, places[loads], index.DIRTY | index.REFERENCED)
+        self.tier.create(ids[creates], self._new_values(ids[creates]), places[creates])
         return pinned
 
     def _new_values(self, ids: Ids) -> NDArray[np.uint8]:
@@ -252,18 +209,18 @@ class Table:
         values[:, at : at + state.shape[0]] = state
         return values
 
-    def _step(self, part: TablePush, lsn: int, time_s: int) -> tuple[Slots, int]:
-        """Run the optimizer on the hot rows of a push whose gradients are clipped. Slots of all its rows, -1
+    def _step(self, part: TablePush, lsn: int, time_s: int) -> tuple[Places, int]:
+        """Run the optimizer on the hot rows of a push whose gradients are clipped. Places of all its rows, -1
         where they are not hot, and how many are not. The caller holds the lock."""
         optimizer = self.config.optimizer
-        slots, missing = self.tier.arena.step(
+        places, missing = self.tier.arena.step(
             STEP_HOT[optimizer.kind], part.ids, part.gradients, optimizer.hyper(part.learning_rate), lsn
         )
-        here = slots >= 0 if missing else slice(None)
-        self._note_push(None if part.events is None else part.events[here], slots[here], time_s)
-        return slots, missing
+        here = places >= 0 if missing else slice(None)
+        self._note_push(None if part.events is None else part.events[here], places[here], time_s)
+        return places, missing
 
-    def _note_push(self, events: NDArray[np.float32] | None, slots: Slots, time_s: int) -> None:
+    def _note_push(self, events: NDArray[np.float32] | None, places: Places, time_s: int) -> None:
         """Bring the rows' metadata up to date, as far as the table's policies need it."""
         layout, words = self.layout, self.tier.arena.records32
         stride, time_word = layout.stride // 4, layout.push_time_at // 4
@@ -271,11 +228,11 @@ class Table:
         if score is not None and events is not None:
             show_word = layout.show_click_at // 4
             rate, period = score.decay_rate, score.decay_period_s
-            record.add_events(words, stride, time_word, show_word, slots, events, rate, period, time_s)
+            record.add_events(words, stride, time_word, show_word, places, events, rate, period, time_s)
         if layout.push_time:
-            record.touch(words, stride, time_word, slots, time_s)
+            record.touch(words, stride, time_word, places, time_s)
         if layout.push_count:
-            record.count_up(words, stride, layout.push_count_at // 4, slots)
+            record.count_up(words, stride, layout.push_count_at // 4, places)
 
     # ------------------------------------------------------------ stats
     def stats(self) -> pb.TableStats:

@@ -26,14 +26,14 @@ from rowhouse.mix import mix64
 from ps_server.disk.row import RowLayout, get_lsn, put_lsn
 from ps_server.disk.store import RowFamily
 from ps_server.kernel import index, record
-from ps_server.table.arena import Arena, Ids, Slots
+from ps_server.table.arena import Arena, Ids, Places
 from ps_server.table.budget import Budget
 
 ROWS_MIN: Final = 64
 """Rows that a table's floor of the budget must hold: less could not hold one small batch."""
 
 COPY_BYTES: Final = 3 << 20
-"""Rows copied out at a time to be written: a segment of 16,384 rows of dim 16, but not one of wide rows,
+"""Rows copied out at a time to be written: a sector of 16,384 rows of dim 16, but not one of wide rows,
 which would take hundreds of megabytes that no budget counts."""
 
 
@@ -126,27 +126,27 @@ class Tier:
     def _nothing(self, ids: Ids) -> tuple[NDArray[np.bool_], NDArray[np.uint8]]:
         return np.zeros(ids.shape[0], np.bool_), np.empty((0, self.layout.value_bytes), np.uint8)
 
-    def load(self, ids: Ids, values: NDArray[np.uint8], slots: Slots, flags: int = 0) -> None:
-        """Put stored values into free slots and enter them; the caller holds the lock."""
-        self._enter(ids, values, slots, flags | index.STORED)
+    def load(self, ids: Ids, values: NDArray[np.uint8], places: Places, flags: int = 0) -> None:
+        """Put stored values into free places and enter them; the caller holds the lock."""
+        self._enter(ids, values, places, flags | index.STORED)
         if self.arena.row_lsn is not None:
-            self.arena.row_lsn[slots] = get_lsn(values)
+            self.arena.row_lsn[places] = get_lsn(values)
         self.stored.hot += ids.shape[0]
 
-    def create(self, ids: Ids, values: NDArray[np.uint8], slots: Slots) -> None:
+    def create(self, ids: Ids, values: NDArray[np.uint8], places: Places) -> None:
         """Enter new rows, dirty, from their stored parts; the caller holds the lock."""
-        self._enter(ids, values, slots, index.DIRTY | index.REFERENCED)
+        self._enter(ids, values, places, index.DIRTY | index.REFERENCED)
         if self.arena.row_lsn is not None:
-            self.arena.row_lsn[slots] = 0
+            self.arena.row_lsn[places] = 0
 
-    def _enter(self, ids: Ids, values: NDArray[np.uint8], slots: Slots, flags: int) -> None:
+    def _enter(self, ids: Ids, values: NDArray[np.uint8], places: Places, flags: int) -> None:
         if not ids.shape[0]:
             return
         layout, values = self.layout, values.view()
         values.flags.writeable = False  # one compiled variant of the kernel, whatever the source
-        self.arena.insert(ids, slots, flags)
+        self.arena.insert(ids, places, flags)
         record.copy_in(
-            self.arena.records8, layout.stride, layout.weights_at, slots, values, layout.stored_bytes
+            self.arena.records8, layout.stride, layout.weights_at, places, values, layout.stored_bytes
         )
 
     def promote(self, ids: Ids, values: NDArray[np.uint8], departures: int, flags: int = 0) -> None:
@@ -156,32 +156,32 @@ class Tier:
         with self.lock:
             if self.departures != departures:
                 return
-            slots, _ = self.arena.find(ids, 0)
-            wanted = np.flatnonzero(slots < 0)[: self.rows_min]
+            places, _ = self.arena.find(ids, 0)
+            wanted = np.flatnonzero(places < 0)[: self.rows_min]
             free = self.make_room(wanted.shape[0])
             wanted = wanted[: free.shape[0]]
             self.arena.give_back(free[wanted.shape[0] :])
             self.load(ids[wanted], values[first[wanted]], free, flags)
 
     # ------------------------------------------------------------ going
-    def make_room(self, wanted: int) -> Slots:
-        """`wanted` free slots, spilling rows as needed; fewer only when all others are pinned. The
+    def make_room(self, wanted: int) -> Places:
+        """`wanted` free places, spilling rows as needed; fewer only when all others are pinned. The
         caller holds the lock."""
-        free = self.arena.free_slots(wanted)
+        free = self.arena.free_places(wanted)
         while free.shape[0] < wanted:
             with self._writing:  # what a checkpoint has copied is in the store from here on, or it failed
                 self._check_whole()
-                slots, flags = self.arena.evict(wanted - free.shape[0])
-                if not slots.shape[0]:
+                places, flags = self.arena.sweep(wanted - free.shape[0])
+                if not places.shape[0]:
                     break
                 dirty = flags & index.DIRTY != 0
                 self.departures += 1
                 self._note_stored(flags[dirty])
-                self._write_back(slots[dirty])
-            self.stored.hot -= slots.shape[0]  # all of them are in the store now
-            self.spilled_rows += slots.shape[0]
-            self.arena.give_back(slots)
-            free = np.concatenate([free, self.arena.free_slots(wanted - free.shape[0])])
+                self._write_back(places[dirty])
+            self.stored.hot -= places.shape[0]  # all of them are in the store now
+            self.spilled_rows += places.shape[0]
+            self.arena.give_back(places)
+            free = np.concatenate([free, self.arena.free_places(wanted - free.shape[0])])
         return free
 
     def _check_whole(self) -> None:
@@ -199,24 +199,24 @@ class Tier:
         self.stored.rows += fresh
         self.stored.hot += fresh
 
-    def _write_back(self, slots: Slots) -> None:
+    def _write_back(self, places: Places) -> None:
         """Copy rows and write them, a part at a time; the caller holds both locks."""
         part = max(1, COPY_BYTES // self.layout.value_bytes)
-        for start in range(0, slots.shape[0], part):
-            self._write(*self._copy(slots[start : start + part]), self.applied_lsn)
+        for start in range(0, places.shape[0], part):
+            self._write(*self._copy(places[start : start + part]), self.applied_lsn)
 
-    def _copy(self, slots: Slots) -> tuple[Ids, NDArray[np.uint8]]:
+    def _copy(self, places: Places) -> tuple[Ids, NDArray[np.uint8]]:
         """Keys and values of hot rows as the store has them; the caller holds the lock."""
         layout = self.layout
-        values = np.empty((slots.shape[0], layout.value_bytes), np.uint8)
+        values = np.empty((places.shape[0], layout.value_bytes), np.uint8)
         record.copy_out(
-            self.arena.records8, layout.stride, layout.weights_at, slots, values, layout.stored_bytes
+            self.arena.records8, layout.stride, layout.weights_at, places, values, layout.stored_bytes
         )
         lsn: Any = self.applied_lsn
         if self.arena.row_lsn is not None:
-            lsn = np.maximum(self.arena.row_lsn[slots], np.uint64(self.applied_lsn))
+            lsn = np.maximum(self.arena.row_lsn[places], np.uint64(self.applied_lsn))
         put_lsn(values, lsn)
-        return mix64(self.arena.ids_of(slots)), values
+        return mix64(self.arena.ids_of(places)), values
 
     def _write(self, keys: Ids, values: NDArray[np.uint8], lsn: int) -> None:
         """Write what was copied at `lsn`; the caller holds `_writing`."""
@@ -230,23 +230,27 @@ class Tier:
             self._broken = True  # these rows count as clean: nobody may drop them for what the store has
             raise
 
-    def write_back_segment(self, segment: int) -> int:
-        """Write the dirty rows of one index segment to the store; returns how many. Takes the lock for the
-        time of a copy (for that of the write where rows are wide): a checkpoint does one segment at a time
+    def write_back(self) -> int:
+        """Write every dirty row to the store, a sector at a time; returns how many."""
+        return sum(self.write_back_sector(sector) for sector in range(self.arena.sectors))
+
+    def write_back_sector(self, sector: int) -> int:
+        """Write the dirty rows of one index sector to the store; returns how many. Takes the lock for the
+        time of a copy (for that of the write where rows are wide): a checkpoint does one sector at a time
         so that nobody waits long."""
         with ExitStack() as writing:
             with self.lock:
-                slots, flags = self.arena.take_dirty(segment)
-                if not slots.shape[0]:
+                places, flags = self.arena.take_dirty(sector)
+                if not places.shape[0]:
                     return 0
                 self._note_stored(flags)
                 writing.enter_context(self._writing)
-                if slots.shape[0] * self.layout.value_bytes > COPY_BYTES:
-                    self._write_back(slots)
-                    return int(slots.shape[0])
-                (keys, values), lsn = self._copy(slots), self.applied_lsn
+                if places.shape[0] * self.layout.value_bytes > COPY_BYTES:
+                    self._write_back(places)
+                    return int(places.shape[0])
+                (keys, values), lsn = self._copy(places), self.applied_lsn
             self._write(keys, values, lsn)
-        return int(slots.shape[0])
+        return int(places.shape[0])
 
     def remove(self, ids: Ids, lsn: int) -> int:
         """Evict rows by policy: out of memory and store, a tombstone of `lsn` in their place.
@@ -263,8 +267,8 @@ class Tier:
                 gone = np.ones(ids.shape[0], np.bool_)
                 gone[present] = get_lsn(values) < lsn
                 ids, keys, present = ids[gone], keys[gone], present[gone]
-            slots, flags = self.arena.remove(ids)
-            self.arena.give_back(slots)
+            places, flags = self.arena.remove(ids)
+            self.arena.give_back(places)
             self.departures += 1
             was_stored = flags & index.STORED != 0
             self.stored.hot -= int(was_stored.sum())
@@ -295,10 +299,10 @@ class Tier:
             self._barrier(since_lsn)
             ingest()
             while len(self.arena):
-                slots, flags = self.arena.evict(len(self.arena))
+                places, flags = self.arena.sweep(len(self.arena))
                 assert not (flags & index.DIRTY).any(), "the caller wrote back, and nobody pushed since"
-                self.stored.hot -= slots.shape[0]
-                self.arena.give_back(slots)
+                self.stored.hot -= places.shape[0]
+                self.arena.give_back(places)
             self.stored.rows += added
             self.departures += 1
 

@@ -11,7 +11,7 @@ import pytest
 
 from feature_cross import ArrowMap, Engine, load
 
-ray: Any = pytest.importorskip("ray", reason="ray is not installed: pip install 'rowhouse[ray]'")
+ray: Any = pytest.importorskip("ray", reason="ray is not installed: pip install 'rowhouse-ps[ray]'")
 pytest.importorskip("ray.data", reason="ray is installed without its data part: pip install 'ray[data]'")
 
 CONFIG: dict[str, Any] = {

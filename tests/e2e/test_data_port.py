@@ -18,8 +18,8 @@ from rowhouse.error import ConfigError
 
 from ps_client import connect, connect_async, connection
 from ps_client.transport.grpc import GrpcTransport
-from ps_server.config import endpoint as endpoint_module
 from ps_server.config.cluster import load_config
+from ps_server.serve import binding
 from ps_server.serve.server import Server
 from ps_server.shard.shard import Shard
 from tests.conftest import MakeConfig
@@ -139,7 +139,7 @@ def test_ports_that_would_meet_are_refused(make_config: MakeConfig) -> None:
 
 def test_a_port_picked_is_no_shards_endpoint(monkeypatch: pytest.MonkeyPatch) -> None:
     picked: list[int] = []
-    bind = endpoint_module._bind
+    bind = binding._bind
 
     def noted(family: int, address: Any) -> socket.socket:
         made = bind(family, address if len(picked) else (address[0], reserved))
@@ -147,9 +147,9 @@ def test_a_port_picked_is_no_shards_endpoint(monkeypatch: pytest.MonkeyPatch) ->
         return made
 
     reserved = free_ports(1)
-    monkeypatch.setattr(endpoint_module, "_bind", noted)  # the first pick is a port that is another's
+    monkeypatch.setattr(binding, "_bind", noted)  # the first pick is a port that is another's
     others = ["unix:/a", f"127.0.0.1:{reserved}"]
-    with endpoint_module.bind_data_port("127.0.0.1:1", 0, others) as made:
+    with binding.bind_data_port("127.0.0.1:1", 0, others) as made:
         assert picked[0] == reserved and len(picked) == 2
         assert made.getsockname()[1] == picked[1] != reserved
     assert is_free(reserved)

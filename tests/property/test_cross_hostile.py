@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from rowhouse.placement import PartitionMap
 
 from feature_cross import ConfigError, CrossConfig, DataError, Engine, load
-from feature_cross.loader import load_text
+from feature_cross.config.loader import load_text
 
 GOOD: dict[str, Any] = {
     "version": 1,

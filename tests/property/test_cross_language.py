@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from feature_cross import Engine, load
-from feature_cross.explain import explain
-from feature_cross.row import row_to_batch
+from feature_cross.author.explain import explain
+from feature_cross.data.row import row_to_batch
 from tests.cross_naive import Row, bucket_hash, folded, int_hash, null_hash, part_hash, text_hash
 
 WEEKDAY = 5

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from rowhouse.error import InvalidRequestError, PreconditionError, StoreError, UnknownTableError
 from rowhouse.mix import mix64
 
-from ps_server.bulk.load import bulk_load, export_schema, export_table
+from ps_server.bulk.export import export_schema, export_table
+from ps_server.bulk.load import bulk_load
 from ps_server.config.cluster import ClusterConfig
 from ps_server.disk.verify import verify_directory
 from ps_server.shard.shard import Shard

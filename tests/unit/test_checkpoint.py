@@ -78,8 +78,7 @@ def test_a_machine_that_went_down_under_os_never_reuses_a_number(tmp_path: Path)
     for _ in range(3):
         driver.push({"t": (IDS, np.ones((5, 4), np.float32))})
     tier = driver.shard._tables["t"].tier
-    for segment in range(tier.arena.segments):
-        tier.write_back_segment(segment)
+    tier.write_back()
     tier.rows.flush()
     rows = driver.pull("t", IDS)
     checkpoint.write_life(driver.shard.store, replace(driver.shard._opened.life, boot_id="another"))

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from feature_cross import Builder, ConfigError, load
-from feature_cross.loader import load_text
+from feature_cross.config.loader import load_text
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "feature_cross.md"
 

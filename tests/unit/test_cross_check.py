@@ -11,7 +11,7 @@ import pyarrow.parquet
 import pytest
 
 from feature_cross import Engine, load
-from feature_cross.cli import main
+from feature_cross.author.cli import main
 
 CONFIG = """\
 ids: {slot_bits: 6}
@@ -254,7 +254,7 @@ def test_every_warning_points_at_its_line(files: Path, capsys: pytest.CaptureFix
 
 
 def test_a_value_seen_once_determines_nothing() -> None:
-    from feature_cross.lint import PairCount
+    from feature_cross.author.check.lint import PairCount
 
     assert PairCount(rows=100, left=50, right=5, both=50).determined() is None
     assert PairCount(rows=150, left=50, right=5, both=50).determined() == "right"

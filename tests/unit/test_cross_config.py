@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from feature_cross import ConfigError, Engine, load
+from feature_cross.config.loader import load_text
 from feature_cross.limit import CONFIG_BYTES_MAX, CONFIG_DEPTH_MAX, OPERANDS_MAX
-from feature_cross.loader import load_text
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "feature_cross.md"
 HEAD = """\
@@ -389,11 +389,11 @@ def test_hostile_texts_are_refused_in_bounded_time(name: str) -> None:
 
 def test_every_problem_code_is_documented_and_raised_somewhere() -> None:
     folder = PAGE.parents[1] / "feature_cross"
-    sources = "\n".join(path.read_text() for path in folder.glob("*.py"))
+    sources = "\n".join(path.read_text() for path in folder.rglob("*.py"))
     calls = r'(?:_add|_add_once|_warning|_fail|Problem)\(\s*(?:config,\s*)?"([a-z-]+)"'
     raised = set(re.findall(calls, sources))
-    raised |= set(re.findall(r'yield "([a-z-]+)", ', (folder / "family.py").read_text()))
-    raised |= set(re.findall(r'    add\(\s*"([a-z-]+)",', (folder / "lock.py").read_text()))
+    raised |= set(re.findall(r'yield "([a-z-]+)", ', (folder / "config" / "family.py").read_text()))
+    raised |= set(re.findall(r'    add\(\s*"([a-z-]+)",', (folder / "author" / "lock.py").read_text()))
     listed = PAGE.read_text().partition("What `check` finds, by code.")[2].partition("\n\n")[0]
     assert len(raised) > 25
     assert raised == set(re.findall(r"`([a-z]+(?:-[a-z]+)*)`", listed)) - {"load"}

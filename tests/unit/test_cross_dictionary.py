@@ -11,9 +11,9 @@ import pyarrow.parquet
 import pytest
 
 from feature_cross import DataError, Engine, load
-from feature_cross import dictionary as dictionary_module
-from feature_cross.cli import main
-from feature_cross.dictionary import DictionaryReport, look_up, parse_id, write_dictionary
+from feature_cross.author import dictionary as dictionary_module
+from feature_cross.author.cli import main
+from feature_cross.author.dictionary import DictionaryReport, look_up, parse_id, write_dictionary
 from feature_cross.error import FlagError
 
 CONFIG = """\

@@ -10,10 +10,10 @@ import pyarrow.parquet
 import pytest
 
 from feature_cross import Engine
-from feature_cross.cli import main
-from feature_cross.diff import ConfigDiff, FeatureDiff, diff_configs
-from feature_cross.loader import load_text
-from feature_cross.measure import measure
+from feature_cross.author.cli import main
+from feature_cross.author.diff.diff import ConfigDiff, FeatureDiff, diff_configs
+from feature_cross.author.diff.measure import measure
+from feature_cross.config.loader import load_text
 
 CONFIG = """\
 ids: {slot_bits: 8}

@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 
 from feature_cross import load
-from feature_cross.cli import main
-from feature_cross.diff import diff_configs
+from feature_cross.author.cli import main
+from feature_cross.author.diff.diff import diff_configs
+from feature_cross.author.rank import edit as edit_module
+from feature_cross.author.rank.candidate import Candidate, declare, existing, pairs, triples
+from feature_cross.author.rank.edit import add_features, declaration, remove_features
+from feature_cross.config.loader import load_text
+from feature_cross.config.plan import build_plan
 from feature_cross.error import InternalError
-from feature_cross.loader import load_text
-from feature_cross.plan import build_plan
-from feature_cross.rank import edit as edit_module
-from feature_cross.rank.candidate import Candidate, declare, existing, pairs, triples
-from feature_cross.rank.edit import add_features, declaration, remove_features
 
 CONFIG = """\
 # head

@@ -285,7 +285,7 @@ def test_a_dictionary_of_text_is_cast_and_an_extension_is_its_storage() -> None:
 
 
 def test_an_arrow_column_too_long_for_its_offsets_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    from feature_cross import batch as batch_module
+    from feature_cross.engine import batch as batch_module
 
     monkeypatch.setattr(batch_module, "_ARROW_LIST_MAX", 2)
     with pytest.raises(LimitError, match="f has 3 ids; an Arrow list column holds 2"):

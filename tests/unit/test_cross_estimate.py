@@ -11,16 +11,16 @@ import pyarrow.parquet
 import pytest
 
 from feature_cross import DataError, Engine, load
-from feature_cross.cli import main
-from feature_cross.estimate.collision import (
+from feature_cross.author.cli import main
+from feature_cross.author.estimate.collision import (
     CheckedEngine,
     ValueCheck,
     expected_collisions,
     second_hashes,
     values_behind,
 )
-from feature_cross.estimate.measure import measure
-from feature_cross.estimate.report import Estimate, read_estimate
+from feature_cross.author.estimate.measure import measure
+from feature_cross.author.estimate.report import Estimate, read_estimate
 
 CONFIG = """\
 ids: {slot_bits: 8}

@@ -11,11 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from feature_cross.cli import main
-from feature_cross.estimate.ceiling import ceiling, group_ceiling
-from feature_cross.estimate.growth import ROWS_MIN
-from feature_cross.loader import load_text
-from feature_cross.plan import Plan, build_plan
+from feature_cross.author.cli import main
+from feature_cross.author.estimate.ceiling import ceiling, group_ceiling
+from feature_cross.author.estimate.growth import ROWS_MIN
+from feature_cross.config.loader import load_text
+from feature_cross.config.plan import Plan, build_plan
 
 ENTITIES = """\
 entities:

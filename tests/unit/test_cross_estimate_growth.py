@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from feature_cross.estimate.growth import (
+from feature_cross.author.estimate.growth import (
     METHODS,
     SPECTRUM_LENGTH,
     Growth,

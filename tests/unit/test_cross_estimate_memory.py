@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from feature_cross.estimate.memory import Budget, Cost, decide
+from feature_cross.author.estimate.memory import Budget, Cost, decide
 
 
 def cost(name: str, rows: float, spread: float = 0.0, once: float = 0.5, row_bytes: int = 100) -> Cost:

@@ -15,8 +15,8 @@ import pyarrow.parquet
 import pytest
 
 from feature_cross import Engine, load
-from feature_cross.estimate.growth import project
-from feature_cross.estimate.measure import measure
+from feature_cross.author.estimate.growth import project
+from feature_cross.author.estimate.measure import measure
 
 FOLDER = Path(os.environ.get("ROWHOUSE_DATA", "/nonexistent"))
 FACTORS = (2, 4, 10, 30)

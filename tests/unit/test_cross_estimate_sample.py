@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from feature_cross.estimate.sample import IdSample
-from feature_cross.estimate.sketch import Sketch
+from feature_cross.author.estimate.sample import IdSample
+from feature_cross.author.estimate.sketch import Sketch
 
 Ids = NDArray[np.uint64]
 

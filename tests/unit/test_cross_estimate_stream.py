@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from feature_cross import Engine, load
-from feature_cross.estimate.measure import Measurement, measure
+from feature_cross.author.estimate.measure import Measurement, measure
 
 
 def test_ctrl_c_tells_what_was_read() -> None:
@@ -23,7 +23,7 @@ def test_ctrl_c_tells_what_was_read() -> None:
 import os, signal, sys
 import numpy as np, pyarrow as pa
 from feature_cross import load
-from feature_cross.estimate.measure import measure
+from feature_cross.author.estimate.measure import measure
 config = load({"entities": {"e": {"attributes": {"a": {"type": "int"}}}},
                "features": {"f": {"kind": "attribute", "of": "e.a"}}})
 def batches():
@@ -51,7 +51,7 @@ def test_the_command_says_that_it_was_interrupted(tmp_path: Path) -> None:
     command = [
         sys.executable,
         "-m",
-        "feature_cross.cli",
+        "feature_cross.author.cli",
         "estimate",
         "c.yaml",
         "t.parquet",

@@ -14,7 +14,7 @@ import pyarrow.csv
 import pyarrow.parquet
 import pytest
 
-from feature_cross.cli import main
+from feature_cross.author.cli import main
 
 CONFIG = """\
 ids: {slot_bits: 6}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from feature_cross.cli import main
+from feature_cross.author.cli import main
 
 
 def run(*arguments: object) -> int:

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from feature_cross.cli import main
+from feature_cross.author.check.finding import find
+from feature_cross.author.cli import main
+from feature_cross.config.loader import load_text
 from feature_cross.error import ConfigError
-from feature_cross.finding import find
-from feature_cross.loader import load_text
 
 CONFIG = """\
 ids: {slot_bits: 6}

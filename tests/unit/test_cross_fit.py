@@ -12,9 +12,9 @@ import pyarrow.parquet
 import pytest
 
 from feature_cross import ConfigError, DataError, Engine, load
-from feature_cross import fit as fit_module
-from feature_cross.cli import main
-from feature_cross.fit import fit, quantile_edges
+from feature_cross.author import fit as fit_module
+from feature_cross.author.cli import main
+from feature_cross.author.fit import fit, quantile_edges
 
 FLOW = """\
 # ids of a shop

@@ -12,11 +12,11 @@ import pyarrow.parquet
 import pytest
 
 from feature_cross import DataError, Engine, load
-from feature_cross.cli import main
-from feature_cross.edge import EDGE_ROWS, edge_rows
+from feature_cross.author.cli import main
+from feature_cross.author.golden.edge import EDGE_ROWS, edge_rows
+from feature_cross.author.golden.golden import check_golden, freeze, read_golden
+from feature_cross.config.loader import load_text
 from feature_cross.error import FlagError
-from feature_cross.golden import check_golden, freeze, read_golden
-from feature_cross.loader import load_text
 
 CONFIG = """\
 ids: {slot_bits: 8}

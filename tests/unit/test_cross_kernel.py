@@ -13,7 +13,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from feature_cross import id_format as f
-from feature_cross.bag import PLAIN
+from feature_cross.engine.bag import PLAIN
 from feature_cross.kernel.fold import fold_first, fold_next, fold_pair, fold_product, lay_out, product_offsets
 from feature_cross.kernel.jagged import all_ascii, compact
 from feature_cross.kernel.look_up import _NEAR, largest, look_up, look_up_first, look_up_next, look_up_pair

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from feature_cross import ConfigError
-from feature_cross.cli import main
-from feature_cross.lock import read_previous
+from feature_cross.author.cli import main
+from feature_cross.author.lock import read_previous
 
 OLD = """\
 ids: {slot_bits: 6}

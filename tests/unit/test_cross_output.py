@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from feature_cross.cli import main
+from feature_cross.author.cli import main
 
 CONFIG = """version: 1
 entities: {user: {attributes: {id: {column: user, type: int}, spent: {column: spent, type: float,

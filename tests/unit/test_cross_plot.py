@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """`feature-cross plot`: which files, what is in them, and what it refuses."""
 
-import builtins
 import json
 import sys
 from pathlib import Path
@@ -15,18 +14,18 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from feature_cross import load
-from feature_cross.cli import main
-from feature_cross.estimate.report import Estimate, read_estimate
-from feature_cross.plan import build_plan
-from feature_cross.plot.chart import (
+from feature_cross.author.cli import main
+from feature_cross.author.estimate.report import Estimate, read_estimate
+from feature_cross.author.plot.chart import (
     LINES_MAX,
     cardinality_figure,
     collision_figure,
     frequency_figure,
     growth_figure,
 )
-from feature_cross.plot.graph import NODES_MAX, graph_figure
-from feature_cross.plot.style import _apart
+from feature_cross.author.plot.graph import NODES_MAX, graph_figure
+from feature_cross.author.plot.style import _apart
+from feature_cross.config.plan import build_plan
 
 NAMES = ["graph", "cardinality", "frequency", "growth", "collision"]
 CONFIG = """\
@@ -155,21 +154,11 @@ def test_a_folder_that_cannot_be_is_named(
 def test_without_matplotlib_the_error_says_what_to_install(
     files: Path, estimate: Estimate, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
-        monkeypatch.delitem(sys.modules, name)
-    for name in ("chart", "graph", "style"):
-        monkeypatch.delitem(sys.modules, f"feature_cross.plot.{name}", raising=False)
-        monkeypatch.delattr(f"feature_cross.plot.{name}", raising=False)
-    real = builtins.__import__
-
-    def without(name: str, *arguments: Any, **keywords: Any) -> Any:
-        if name.split(".", maxsplit=1)[0] == "matplotlib":
-            raise ModuleNotFoundError("No module named 'matplotlib'", name="matplotlib")
-        return real(name, *arguments, **keywords)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.delitem(sys.modules, "feature_cross.author.command.plot", raising=False)
     assert run("plot", files / "c.yaml", files / "e.json", "--out", files / "o") == 2
-    assert "pip install 'rowhouse[plot]'" in capsys.readouterr().err
+    assert "pip install 'rowhouse-ps[author]'" in capsys.readouterr().err
 
 
 def test_data_without_any_id_is_nothing_to_draw(files: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,14 +12,14 @@ import pyarrow.parquet
 import pytest
 
 from feature_cross import CrossConfig, DataError, load
-from feature_cross.cli import main
+from feature_cross.author.cli import main
+from feature_cross.author.rank import ranking as ranking_module
+from feature_cross.author.rank.model import StoppedError, Trainer
+from feature_cross.author.rank.part import make_probe
+from feature_cross.author.rank.ranking import Judgement, rank
+from feature_cross.author.rank.sample import Design, Sample, read_sample
+from feature_cross.config.plan import build_plan
 from feature_cross.error import FlagError
-from feature_cross.plan import build_plan
-from feature_cross.rank import ranking as ranking_module
-from feature_cross.rank.model import StoppedError, Trainer
-from feature_cross.rank.part import make_probe
-from feature_cross.rank.ranking import Judgement, rank
-from feature_cross.rank.sample import Design, Sample, read_sample
 
 CONFIG = """\
 ids: {slot_bits: 8}
@@ -70,7 +70,7 @@ def config() -> CrossConfig:
 
 
 def load_text(text: str) -> CrossConfig:
-    from feature_cross.loader import load_text as parse
+    from feature_cross.config.loader import load_text as parse
 
     return parse(text, "c.yaml")
 

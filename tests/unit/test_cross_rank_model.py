@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from feature_cross.author.kernel.logistic import add_margins, index_rows, row_losses, sweep
+from feature_cross.author.rank.coding import Coded, code_ids, cross_product, cross_subsets
+from feature_cross.author.rank.inference import Estimate, adjust, compare, z_value
+from feature_cross.author.rank.model import Trainer
+from feature_cross.author.rank.sample import Sample
 from feature_cross.error import LimitError
-from feature_cross.kernel.logistic import add_margins, index_rows, row_losses, sweep
-from feature_cross.rank.coding import Coded, code_ids, cross_product, cross_subsets
-from feature_cross.rank.inference import Estimate, adjust, compare, z_value
-from feature_cross.rank.model import Trainer
-from feature_cross.rank.sample import Sample
 
 
 def jagged(lists: list[list[int]]) -> Coded:
@@ -198,6 +198,6 @@ def test_a_candidate_past_a_limit_is_named(monkeypatch: pytest.MonkeyPatch) -> N
     long = jagged([list(range(300))])
     with pytest.raises(LimitError, match="l x l gives more than 65536 ids for one row"):
         cross_product("l x l", [long, long])
-    monkeypatch.setattr("feature_cross.rank.coding.CANDIDATE_IDS_MAX", 10)
+    monkeypatch.setattr("feature_cross.author.rank.coding.CANDIDATE_IDS_MAX", 10)
     with pytest.raises(LimitError, match="pairs of l gives 44850 ids for 1 rows; at most 10"):
         cross_subsets("pairs of l", long, 2)

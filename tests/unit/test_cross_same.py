@@ -3,9 +3,9 @@
 
 import pytest
 
-from feature_cross.lint import check_config
-from feature_cross.loader import load_text
-from feature_cross.plan import build_plan
+from feature_cross.author.check.lint import check_config
+from feature_cross.config.loader import load_text
+from feature_cross.config.plan import build_plan
 
 CONFIG = """\
 ids: {slot_bits: 8}

@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from feature_cross.cli import main
+from feature_cross.author.cli import main
+from feature_cross.author.size import DTYPE_BYTES, OPTIMIZER_STATE, RowShape, parse_size, show_bytes
 from feature_cross.error import FlagError
-from feature_cross.size import DTYPE_BYTES, OPTIMIZER_STATE, RowShape, parse_size, show_bytes
 from ps_server.disk.row import ID_BYTES, LSN_BYTES, RowLayout
 from ps_server.table import optimizer as server_optimizer
 from ps_server.table.config import TableConfig

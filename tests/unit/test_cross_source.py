@@ -15,7 +15,7 @@ import pyarrow.parquet
 import pytest
 
 from feature_cross import DataError, Engine, LimitError, load
-from feature_cross import execution as engine_module
+from feature_cross.engine import execution as engine_module
 from feature_cross.limit import BATCH_ROWS_DEFAULT
 
 INT_LIST = {"type": "int", "list": True}

@@ -11,16 +11,16 @@ import pyarrow.parquet
 import pytest
 
 from feature_cross import Engine, load
-from feature_cross.cli import main
+from feature_cross.author.check.lint import check_config
+from feature_cross.author.cli import main
+from feature_cross.author.rank.candidate import Candidate, declare
+from feature_cross.author.rank.edit import add_features
+from feature_cross.author.rank.pruning import Limits, _Pruner, prune
+from feature_cross.author.rank.sample import Design
+from feature_cross.author.rank.suggestion import Search, _Searcher, suggest
+from feature_cross.config.loader import load_text
+from feature_cross.config.plan import build_plan
 from feature_cross.error import FlagError
-from feature_cross.lint import check_config
-from feature_cross.loader import load_text
-from feature_cross.plan import build_plan
-from feature_cross.rank.candidate import Candidate, declare
-from feature_cross.rank.edit import add_features
-from feature_cross.rank.pruning import Limits, _Pruner, prune
-from feature_cross.rank.sample import Design
-from feature_cross.rank.suggestion import Search, _Searcher, suggest
 
 CONFIG = """\
 ids: {slot_bits: 8}
@@ -215,7 +215,7 @@ def test_an_interrupted_search_tells_what_it_knows(
 def test_an_interrupt_while_choosing_keeps_the_steps_so_far(
     monkeypatch: pytest.MonkeyPatch, files: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from feature_cross.rank.model import Trainer
+    from feature_cross.author.rank.model import Trainer
 
     refine, calls = Trainer.refine, []
 

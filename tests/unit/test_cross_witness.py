@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from feature_cross import Engine
-from feature_cross.cli import main
-from feature_cross.edge import EDGE_ROWS, edge_rows
-from feature_cross.golden import check_golden, freeze
-from feature_cross.loader import load_text
-from feature_cross.witness import WITNESSES_MAX, witness_rows
+from feature_cross.author.cli import main
+from feature_cross.author.golden.edge import EDGE_ROWS, edge_rows
+from feature_cross.author.golden.golden import check_golden, freeze
+from feature_cross.author.golden.witness import WITNESSES_MAX, witness_rows
+from feature_cross.config.loader import load_text
 
 CONFIG = """\
 entities:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the batches of a stream share, and that nobody sees it: invariants of feature_cross/workspace.py."""
+"""What the batches of a stream share, and that nobody sees it: invariants of data/workspace.py."""
 
 import itertools
 import pickle
@@ -13,9 +13,10 @@ import pyarrow.dataset
 import pyarrow.ipc
 import pytest
 
-from feature_cross import DataError, Engine, column, load
+from feature_cross import DataError, Engine, load
+from feature_cross.data import column
+from feature_cross.data.workspace import Workspace
 from feature_cross.limit import BATCH_ROWS_DEFAULT, KEPT_BYTES_MAX
-from feature_cross.workspace import Workspace
 
 ROWS = 4 * BATCH_ROWS_DEFAULT + 17
 INDICES = [pa.int8(), pa.uint8(), pa.int16(), pa.uint16(), pa.int32(), pa.uint32(), pa.int64(), pa.uint64()]

@@ -8,14 +8,8 @@ import pytest
 from rowhouse.error import ConfigError
 
 from ps_server.config.cluster import load_config
-from ps_server.config.endpoint import (
-    SOCKET_PATH_BYTES_MAX,
-    bind_problem,
-    check_endpoint,
-    clear_socket_file,
-    has_open_port,
-    socket_path,
-)
+from ps_server.config.endpoint import SOCKET_PATH_BYTES_MAX, check_endpoint, has_open_port, socket_path
+from ps_server.serve.binding import bind_problem, clear_socket_file
 from tests.conftest import MakeConfig
 
 

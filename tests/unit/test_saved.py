@@ -12,7 +12,7 @@ from rowhouse.error import CorruptionError, InvalidRequestError, PreconditionErr
 from rowhouse.v1 import rowhouse_pb2 as pb
 
 from ps_server.disk.verify import verify_directory
-from ps_server.life.saved import JOURNAL, check_no_restore, restore_tables
+from ps_server.life.saved import RESTORING, check_no_restore, restore_tables
 from tests.driver import CLIENT, Driver, assert_equal_dumps, dump, shard_config, snapshot
 
 IDS = np.arange(500, dtype=np.uint64) * np.uint64(7919)
@@ -242,7 +242,7 @@ def test_a_restore_that_is_interrupted_anywhere_is_run_again(
                 interrupted = False
         if not interrupted:
             break
-        if (copy / JOURNAL).exists():
+        if (copy / RESTORING).exists():
             with pytest.raises(StoreError, match="the restore of 'a' was interrupted; run ps-server restore"):
                 check_no_restore(copy)
             assert restore_tables([copy], "a") == [1]

@@ -36,8 +36,7 @@ def ones(rows: int, dim: int = 4) -> NDArray[np.float32]:
 def write_back(driver: Driver) -> None:
     """Dirty rows go to the store, as in the middle of a checkpoint."""
     tier = driver.shard._tables["user"].tier
-    for segment in range(tier.arena.segments):
-        tier.write_back_segment(segment)
+    tier.write_back()
 
 
 def test_half_a_push_never_reaches_the_store(

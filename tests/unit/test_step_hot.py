@@ -27,7 +27,7 @@ def _arena(optimizer: Any, dim: int, code: int, ids: NDArray[np.uint64]) -> Aren
         dim=dim, dtype=code, state_size=optimizer.state_size(dim), push_time=True, push_count=False
     )
     arena = Arena(layout, 1000, lambda _bytes: True)
-    arena.insert(ids, arena.free_slots(ids.shape[0]), 0)
+    arena.insert(ids, arena.free_places(ids.shape[0]), 0)
     rng = np.random.default_rng(dim)
     for slot in range(ids.shape[0]):
         first = slot * layout.stride
@@ -70,12 +70,12 @@ def test_rows_that_are_here_are_stepped_as_one_by_one(
     others = np.arange(5, dtype=np.uint64)
     expected, arena = (_arena(optimizer, dim, code, np.append(others, ids[here])) for _ in range(2))
     for i in here:
-        slots, _ = expected.find(ids[i : i + 1])
-        _step_one(expected, optimizer, int(slots[0]), ids[i : i + 1], gradients[i : i + 1])
-    slots, absent = arena.step(STEP_HOT[optimizer.kind], ids, gradients, optimizer.hyper(), LSN)
+        places, _ = expected.find(ids[i : i + 1])
+        _step_one(expected, optimizer, int(places[0]), ids[i : i + 1], gradients[i : i + 1])
+    places, absent = arena.step(STEP_HOT[optimizer.kind], ids, gradients, optimizer.hyper(), LSN)
     assert absent == missing
-    np.testing.assert_array_equal(np.flatnonzero(slots >= 0), here)
-    np.testing.assert_array_equal(arena.ids_of(slots[here]), ids[here])
+    np.testing.assert_array_equal(np.flatnonzero(places >= 0), here)
+    np.testing.assert_array_equal(arena.ids_of(places[here]), ids[here])
     np.testing.assert_array_equal(arena.records8, expected.records8)
     dirty = index.REFERENCED | index.DIRTY
     assert (arena.flags_of(ids[here]) == dirty).all() and not arena.flags_of(others).any()

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from rowhouse.mix import mix64
 
 from ps_server.disk.row import get_lsn
-from ps_server.table.table import TablePush
+from ps_server.table.push import TablePush
 from ps_server.table.tier import Tier
 from tests.driver import Driver, shard_config
 
@@ -49,7 +49,7 @@ def test_rows_carry_the_lsn_of_their_table_when_they_are_written(driver: Driver)
     driver.shard.checkpoint()
     present, values = tier_of(driver).fetch(IDS)
     assert present.all() and (get_lsn(values) == last).all()
-    assert tier_of(driver).write_back_segment(0) == 0, "written rows are clean"
+    assert tier_of(driver).write_back_sector(0) == 0, "written rows are clean"
 
 
 def test_a_spilled_row_is_pulled_loaded_and_pushed_on(driver: Driver) -> None:
@@ -158,7 +158,7 @@ def test_a_row_that_was_flushed_before_its_tombstone_went_loses_it_in_recovery(
     tier = tier_of(driver)
     tier.tombstones.flush()
     last = push(driver, IDS)
-    assert sum(tier.write_back_segment(segment) for segment in range(tier.arena.segments)) == 10
+    assert tier.write_back() == 10
     tier.rows.flush()
     driver.crash(tmp_path / "copy")
     present, values = tier_of(driver).fetch(IDS)
@@ -180,8 +180,7 @@ def test_recovery_keeps_the_later_lsn_of_rows_that_are_written_back_meanwhile(dr
     tier.applied_lsn = 0
     for lsn in (1, 2):
         table.push(TablePush(IDS, np.ones((10, 64), np.float32)), lsn, 0)
-        for segment in range(tier.arena.segments):
-            tier.write_back_segment(segment)
+        tier.write_back()
     assert (get_lsn(tier.fetch(IDS)[1]) == 4).all()
     np.testing.assert_array_equal(driver.pull("t", IDS), rows)
     driver.abandon()

@@ -135,9 +135,9 @@ def test_after_a_failed_write_no_row_leaves_memory(
 
     with monkeypatch.context() as patched:
         patched.setattr(tier.rows, "put", fail)
-        segment = int(np.argmax(tier.arena._counts))
+        sector = int(np.argmax(tier.arena._counts))
         with pytest.raises(StoreError):
-            tier.write_back_segment(segment)
+            tier.write_back_sector(sector)
     with pytest.raises(PoisonedError, match="a push or a write broke off"), tier.lock:
         tier.make_room(tier.arena.rows_max)
     with pytest.raises(PoisonedError, match="a push or a write broke off"):
@@ -191,7 +191,7 @@ def test_rows_too_wide_to_copy_are_written_whole_beside_pushes(
         stored = np.ascontiguousarray(values[:, :4096]).view(np.float32)
         assert (get_lsn(values) == 2).all()
         np.testing.assert_array_equal(stored, before)
-        assert sum(tier.write_back_segment(s) for s in range(tier.arena.segments)) == 100, "dirty again"
+        assert sum(tier.write_back_sector(s) for s in range(tier.arena.sectors)) == 100, "dirty again"
         np.testing.assert_array_equal(driver.pull("t", ids), expected)
     driver.crash(tmp_path / "copy")
     rows = driver.pull("t", ids, read_only=True)

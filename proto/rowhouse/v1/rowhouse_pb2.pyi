@@ -96,7 +96,7 @@ class PullRequest(_message.Message):
     dtype: Dtype
     read_only: bool
     tables: _containers.RepeatedCompositeFieldContainer[TableIds]
-    def __init__(self, map_version: _Optional[int] = ..., dtype: _Optional[_Union[Dtype, str]] = ..., read_only: _Optional[bool] = ..., tables: _Optional[_Iterable[_Union[TableIds, _Mapping]]] = ...) -> None: ...
+    def __init__(self, map_version: _Optional[int] = ..., dtype: _Optional[_Union[Dtype, str]] = ..., read_only: bool = ..., tables: _Optional[_Iterable[_Union[TableIds, _Mapping]]] = ...) -> None: ...
 
 class TableRows(_message.Message):
     __slots__ = ("table", "dim", "count", "dtype", "rows")
@@ -160,7 +160,7 @@ class PushResponse(_message.Message):
     DUPLICATE_FIELD_NUMBER: _ClassVar[int]
     lsn: int
     duplicate: bool
-    def __init__(self, lsn: _Optional[int] = ..., duplicate: _Optional[bool] = ...) -> None: ...
+    def __init__(self, lsn: _Optional[int] = ..., duplicate: bool = ...) -> None: ...
 
 class CreateCheckpointRequest(_message.Message):
     __slots__ = ()
@@ -210,7 +210,7 @@ class TableStats(_message.Message):
     refused_ids: int
     disk_bytes: int
     frozen: bool
-    def __init__(self, name: _Optional[str] = ..., rows: _Optional[int] = ..., rows_exact: _Optional[bool] = ..., hot_rows: _Optional[int] = ..., dirty_rows: _Optional[int] = ..., record_bytes: _Optional[int] = ..., index_bytes: _Optional[int] = ..., pulled_ids: _Optional[int] = ..., hot_hits: _Optional[int] = ..., pushed_ids: _Optional[int] = ..., spilled_rows: _Optional[int] = ..., evicted_rows: _Optional[int] = ..., refused_ids: _Optional[int] = ..., disk_bytes: _Optional[int] = ..., frozen: _Optional[bool] = ...) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., rows: _Optional[int] = ..., rows_exact: bool = ..., hot_rows: _Optional[int] = ..., dirty_rows: _Optional[int] = ..., record_bytes: _Optional[int] = ..., index_bytes: _Optional[int] = ..., pulled_ids: _Optional[int] = ..., hot_hits: _Optional[int] = ..., pushed_ids: _Optional[int] = ..., spilled_rows: _Optional[int] = ..., evicted_rows: _Optional[int] = ..., refused_ids: _Optional[int] = ..., disk_bytes: _Optional[int] = ..., frozen: bool = ...) -> None: ...
 
 class GetStatsResponse(_message.Message):
     __slots__ = ("shard", "applied_lsn", "durable_lsn", "checkpoint_lsn", "log_bytes", "log_records", "memory_budget_bytes", "memory_used_bytes", "poison", "tables")
@@ -280,7 +280,7 @@ class Member(_message.Message):
     staleness: int
     deadline_ms: int
     go_on: bool
-    def __init__(self, group: _Optional[int] = ..., trainer: _Optional[int] = ..., trainers: _Optional[int] = ..., incarnation: _Optional[int] = ..., name: _Optional[str] = ..., pace: _Optional[_Union[Pace, str]] = ..., staleness: _Optional[int] = ..., deadline_ms: _Optional[int] = ..., go_on: _Optional[bool] = ...) -> None: ...
+    def __init__(self, group: _Optional[int] = ..., trainer: _Optional[int] = ..., trainers: _Optional[int] = ..., incarnation: _Optional[int] = ..., name: _Optional[str] = ..., pace: _Optional[_Union[Pace, str]] = ..., staleness: _Optional[int] = ..., deadline_ms: _Optional[int] = ..., go_on: bool = ...) -> None: ...
 
 class JoinGroupRequest(_message.Message):
     __slots__ = ("member",)
@@ -294,7 +294,7 @@ class JoinGroupResponse(_message.Message):
     HELD_FIELD_NUMBER: _ClassVar[int]
     step: int
     held: bool
-    def __init__(self, step: _Optional[int] = ..., held: _Optional[bool] = ...) -> None: ...
+    def __init__(self, step: _Optional[int] = ..., held: bool = ...) -> None: ...
 
 class ContributeRequest(_message.Message):
     __slots__ = ("member", "push")
@@ -308,7 +308,7 @@ class ContributeResponse(_message.Message):
     __slots__ = ("applied",)
     APPLIED_FIELD_NUMBER: _ClassVar[int]
     applied: bool
-    def __init__(self, applied: _Optional[bool] = ...) -> None: ...
+    def __init__(self, applied: bool = ...) -> None: ...
 
 class AwaitStepRequest(_message.Message):
     __slots__ = ("member", "step")
@@ -326,7 +326,7 @@ class AwaitStepResponse(_message.Message):
     done: bool
     resend: bool
     lost: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, done: _Optional[bool] = ..., resend: _Optional[bool] = ..., lost: _Optional[_Iterable[str]] = ...) -> None: ...
+    def __init__(self, done: bool = ..., resend: bool = ..., lost: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class SaveTablesRequest(_message.Message):
     __slots__ = ("name", "token")
@@ -366,4 +366,4 @@ class DropSavedTablesResponse(_message.Message):
     __slots__ = ("dropped",)
     DROPPED_FIELD_NUMBER: _ClassVar[int]
     dropped: bool
-    def __init__(self, dropped: _Optional[bool] = ...) -> None: ...
+    def __init__(self, dropped: bool = ...) -> None: ...

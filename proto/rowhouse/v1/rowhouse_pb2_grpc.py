@@ -5,7 +5,7 @@ import warnings
 
 from rowhouse.v1 import rowhouse_pb2 as rowhouse_dot_v1_dot_rowhouse__pb2
 
-GRPC_GENERATED_VERSION = '1.85.1'
+GRPC_GENERATED_VERSION = '1.72.1'
 GRPC_VERSION = grpc.__version__
 _version_not_supported = False
 
@@ -18,14 +18,14 @@ except ImportError:
 if _version_not_supported:
     raise RuntimeError(
         f'The grpc package installed is at version {GRPC_VERSION},'
-        + ' but the generated code in rowhouse/v1/rowhouse_pb2_grpc.py depends on'
+        + f' but the generated code in rowhouse/v1/rowhouse_pb2_grpc.py depends on'
         + f' grpcio>={GRPC_GENERATED_VERSION}.'
         + f' Please upgrade your grpc module to grpcio>={GRPC_GENERATED_VERSION}'
         + f' or downgrade your generated code using grpcio-tools<={GRPC_VERSION}.'
     )
 
 
-class ParameterServiceStub:
+class ParameterServiceStub(object):
     """Missing associated documentation comment in .proto file."""
 
     def __init__(self, channel):
@@ -101,7 +101,7 @@ class ParameterServiceStub:
                 _registered_method=True)
 
 
-class ParameterServiceServicer:
+class ParameterServiceServicer(object):
     """Missing associated documentation comment in .proto file."""
 
     def GetCluster(self, request, context):
@@ -271,7 +271,7 @@ def add_ParameterServiceServicer_to_server(servicer, server):
 
 
  # This class is part of an EXPERIMENTAL API.
-class ParameterService:
+class ParameterService(object):
     """Missing associated documentation comment in .proto file."""
 
     @staticmethod
