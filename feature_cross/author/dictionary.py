@@ -30,6 +30,7 @@ from feature_cross.engine.engine import Engine
 from feature_cross.error import DataError, FlagError
 from feature_cross.id_format import FORMAT_VERSION, METADATA_FORMAT
 from feature_cross.kernel.fold import fold_first
+from feature_cross.limit import BATCH_ROWS_DEFAULT
 
 __all__ = ["NAMES_MAX", "DictionaryReport", "Named", "look_up", "parse_id", "write_dictionary"]
 
@@ -125,7 +126,7 @@ def write_dictionary(
     out: str | os.PathLike[str],
     *,
     rows_max: int = 10_000,
-    batch_rows: int = 65_536,
+    batch_rows: int = BATCH_ROWS_DEFAULT,
     progress: Callable[[str, int], None] = lambda step, rows: None,
 ) -> DictionaryReport:
     """Name the ids of a sample of rows, in a Parquet file.

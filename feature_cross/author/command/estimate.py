@@ -21,7 +21,6 @@ from feature_cross.config.config import CrossConfig
 from feature_cross.config.loader import load
 from feature_cross.config.plan import build_plan
 from feature_cross.data.source import count_rows
-from feature_cross.limit import BATCH_ROWS_DEFAULT
 
 
 def run(flags: argparse.Namespace) -> int:
@@ -61,6 +60,6 @@ def _measured(flags: argparse.Namespace, config: CrossConfig, total: int | None)
         task = progress.add_task("rows (Ctrl-C tells what was read)", total=wanted)
         return measure(
             config, flags.data, rows_max=flags.read_rows, sample_ids=flags.sample_ids,
-            batch_rows=BATCH_ROWS_DEFAULT, threads=flags.threads,
+            threads=flags.threads,
             progress=lambda rows: progress.update(task, completed=rows),
         )  # fmt: skip

@@ -11,11 +11,7 @@ from feature_cross.author.flag import row_shape
 from feature_cross.author.limit import INTERRUPTED
 from feature_cross.author.rank.edit import remove_features
 from feature_cross.author.rank.pruning import Limits, prune
-from feature_cross.author.rank.report import (
-    print_pruned,
-    pruned_json,
-    told,
-)
+from feature_cross.author.rank.report import print_pruned, pruned_json, told
 from feature_cross.config.loader import load
 from feature_cross.data.sink import check_out, write_text
 

@@ -12,12 +12,7 @@ from feature_cross.author.flag import row_shape
 from feature_cross.author.limit import INTERRUPTED
 from feature_cross.author.rank.edit import add_features
 from feature_cross.author.rank.ranking import Judgement
-from feature_cross.author.rank.report import (
-    figures,
-    print_found,
-    suggestions_json,
-    told,
-)
+from feature_cross.author.rank.report import figures, print_found, suggestions_json, told
 from feature_cross.author.rank.suggestion import Search, suggest
 from feature_cross.config.loader import load
 from feature_cross.data.sink import check_out, write_text
