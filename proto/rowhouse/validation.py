@@ -44,22 +44,18 @@ def _problems(error: ErrorDetails, document: Document, schema: _Schema) -> Itera
     if kind == "missing":
         code, message = "missing-key", "is missing; it must be given"
     elif kind in ("union_tag_not_found", "union_tag_invalid"):
-        kinds = [tag.strip(" '\"") for tag in str(error["ctx"]["expected_tags"]).split(",")]
-        given = error["input"].get("kind") if isinstance(error["input"], Mapping) else None
-        message = f"is {_shown(given)}; {nearest(str(given), kinds)}" if given is not None else "is missing;"
-        code, message = "kind", f"{message} it must be {_any_of(kinds)}"
-        if given is None:
-            known = _properties(schema, document.value, path)
-            unknown = [key for key in error["input"] if key not in known]
+        value = error["input"] if isinstance(error["input"], Mapping) else {}
+        known = _properties(schema, document.value, path)
+        if "kind" not in value:
+            unknown = [key for key in value if key not in known]
             yield from (_unknown_key(document, schema, (*path, key)) for key in unknown)
-        path = (*path, "kind")
+        code, path = "kind", (*path, "kind")
+        message = _one_of(value.get("kind"), known["kind"], "kind" not in value)
     elif kind in ("model_type", "model_attributes_type", "dict_type"):
         message = f"is {_shown(error['input'])}; it must be a mapping of keys"
     elif kind == "literal_error":
-        message = f"is {_shown(error['input'])}; it must be {error['ctx']['expected']}"
         words = [word.strip(" '\"") for word in error["ctx"]["expected"].replace(" or ", ",").split(",")]
-        near = similar(error["input"], words) if isinstance(error["input"], str) else None
-        message += f"; did you mean {near!r}?" if near else ""
+        message = _one_of(error["input"], words)
     else:
         message = _message(error)
     yield Problem(code, message, path, document.line(path))
@@ -81,9 +77,12 @@ def _unknown_key(document: Document, schema: _Schema, path: Path) -> Problem:
     return Problem("unknown-key", message, path, document.line(path))
 
 
-def _any_of(words: list[str]) -> str:
+def _one_of(value: Any, words: list[str], missing: bool = False) -> str:
     shown = [repr(word) for word in words]
-    return " or ".join([", ".join(shown[:-1]), shown[-1]] if len(shown) > 1 else shown)
+    listed = " or ".join([", ".join(shown[:-1]), shown[-1]] if len(shown) > 1 else shown)
+    near = similar(value, words) if isinstance(value, str) else None
+    hint = f"; did you mean {near!r}?" if near else ""
+    return f"is {'missing' if missing else _shown(value)}; it must be {listed}{hint}"
 
 
 def _shown(value: Any) -> str:
@@ -113,14 +112,19 @@ def _real_path(error: ErrorDetails, value: Any) -> Path:
     return tuple(path)
 
 
-def _properties(schema: _Schema, value: Any, path: Path) -> dict[str, None]:
-    """Keys that the schema knows at `path` of `value`; of all members of a union where it cannot tell."""
+def _properties(schema: _Schema, value: Any, path: Path) -> dict[str, list[str]]:
+    """Keys that the schema knows at `path` of `value`, of all members of a union where it cannot tell; and
+    the constants that each may be."""
     nodes = _members(schema, schema, value)
     for part in path:
         value = value[part]
         below = [one for node in nodes for one in _below(node, part)]
         nodes = [member for node in below for member in _members(schema, node, value)]
-    return dict.fromkeys(key for node in nodes for key in node.get("properties", {}))
+    found: dict[str, list[str]] = {}
+    for node in nodes:
+        for key, declared in node.get("properties", {}).items():
+            found.setdefault(key, []).extend([declared["const"]] if "const" in declared else [])
+    return found
 
 
 def _below(node: _Schema, part: str | int) -> list[_Schema]:

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+from rowhouse.document import parse_document
 
 from feature_cross import load
 from feature_cross.author.cli import main
@@ -116,9 +117,7 @@ def test_a_hidden_feature_keeps_the_seed_that_it_shared() -> None:
 def test_a_text_that_is_no_block_of_lines_is_written_anew(style: str) -> None:
     text = CONFIG
     if style == "json":
-        import yaml
-
-        text = json.dumps(yaml.safe_load(CONFIG))
+        text = json.dumps(parse_document(CONFIG, "c.yaml").value)
     elif style == "flow":
         text = "entities: {u: {attributes: {a: {type: int}, b: {type: int}}}}\n"
         text += "features: {a: {kind: attribute, of: u.a}, b: {kind: attribute, of: u.b}}\n"
