@@ -37,28 +37,28 @@ def validate(model: type[_Model], document: Document) -> _Model:
 
 
 def _problems(error: ErrorDetails, document: Document, schema: _Schema) -> Iterator[Problem]:
-    path, kind, code = _real_path(error, document.value), error["type"], "value"
+    path, kind, value = _real_path(error, document.value), error["type"], error["input"]
+    line = document.line(path)
     if kind == "extra_forbidden":
         yield _unknown_key(document, schema, path)
-        return
-    if kind == "missing":
-        code, message = "missing-key", "is missing; it must be given"
+    elif kind == "missing":
+        yield Problem("missing-key", "is missing; it must be given", path, line)
     elif kind in ("union_tag_not_found", "union_tag_invalid"):
-        value = error["input"] if isinstance(error["input"], Mapping) else {}
         known = _properties(schema, document.value, path)
-        if "kind" not in value:
-            unknown = [key for key in value if key not in known]
-            yield from (_unknown_key(document, schema, (*path, key)) for key in unknown)
-        code, path = "kind", (*path, "kind")
-        message = _one_of(value.get("kind"), known["kind"], "kind" not in value)
+        given = value if isinstance(value, Mapping) else {}
+        message = _one_of(given.get("kind"), known["kind"], "kind" not in given)
+        path = (*path, "kind")
+        yield Problem("kind", message, path, document.line(path))
+        if "kind" not in given:
+            unknown = [key for key in given if key not in known]
+            yield from (_unknown_key(document, schema, (*path[:-1], key)) for key in unknown)
     elif kind in ("model_type", "model_attributes_type", "dict_type"):
-        message = f"is {_shown(error['input'])}; it must be a mapping of keys"
+        yield Problem("value", f"is {_shown(value)}; it must be a mapping of keys", path, line)
     elif kind == "literal_error":
         words = [word.strip(" '\"") for word in error["ctx"]["expected"].replace(" or ", ",").split(",")]
-        message = _one_of(error["input"], words)
+        yield Problem("value", _one_of(value, words), path, line)
     else:
-        message = _message(error)
-    yield Problem(code, message, path, document.line(path))
+        yield Problem("value", _message(error), path, line)
 
 
 def _message(error: ErrorDetails) -> str:

@@ -47,7 +47,7 @@ def test_what_is_declared_twice_or_wrong_is_an_error() -> None:
     with pytest.raises(ConfigError, match="attribute of user 'id' is declared twice"):
         user.attribute("id", "int")
     builder.weak("g", of=["user.id", "user.x"])
-    with pytest.raises(ConfigError, match=r"features.g.of.1: 'user.x' is neither"):
+    with pytest.raises(ConfigError, match=r"features.g.of\[1\]: 'user.x' is neither"):
         builder.build()
 
 
