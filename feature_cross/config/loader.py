@@ -9,8 +9,8 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from rowhouse import validation
 from rowhouse.document import Document, parse_document, read_document
+from rowhouse.validation import validate as validate_model
 
 from feature_cross.config.config import CrossConfig
 from feature_cross.config.plan import build_plan
@@ -54,7 +54,7 @@ def read(source: str | os.PathLike[str]) -> Document:
 @config_errors()
 def validate(document: Document) -> CrossConfig:
     """A config of which each value is right; what they mean together is not looked at (`load` does)."""
-    config = validation.validate(CrossConfig, document)
+    config = validate_model(CrossConfig, document)
     config._source, config._lines = document.source, document.lines
     return config
 
