@@ -7,10 +7,11 @@ Thread safety: a plan is immutable.
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from rowhouse.problem import Path
+
 from feature_cross.config.attribute import Attribute
 from feature_cross.config.condition import Condition
 from feature_cross.config.config import CrossConfig
-from feature_cross.error import Path
 
 __all__ = ["AttributeUse", "ConditionUse", "Node", "NodeUse", "Plan", "declared"]
 

@@ -7,15 +7,16 @@ of declaration.
 Thread safety: a plan is immutable.
 """
 
-import difflib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+
+from rowhouse.problem import Path, Problem, nearest
 
 from feature_cross.config.condition import unfit
 from feature_cross.config.config import AttributeFeature, CombinationFeature, CrossConfig, Feature
 from feature_cross.config.family import family_faults, meaning, weight_faults
 from feature_cross.config.node import AttributeUse, ConditionUse, Node, NodeUse, Plan, declared
-from feature_cross.error import ConfigError, Path, Problem
+from feature_cross.error import ConfigError
 from feature_cross.id_format import OPERATION_ARRANGEMENT, OPERATION_SUBSET, OPERATION_TUPLE, name_seed
 from feature_cross.limit import IDS_PER_ROW_MAX
 
@@ -88,8 +89,8 @@ class _Resolver:
     def _check_entities(self) -> None:
         for name, entity in self.config.entities.items():
             if entity.key is not None and entity.key not in entity.attributes:
-                hint = _hint(entity.key, entity.attributes)
-                message = f"key {entity.key!r} is not an attribute of {name}{hint}"
+                hint = nearest(entity.key, entity.attributes)
+                message = f"key {entity.key!r} is not an attribute of {name}; {hint}"
                 self._add("unknown-attribute", message, ("entities", name, "key"))
         for name in self.attributes.keys() & self.drafts.keys():
             message = f"{name!r} is both an attribute and a feature; rename one"
@@ -165,7 +166,7 @@ class _Resolver:
             return NodeUse(reference) if reference in nodes else None
         path: Path = (*draft.path, "of", position) if len(draft.references) > 1 else (*draft.path, "of")
         known = [*self.attributes, *self.drafts]
-        message = f"{reference!r} is neither entity.attribute nor a feature{_hint(reference, known)}"
+        message = f"{reference!r} is neither entity.attribute nor a feature; {nearest(reference, known)}"
         if not any(p.path == path for p in self.problems):
             self._add("unknown-reference", message, path)
         return None
@@ -191,8 +192,8 @@ class _Resolver:
         for reference, condition in (draft.feature.when or {}).items():
             path: Path = (*draft.path, "when", reference)
             if reference not in self.attributes:
-                hint = _hint(reference, self.attributes)
-                self._add_once("unknown-reference", f"{reference!r} is no entity.attribute{hint}", path)
+                hint = nearest(reference, self.attributes)
+                self._add_once("unknown-reference", f"{reference!r} is no entity.attribute; {hint}", path)
                 continue
             use = self.attributes[reference]
             fault = unfit(condition, use.attribute)
@@ -241,7 +242,9 @@ class _Resolver:
                 continue
             target = self.drafts.get(share)
             if target is None:
-                self._add("unknown-reference", f"{share!r} is not a feature{_hint(share, self.drafts)}", path)
+                self._add(
+                    "unknown-reference", f"{share!r} is not a feature; {nearest(share, self.drafts)}", path
+                )
             elif target.feature.share is not None:
                 message = f"{share} itself shares the ids of {target.feature.share}; name that one"
                 self._add("share", message, path)
@@ -264,8 +267,3 @@ def _is_weighted(operand: AttributeUse | NodeUse, nodes: dict[str, Node]) -> boo
 
 def _entities(operand: AttributeUse | NodeUse, nodes: dict[str, Node]) -> frozenset[str]:
     return nodes[operand.name].entities if isinstance(operand, NodeUse) else frozenset([operand.entity])
-
-
-def _hint(name: str, known: object) -> str:
-    match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)  # type: ignore[call-overload]
-    return f"; did you mean {match[0]!r}?" if match else ""

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
+from rowhouse.document import dump, parse_document, read_document
 
 from ps_client import connect
 from tests.process import ServerProcess
@@ -47,11 +47,11 @@ def cluster(tmp_path: Path) -> Iterator[ServerProcess]:
     (text,) = re.findall(
         r"^```yaml\n(# cluster\.yaml\n.*?)^```$", page("cluster.md"), re.DOTALL | re.MULTILINE
     )
-    config = yaml.safe_load(text)
+    config = parse_document(text, "cluster.md").value
     config.update(data_dir=str(tmp_path / "data"), base_port=0, memory_budget="64MiB")
     config["tables"][0]["eviction"] = [{"kind": "l2_norm", "min_l2_norm": 1e-9}]
     bigger = {**config, "shards": 3}
-    (tmp_path / "bigger.yaml").write_text(yaml.safe_dump(bigger), encoding="utf-8")
+    (tmp_path / "bigger.yaml").write_text(dump(bigger), encoding="utf-8")
     with ServerProcess("up", config) as server:
         yield server
 
@@ -76,7 +76,7 @@ def test_the_commands_of_the_operating_page_run(cluster: ServerProcess, tmp_path
     assert sorted(path.name for path in (tmp_path / "bigger").glob("shard-*")) == [
         "shard-0000", "shard-0001", "shard-0002",
     ]  # fmt: skip
-    again = yaml.safe_load(cluster.config_path.read_text(encoding="utf-8"))
+    again = read_document(cluster.config_path).value
     with ServerProcess("up", again) as server, connect(server.endpoints()) as client:
         np.testing.assert_array_equal(client.pull("user", ids), saved)
         assert server.stop() == 0

@@ -11,9 +11,10 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from rowhouse.problem import Path, Problem
+
 from feature_cross.config.config import CrossConfig
 from feature_cross.config.node import AttributeUse, Node, NodeUse, Plan, declared
-from feature_cross.error import Path, Problem
 from feature_cross.id_format import OPERATION_TUPLE
 
 __all__ = ["FUTILE_RATIO", "FutilePair", "PairCount", "check_config", "cross_pairs", "futile_pairs"]

@@ -11,18 +11,18 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from rowhouse.problem import Problem, nearest
 
 from feature_cross.author.check.lint import PairCount, cross_pairs, futile_pairs
 from feature_cross.author.distinct import DistinctIds
 from feature_cross.config.condition import Condition
 from feature_cross.config.config import AttributeFeature, CrossConfig, Feature, Ids, WeakFeature
-from feature_cross.config.loader import nearest
 from feature_cross.config.node import declared
 from feature_cross.data.column import column_spec, hash_column
 from feature_cross.data.reading import read_attribute
 from feature_cross.data.source import read_batches
 from feature_cross.engine.engine import Engine
-from feature_cross.error import DataError, Problem
+from feature_cross.error import DataError
 from feature_cross.limit import BATCH_ROWS_DEFAULT
 
 __all__ = ["SURVEY_ROWS", "FeatureSurvey", "Survey", "check_columns", "survey"]
@@ -79,7 +79,7 @@ def check_columns(engine: Engine, schema: pa.Schema, labels: Collection[str] = (
         line = engine.config.line(use.path)
         lost = [column for column in use.columns if column not in schema.names]
         for column in lost:
-            message = f"column {column!r} is not in the data{nearest(column, schema.names)}"
+            message = f"column {column!r} is not in the data; {nearest(column, schema.names)}"
             found.append(Problem("unknown-column", message, use.path, line))
         if lost:
             continue

@@ -7,13 +7,14 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rowhouse.problem import Problem
 
 from feature_cross.author.check.finding import find
 from feature_cross.author.check.survey import Survey
 from feature_cross.author.guard.lock import check_against, lock_path, read_previous
 from feature_cross.author.progress import counted
 from feature_cross.config.plan import build_plan
-from feature_cross.error import ConfigError, Problem
+from feature_cross.error import ConfigError
 
 
 def run(flags: argparse.Namespace) -> int:

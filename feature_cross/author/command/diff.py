@@ -6,6 +6,7 @@ import json
 from typing import Any, Final
 
 from rich.table import Table
+from rowhouse.problem import nearest
 
 from feature_cross.author.flag import row_shape
 from feature_cross.author.guard.diff import ConfigDiff, FeatureDiff, diff_configs
@@ -13,7 +14,7 @@ from feature_cross.author.guard.measure import DiffMeasure, measure
 from feature_cross.author.limit import PAST_BOUND
 from feature_cross.author.progress import console, counted
 from feature_cross.author.size import RowShape, show_bytes
-from feature_cross.config.loader import load, nearest
+from feature_cross.config.loader import load
 from feature_cross.engine.engine import Engine
 from feature_cross.error import FlagError
 
@@ -33,7 +34,7 @@ def run(flags: argparse.Namespace) -> int:
     for name in flags.allow:
         if name not in known:
             raise FlagError(
-                f"--allow is {name!r}, which is a feature of neither config{nearest(name, known)}"
+                f"--allow is {name!r}, which is a feature of neither config; {nearest(name, known)}"
             )
     measured = None
     if flags.data is not None:

@@ -4,7 +4,8 @@
 import argparse
 import json
 import time
-from pathlib import Path
+
+from rowhouse.document import read_text
 
 from feature_cross.author.command.rank import design, since
 from feature_cross.author.flag import row_shape
@@ -31,7 +32,7 @@ def run(flags: argparse.Namespace) -> int:
         pruned = prune(config, flags.data, design(flags), limits, threads=flags.threads, progress=progress)
     renamed: dict[str, str] = {}
     if not pruned.interrupted:
-        text = Path(flags.config).read_text(encoding="utf-8")
+        text = read_text(flags.config)
         if pruned.dropped:
             text, renamed = remove_features(text, flags.config, pruned.dropped)
         if flags.out is not None:

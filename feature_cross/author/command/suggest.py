@@ -5,7 +5,8 @@ import argparse
 import json
 import os
 import time
-from pathlib import Path
+
+from rowhouse.document import read_text
 
 from feature_cross.author.command.rank import design, since
 from feature_cross.author.flag import row_shape
@@ -47,6 +48,6 @@ def run(flags: argparse.Namespace) -> int:
         shown = [one for one in found.suggestions if one.body is not None]
         new = {one.name: one.body or {} for one in shown}
         comments = {one.name: figures(one, found.z) for one in shown}
-        text = Path(flags.config).read_text(encoding="utf-8")
+        text = read_text(flags.config)
         write_text(flags.out, add_features(text, flags.config, new, comments) if new else text)
     return 0

@@ -11,11 +11,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+from rowhouse.problem import Path
+
 from feature_cross.config.attribute import Attribute
 from feature_cross.config.config import CrossConfig
 from feature_cross.config.node import AttributeUse, Node, NodeUse
 from feature_cross.config.plan import build_plan
-from feature_cross.error import Path
 from feature_cross.id_format import OPERATION_ARRANGEMENT, OPERATION_SUBSET
 
 __all__ = ["EFFECTS", "Change", "ConfigDiff", "FeatureDiff", "diff_configs"]

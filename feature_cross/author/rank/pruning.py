@@ -15,6 +15,7 @@ from statistics import NormalDist
 from typing import Any
 
 import numpy as np
+from rowhouse.problem import nearest
 
 from feature_cross.author.rank.inference import Estimate, Gain, compare, compare_losses
 from feature_cross.author.rank.model import Model, Trainer
@@ -23,7 +24,6 @@ from feature_cross.author.rank.sample import Design, Sample, read_sample
 from feature_cross.author.rank.work import Progress, no_progress, run_tasks
 from feature_cross.author.size import RowShape
 from feature_cross.config.config import CrossConfig
-from feature_cross.config.loader import nearest
 from feature_cross.config.node import Plan
 from feature_cross.config.plan import build_plan
 from feature_cross.error import FlagError
@@ -161,7 +161,7 @@ def prune(
     for name in limits.keep:
         if name not in plan.outputs:
             message = f"--keep is {name!r}, which is no feature of the config"
-            raise FlagError(f"{message}{nearest(name, list(plan.outputs))}")
+            raise FlagError(f"{message}; {nearest(name, list(plan.outputs))}")
     probe = make_probe(config, plan)
     sample = read_sample(probe.config, source, design, progress)
     pruner = _Pruner(sample, plan, limits, threads, progress)

@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from rowhouse.problem import nearest
 
 from feature_cross.author.rank.inference import Gain, adjust, compare, z_value
 from feature_cross.author.rank.model import Model, Trainer
@@ -22,7 +23,6 @@ from feature_cross.author.rank.part import Probe, is_cross, make_probe, unique
 from feature_cross.author.rank.sample import Design, Sample, read_sample
 from feature_cross.author.rank.work import Progress, no_progress, run_tasks
 from feature_cross.config.config import CrossConfig
-from feature_cross.config.loader import nearest
 from feature_cross.config.node import Node
 from feature_cross.config.plan import build_plan
 from feature_cross.error import FlagError
@@ -157,7 +157,7 @@ def _wanted(crosses: list[Node], names: list[str], config: CrossConfig) -> list[
         raise FlagError(f"{config.source} has no cross to rank: every feature is one column")
     for name in names:
         if name not in known:
-            raise FlagError(f"--feature is {name!r}, which is no cross of the config{nearest(name, known)}")
+            raise FlagError(f"--feature is {name!r}, which is no cross of the config; {nearest(name, known)}")
     return [node for node in crosses if not names or node.name in names]
 
 

@@ -15,11 +15,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset
 from numpy.typing import NDArray
+from rowhouse.problem import nearest
 
 from feature_cross.author.rank.coding import Coded, code_ids
 from feature_cross.author.rank.work import Progress, no_progress
 from feature_cross.config.config import CrossConfig
-from feature_cross.config.loader import nearest
 from feature_cross.data.source import open_dataset, read_batches, scan_rows
 from feature_cross.engine.bag import PLAIN
 from feature_cross.engine.engine import Engine
@@ -144,7 +144,7 @@ def _check_columns(names: list[str], engine: Engine, design: Design) -> None:
         if name is not None and name not in names:
             raise FlagError(
                 f"{flag} is {name!r}, which is no column of the data: it has {names[:50]}"
-                f"{nearest(name, names)}"
+                f"; {nearest(name, names)}"
             )
     for use in engine.plan.attributes:
         if design.label in use.columns:

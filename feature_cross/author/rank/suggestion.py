@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import numpy as np
 import pyarrow as pa
 import pyarrow.dataset
+from rowhouse.problem import nearest
 
 from feature_cross.author.check.lint import FUTILE_RATIO
 from feature_cross.author.rank.candidate import (
@@ -38,7 +39,6 @@ from feature_cross.author.rank.sample import Design, Sample, read_sample
 from feature_cross.author.rank.work import Progress, no_progress, run_tasks
 from feature_cross.author.size import RowShape
 from feature_cross.config.config import CrossConfig
-from feature_cross.config.loader import nearest
 from feature_cross.config.node import Plan, declared
 from feature_cross.config.plan import build_plan
 from feature_cross.data.source import open_dataset
@@ -196,7 +196,7 @@ def _labels(config: CrossConfig, probe: Probe, search: Search) -> list[str]:
     for name in search.columns:
         if name not in known:
             raise FlagError(
-                f"--column is {name!r}, which is no plain column of the data{nearest(name, known)}"
+                f"--column is {name!r}, which is no plain column of the data; {nearest(name, known)}"
             )
     chosen = [label for label in known if not search.columns or label in search.columns]
     if len(chosen) < 2:
