@@ -64,7 +64,8 @@ def test_the_commands_of_the_operating_page_run(cluster: ServerProcess, tmp_path
         saved = client.pull("user", ids)
         client.save_tables("before-monday")
         client.push("user", ids, np.ones((1000, 16), np.float32))
-    running, stopped = [], []
+    running: list[str] = []
+    stopped: list[str] = []
     for command in commands(page("operating.md")):
         (running if "--endpoints" in command else stopped).append(command)
     assert len(running) >= 5 and len(stopped) >= 5

@@ -14,6 +14,9 @@ from hypothesis import strategies as st
 from rowhouse.document import BYTES_MAX, DEPTH_MAX, VALUES_MAX, dump, parse_document, read_document
 from rowhouse.problem import DocumentError, Problem, nearest, spelled
 
+from feature_cross.config.loader import load_text
+from ps_server.config.cluster import load_config
+
 TEXT = """\
 a: 1
 b:
@@ -53,10 +56,6 @@ def test_text_that_looks_like_something_else_is_written_so_that_it_stays_text(te
 
 def test_both_sides_read_the_same_words(tmp_path: Path) -> None:
     """A server's table and a cross's condition called NO, and a rate of 1e-3, all unquoted."""
-    from feature_cross.loader import load_text
-
-    from ps_server.config import load_config
-
     (tmp_path / "c.yaml").write_text(
         "data_dir: d\ndata_port: off\ntables: [{name: NO, dim: 010, freeze: off, optimizer: {kind: sgd, "
         "learning_rate: 1e-3}}]\n"
@@ -70,7 +69,7 @@ def test_both_sides_read_the_same_words(tmp_path: Path) -> None:
         "a: {type: float, buckets: {edges: [1e-3, 0x10]}}}}}\n"
         "features: {f: {kind: attribute, of: e.a, when: {e.on: {any_of: [NO, off, 1:30, 2026-01-01]}}}}\n"
     )
-    condition = crosses.features["f"].when["e.on"]  # type: ignore[index]
+    condition = crosses.features["f"].when["e.on"]
     assert list(condition.any_of or ()) == ["NO", "off", "1:30", "2026-01-01"]
     assert crosses.entities["e"].attributes["a"].buckets.edges == (0.001, 16.0)  # type: ignore[union-attr]
 
