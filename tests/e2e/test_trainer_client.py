@@ -109,7 +109,7 @@ def instead_of(method: str, call: Callable[[Any, float], Any], transport: Transp
     def restore() -> None:
         transport.call = real  # type: ignore[method-assign]
 
-    transport.call = answer  # type: ignore[method-assign]
+    transport.call = answer  # type: ignore[method-assign, assignment]
     return restore
 
 

@@ -69,7 +69,7 @@ def test_both_sides_read_the_same_words(tmp_path: Path) -> None:
         "a: {type: float, buckets: {edges: [1e-3, 0x10]}}}}}\n"
         "features: {f: {kind: attribute, of: e.a, when: {e.on: {any_of: [NO, off, 1:30, 2026-01-01]}}}}\n"
     )
-    condition = crosses.features["f"].when["e.on"]
+    condition = crosses.features["f"].when["e.on"]  # type: ignore[index]
     assert list(condition.any_of or ()) == ["NO", "off", "1:30", "2026-01-01"]
     assert crosses.entities["e"].attributes["a"].buckets.edges == (0.001, 16.0)  # type: ignore[union-attr]
 
