@@ -36,7 +36,8 @@ FORBIDDEN_IMPORTS = {
 
 ALLOWED = {
     "feature_cross/": (
-        "rowhouse.distribution", "rowhouse.document", "rowhouse.edit", "rowhouse.problem", "rowhouse.validation",
+        "rowhouse.distribution", "rowhouse.document", "rowhouse.edit", "rowhouse.error", "rowhouse.problem",
+        "rowhouse.validation",
     ),
     "ps_server/command/": ("ps_client",),
 }  # fmt: skip

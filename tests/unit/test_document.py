@@ -53,9 +53,8 @@ def test_text_that_looks_like_something_else_is_written_so_that_it_stays_text(te
 
 def test_both_sides_read_the_same_words(tmp_path: Path) -> None:
     """A server's table and a cross's condition called NO, and a rate of 1e-3, all unquoted."""
-    from feature_cross.loader import load_text
-
-    from ps_server.config import load_config
+    from feature_cross.config.loader import load_text
+    from ps_server.config.cluster import load_config
 
     (tmp_path / "c.yaml").write_text(
         "data_dir: d\ndata_port: off\ntables: [{name: NO, dim: 010, freeze: off, optimizer: {kind: sgd, "
