@@ -124,7 +124,8 @@ class _Editor:
         for start, end, new in sorted(self.changes, key=lambda change: change[0]):
             pieces += [self.text[at:start], new]
             at = end
-        return "".join([*pieces, self.text[at:]])
+        made = "".join([*pieces, self.text[at:]])
+        return made if self.text.startswith(("\n", "\r")) else made.removeprefix(self.line_end)
 
     def visit(self, node: _Node, old: Any, new: Any, path: Path, write: _Write) -> None:
         """Change a node into `new`; `write` is how its surroundings are written."""
@@ -202,11 +203,7 @@ class _Editor:
         for entry in gone:
             start = self._line_start(entry.key.start)
             end = self._line_stop(max(entry.key.end, entry.value.end))
-            if start:
-                self.changes.append((self._line_stop(start - 1), end, lines))
-            else:  # the first line of all
-                after_line = self.text.find("\n", end) + 1 or len(self.text)
-                self.changes.append((0, end if lines else after_line, lines.removeprefix(self.line_end)))
+            self.changes.append((self._line_stop(start - 1) if start else 0, end, lines))
             lines = ""
         if lines and before is not None:
             at = self._line_stop(max(before.key.end, before.value.end))

@@ -79,6 +79,7 @@ def drop(*path: Any) -> Callable[[Any], Any]:
         (drop("a"), TEXT[TEXT.index("a:") : TEXT.index("b:")], ""),
         (put("c", "f", {"k": 1}), "f: {}", "f: {k: 1}"),
         (put("c", "f", None), "f: {}", "f: null"),
+        (lambda root: [root.pop(key) for key in "ab"], TEXT[TEXT.index("a:") : TEXT.index("\nc:")], ""),
     ],
 )  # fmt: skip
 def test_only_what_differs_is_written(change: Callable[[Any], Any], old: str, new: str) -> None:
@@ -137,10 +138,16 @@ def test_an_alias_follows_its_anchor_or_is_written_apart() -> None:
         ("!!map {a: 1}", {"a": 2}),
         ("--- # x\na: 1\n...\n", {"a": 1, "b": 2}),
         ("a: 1 # x", {"b": 1}),
+        ("a: 1\nb: 2\nc: 3\n", {"c": 3}),
     ],
 )
 def test_whatever_the_text_it_reads_as_it_should(text: str, wanted: Any) -> None:
     assert repr(parse_document(edit(text, "x", wanted), "x").value) == repr(wanted)
+
+
+def test_the_first_lines_go_whole() -> None:
+    assert edit("a: 1\nb: 2\nc: 3 # c\n", "x", {"c": 3}) == "c: 3 # c\n"
+    assert edit("a: 1\nb: 2\n", "x", {"n": 0, "b": 2}) == "n: 0\nb: 2\n"
 
 
 def test_a_text_that_cannot_be_read_is_not_edited() -> None:
