@@ -149,6 +149,18 @@ class AsyncClient:
         """
         await self._call_kept(partial(self._client.push_many, deepcopy(gradients), learning_rate))
 
+    async def push_unique(
+        self, gradients: Mapping[str, tuple[NDArray[np.uint64], NDArray[np.float32]]]
+    ) -> None:
+        """As Client.push_unique. Cancelled under way it is applied all the same; `flush` waits for it.
+
+        Parameters
+        ----------
+        gradients
+            As for Client.push_unique; copied.
+        """
+        await self._call_kept(partial(self._client.push_unique, deepcopy(dict(gradients))))
+
     async def prefetch(self, ids: Mapping[str, ArrayLike], *, read_only: bool = False) -> None:
         """As Pipeline.prefetch; PreconditionError when this is not made over a pipeline.
 

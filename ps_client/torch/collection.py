@@ -84,7 +84,7 @@ class _Collection(nn.Module):
 
     def extra_repr(self) -> str:
         """What `print` shows between the parentheses."""
-        shown = [f"{c.name!r} (dim {c.embedding_dim}) of {list(c.feature_names)}" for c in self._configs[:4]]
+        shown = [f"{c.name!r}: {list(c.feature_names)} (dim {c.embedding_dim})" for c in self._configs[:4]]
         return ", ".join([*shown, *([f"{more} more tables"] if (more := len(self._configs) - 4) > 0 else [])])
 
     def embedding_names(self) -> list[str]:

@@ -24,15 +24,15 @@ from ps_server.serve import data_port
 from ps_server.serve.server import Server
 from tests.conftest import MakeConfig
 from tests.data_peer import until
-from tests.fake_shard import FakeShard
 from tests.process import free_ports
+from tests.stub_shard import StubShard
 
 IDS = np.arange(3, dtype=np.uint64)
 GRADIENTS = message.TableGradients("user", dtype.FLOAT32, IDS, np.ones((3, 4), np.float32), None)
 
 
 class Rig:
-    """A server over a fake shard, and a transport that has asked it for its data port."""
+    """A server over a stub of a shard, and a transport that has asked it for its data port."""
 
     def __init__(self, make_config: MakeConfig) -> None:
         self.make_config = make_config
@@ -54,7 +54,7 @@ class Rig:
 
     def start(self, wanted: Any, endpoint: str | None = None) -> None:
         config = load_config(self.make_config(shards=[endpoint or self.endpoint], data_port=wanted))
-        self.shard = FakeShard()
+        self.shard = StubShard()
         self.server = Server(config, 0, lambda *_: self.shard)
         self.server.start()
         self.endpoint = endpoint or self.server.endpoint

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The service over a fake shard and real gRPC: bytes, errors, bounds."""
+"""The service over a stub of a shard and real gRPC: bytes, errors, bounds."""
 
 import logging
 import threading
@@ -18,17 +18,17 @@ from rowhouse.v1 import rowhouse_pb2_grpc
 
 from ps_server.serve import service as service_module
 from ps_server.serve.service import InFlight, ParameterService
-from tests.fake_shard import FakeShard
+from tests.stub_shard import StubShard
 
 IDS = np.array([0, 2**64 - 1], np.uint64)
 CLASSES = sorted((c for c in error_class_names().values() if c.__module__ == "rowhouse.error"), key=str)
 
 
 class Rig:
-    """A served FakeShard and a channel to it."""
+    """A served StubShard and a channel to it."""
 
     def __init__(self) -> None:
-        self.shard, self.service = FakeShard(), ParameterService(3, in_flight_bytes_max=80)
+        self.shard, self.service = StubShard(), ParameterService(3, in_flight_bytes_max=80)
         self.service.attach(self.shard)
         self.server = grpc.server(ThreadPoolExecutor(4))
         self.server.add_generic_rpc_handlers((self.service.handler(),))

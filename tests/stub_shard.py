@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A shard without tables, for tests of what stands before it: service, server, psctl."""
+"""A shard without rows, for tests of what stands before one: service, server, psctl. With rows: FakeShard."""
 
 import threading
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from rowhouse.dtype import STORAGE
 from rowhouse.v1 import rowhouse_pb2 as pb
 
 
-class FakeShard:
+class StubShard:
     """Answers zeros; `fail` is raised by every call."""
 
     def __init__(self) -> None:
