@@ -42,6 +42,7 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/ruff check --quiet .
 	$(BIN)/mypy $(SOURCES)
+	@$(BIN)/python -m tests.architecture
 
 test: lint
 	$(BIN)/coverage erase

@@ -304,4 +304,4 @@ def check_parameters(root: Path) -> Iterator[str]:
 
 if __name__ == "__main__":
     for report in long_files(Path(__file__).resolve().parents[1]):
-        print(report)
+        print(f"long, is it two rooms? {report}")
