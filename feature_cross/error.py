@@ -14,10 +14,24 @@ Thread safety: nothing here has state.
 from dataclasses import dataclass
 from typing import ClassVar
 
-__all__ = ["ConfigError", "CrossError", "DataError", "FlagError", "InternalError", "LimitError", "Problem"]
+__all__ = [
+    "ConfigError",
+    "CrossError",
+    "DataError",
+    "FlagError",
+    "InternalError",
+    "LimitError",
+    "Problem",
+    "shortened",
+]
 
 Path = tuple[str | int, ...]
 """Where in a config: ("features", "city_x_age", "of", 1)."""
+
+
+def shortened(text: str, most: int = 60) -> str:
+    """At most so many characters of a text, for a message; where some are left out it ends in dots."""
+    return text if len(text) <= most else text[: most - 3] + "..."
 
 
 @dataclass(frozen=True, slots=True)
