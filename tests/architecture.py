@@ -46,7 +46,7 @@ PRIVATE_LIBRARIES = {"rocksdict": "ps_server/disk/store.py", "torch": "ps_client
 
 FLOORS: dict[str, tuple[str, ...]] = {
     "rowhouse": (
-        "codec control document frame", "message placement dtype",
+        "codec control document frame", "dtype kernel message placement",
         "distribution error ids limit malloc mix v1",
     ),
     "ps_server": (
