@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m benchmarks list | run | compare | report | readme | profile`.
+"""`python -m benchmarks list | run | compare | report | table | profile`.
 
 Exit codes: 0 done; 1 a workload failed, or `compare` found a bar that got worse; 2 a wrong argument.
 A goal that is missed is no failure: the report says so.
@@ -18,7 +18,7 @@ from typing import Any, Final
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import batch, readme, report, result
+from benchmarks import batch, goal_table, report, result
 from benchmarks.bar import Bar, Settings
 from benchmarks.catalog import WORKLOADS, Workload, select
 from benchmarks.peer.roster import PEERS
@@ -79,9 +79,11 @@ def _parser() -> argparse.ArgumentParser:
     profiling.add_argument("--rows", type=_positive, default=QUICK["rows"], help="rows on disk of cold_pull")
     profiling.add_argument("--scratch", type=Path, metavar="DIR", default=BUILD / "scratch", help="for data")
     profiling.add_argument("--json", action="store_true", help="as JSON")
-    reading = commands.add_parser("readme", help="the README's table of a result")
-    reading.add_argument("result", type=Path, nargs="?", default=readme.RESULT, help="default: the kept one")
-    reading.add_argument("--write", type=Path, metavar="FILE", help="put it into this README")
+    reading = commands.add_parser("table", help="the goals of a result as one Markdown table")
+    reading.add_argument(
+        "result", type=Path, nargs="?", default=goal_table.RESULT, help="default: the kept one"
+    )
+    reading.add_argument("--write", type=Path, metavar="FILE", help="put it between this page's marks")
     return parser
 
 
@@ -222,13 +224,13 @@ def _profile(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _readme(arguments: argparse.Namespace) -> int:
-    made = readme.table(result.load(arguments.result))
+def _table(arguments: argparse.Namespace) -> int:
+    made = goal_table.table(result.load(arguments.result))
     if arguments.write is None:
         print(made)
         return 0
     path: Path = arguments.write
-    path.write_text(readme.replaced(path.read_text(encoding="utf-8"), made), encoding="utf-8")
+    path.write_text(goal_table.replaced(path.read_text(encoding="utf-8"), made), encoding="utf-8")
     return 0
 
 
@@ -251,7 +253,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.command in ("run", "profile"):
         return _run(arguments) if arguments.command == "run" else _profile(arguments)
     try:
-        return {"compare": _compare, "report": _report, "readme": _readme}[arguments.command](arguments)
+        return {"compare": _compare, "report": _report, "table": _table}[arguments.command](arguments)
     except (OSError, ValueError) as error:
         print(f"benchmarks: {error}", file=sys.stderr)
         return 2

@@ -4,7 +4,6 @@
 Thread safety: a Table is immutable.
 """
 
-import difflib
 import json
 import math
 from collections.abc import Iterable, Mapping
@@ -15,6 +14,7 @@ from typing import Any, Final
 from rowhouse import dtype
 from rowhouse.error import UnknownTableError
 from rowhouse.limit import IDS_PER_REQUEST_MAX, gradient_bound
+from rowhouse.problem import nearest
 from rowhouse.v1 import rowhouse_pb2 as pb
 
 NAMED_MAX: Final = 4
@@ -91,6 +91,4 @@ def find_table(tables: Mapping[str, Table], name: str) -> Table:
     """The table called `name`; UnknownTableError naming the nearest one if there is none."""
     if (table := tables.get(name)) is not None:
         return table
-    near = difflib.get_close_matches(str(name), tables, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}?" if near else f"tables: {', '.join(sorted(tables)) or 'none'}"
-    raise UnknownTableError(f"no table is called {name!r}; {hint}")
+    raise UnknownTableError(f"no table is called {name!r}; {nearest(str(name), sorted(tables))}")

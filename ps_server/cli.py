@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """`ps-server`: run one shard (`serve`) or a whole local cluster (`up`), or put saved tables back (`restore`).
 
-This module parses; command/serve.py works. Exit codes: 0 stopped cleanly; 2 a wrong flag, config
-or endpoint; 69 a shard died too often; 74 the data directory or a write to it failed; 1 anything else.
+This module parses; the commands are in command/serve.py. Exit codes: 0 stopped cleanly; 2 a wrong flag,
+config or endpoint; 69 a shard died too often; 74 the data directory or a write to it failed; 1 anything else.
 Thread safety: a process's main thread.
 """
 
@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from typing import Final
 
-from rowhouse.error import RowhouseError, StoreError
+from rowhouse.program import run_program
 
 _EXAMPLES: Final = """\
 examples:
@@ -95,18 +95,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     of_many = getattr(arguments, "parent_pid", None) is not None  # `up` shows what all its shards say
     name = f"ps-server: {who}" if of_many else "ps-server"
     logging.basicConfig(level=arguments.log_level, format=f"%(asctime)s {who} %(levelname)s %(message)s")
-    # Imported here: pydantic, gRPC and kernels take a second to load, and --help needs none of them.
-    from ps_server.command import serve  # noqa: PLC0415
 
-    try:
+    def work() -> None:
+        # Imported here: pydantic, gRPC and kernels take a second to load, and --help needs none of them.
+        from ps_server.command import serve  # noqa: PLC0415
+
         serve.run(arguments)
-    except RowhouseError as error:
-        print(f"{name}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
-        return error.exit_code
-    except OSError as error:
-        print(f"{name}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
-        return StoreError.exit_code
-    return 0
+
+    return run_program(name, work)
 
 
 if __name__ == "__main__":

@@ -8,13 +8,14 @@ Thread safety: a process's main thread.
 import argparse
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Final
 
 from rowhouse.control import FREEZE_MODES
 from rowhouse.error import RowhouseError
+from rowhouse.program import run_program
 
-from ps_server.command import plan_flag
 from ps_server.config.endpoint import check_endpoint
 
 _EXAMPLES: Final = """\
@@ -41,6 +42,19 @@ examples, each on a stopped shard or data_dir:
   psctl load data user user.parquet --config cluster.yaml   (a new data_dir, or rows without state)
 """
 
+_PLAN_EXAMPLES: Final = """\
+examples:
+  psctl plan                                         (what 72 and 40 bytes become)
+  psctl plan --rows 14e9 --dim 16 --optimizer adagrad --share 0.1 --shards 64
+  feature-cross estimate features.yaml data.parquet --json > estimate.json
+  psctl plan --estimate estimate.json --shards 8 --share 0.2 --json
+  psctl plan --config cluster.yaml --rows user=2e9,item=5e7
+  psctl plan --check                                 (a few minutes: measures here, prints the error)
+"""
+
+_CHECK_ROWS: Final = 1_000_000
+EVICTION_KINDS: Final = ("ttl", "least_frequent", "l2_norm", "show_click")
+
 _PIPE_WIDTH: Final = 160
 """Columns of a table that goes to a file or a pipe, where nothing says how wide it may be."""
 
@@ -49,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="psctl",
         description="Look at running shards and steer them; check, load and export stopped ones.",
-        epilog=_EXAMPLES + _OFFLINE_EXAMPLES + plan_flag.EXAMPLES.removeprefix("examples:\n"),
+        epilog=_EXAMPLES + _OFFLINE_EXAMPLES + _PLAN_EXAMPLES.removeprefix("examples:\n"),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True)
@@ -73,16 +87,55 @@ def _parser() -> argparse.ArgumentParser:
     planning = commands.add_parser(
         "plan",
         help="bytes per row, machines and times of a cluster before it exists; --check measures them here",
-        epilog=plan_flag.EXAMPLES,
+        epilog=_PLAN_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    plan_flag.add_flags(planning)
+    _add_plan_flags(planning)
     for name, text in _OFFLINE.items():
         command = commands.add_parser(
             name, help=text, epilog=_OFFLINE_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
         )
         _add_offline_flags(command, name)
     return parser
+
+
+def _add_plan_flags(command: argparse.ArgumentParser) -> None:
+    """Flags of `psctl plan`."""
+    command.add_argument("--rows", metavar="ROWS", help="14e9 or 14B; with --config NAME=ROWS,…")
+    command.add_argument(
+        "--estimate", metavar="FILE", type=Path, help="what `feature-cross estimate --json` printed"
+    )
+    command.add_argument("--config", metavar="FILE", help="the cluster's: its tables, shards and log")
+    command.add_argument("--dim", type=int, help="weights per row (16, or what the estimate says)")
+    command.add_argument(
+        "--dtype", choices=["fp32", "fp16", "bf16"], help="(fp32, or what the estimate says)"
+    )
+    command.add_argument("--optimizer", metavar="KIND", help="(adagrad, or what the estimate says)")
+    command.add_argument("--eviction", metavar="KIND,…", default="", help=f"of {', '.join(EVICTION_KINDS)}")
+    command.add_argument(
+        "--admission-bits", type=int, metavar="BITS", help="width_bits of a min_count admission"
+    )
+    command.add_argument("--shards", type=int, help="shard processes (1, or the config's)")
+    command.add_argument("--share", type=float, default=1.0, help="share of the rows in memory (default 1)")
+    command.add_argument(
+        "--machine-memory", metavar="SIZE", default="256GiB", help="of one machine, for shards"
+    )
+    command.add_argument("--machine-disk", metavar="SIZE", default="4TB", help="of one machine, for shards")
+    command.add_argument("--log", metavar="SIZE", help="checkpoint_log_bytes (512MiB, or the config's)")
+    command.add_argument(
+        "--constants", metavar="FILE", type=Path, help="measured runs (default: those shipped)"
+    )
+    command.add_argument("--check", action="store_true", help="measure rows here and print the plan's error")
+    command.add_argument(
+        "--check-rows", type=int, metavar="ROWS", default=_CHECK_ROWS, help="rows of a measurement"
+    )
+    command.add_argument(
+        "--folder", metavar="DIR", type=Path, help="where --check writes; a temporary one else"
+    )
+    command.add_argument(
+        "--save", metavar="FILE", type=Path, help="with --check: keep the runs, for --constants"
+    )
+    command.add_argument("--json", action="store_true", help="print JSON instead of tables")
 
 
 def _add_offline_flags(command: argparse.ArgumentParser, name: str) -> None:
@@ -127,21 +180,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code.
     """
     arguments = _parser().parse_args(argv)
+    return run_program("psctl", lambda: _run(arguments))
+
+
+def _run(arguments: argparse.Namespace) -> int:
     # Imported here, a command's own modules only: kernels take a second to load, and --help needs none of it.
     from rich.console import Console  # noqa: PLC0415
 
     console = Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH)
-    if arguments.command == "plan":
-        from ps_server.command import plan  # noqa: PLC0415
-
-        return plan.run(arguments, console)
-    if arguments.command in _OFFLINE:
-        from ps_server.command import offline  # noqa: PLC0415
-
-        return offline.run(arguments, console)
-    from ps_server.command import online  # noqa: PLC0415
-
-    return online.run(arguments, console)
+    room = "plan" if arguments.command == "plan" else "offline" if arguments.command in _OFFLINE else "online"
+    code: int = import_module(f"ps_server.command.{room}").run(arguments, console)
+    return code
 
 
 if __name__ == "__main__":

@@ -11,9 +11,9 @@ from rowhouse import message
 from rowhouse.control import FREEZE_MODES
 from rowhouse.error import InvalidRequestError, StalePartitionMapError, TableFrozenError, UnknownTableError
 from rowhouse.placement import PartitionMap
+from rowhouse.problem import nearest
 from rowhouse.v1 import rowhouse_pb2 as pb
 
-from ps_server.config.error import nearest
 from ps_server.table.push import TablePush, checked_push
 from ps_server.table.table import Table
 

@@ -24,6 +24,7 @@ from rowhouse.message import PushRequest, TableGradients
 from ps_client import Client, Trainer, connect
 from ps_client.pace.journal import read_journal, write_journal
 from ps_client.torch import EmbeddingBag
+from ps_client.transport.transport import Transport
 from ps_server.config.cluster import load_config
 from ps_server.serve.server import Server
 from ps_server.shard.shard import Shard
@@ -98,18 +99,32 @@ def test_a_step_is_applied_for_all_at_once(clients: list[Client]) -> None:
     assert one.steps == other.steps == 1 and one.lost == ()
 
 
+def instead_of(method: str, call: Callable[[Any, float], Any], transport: Transport) -> Callable[[], None]:
+    """Have `call` answer one control call of the transport, until the function that it returns is called."""
+    real = transport.call
+
+    def answer(name: str, request: Any, timeout_s: float) -> Any:
+        return call(request, timeout_s) if name == method else real(name, request, timeout_s)
+
+    def restore() -> None:
+        transport.call = real  # type: ignore[method-assign]
+
+    transport.call = answer  # type: ignore[method-assign, assignment]
+    return restore
+
+
 def test_a_frozen_table_refuses_the_step_to_everybody_and_the_next_one_is_whole(
     clients: list[Client],
 ) -> None:
     one, other = trainers_of(clients)
     before = one.pull("user", IDS)
-    one._cluster.transports[1].set_table_freeze(_freeze("refuse"), 5)  # on one of the two shards
+    one._cluster.transports[1].call("SetTableFreeze", _freeze("refuse"), 5)  # on one of the two shards
     for trainer in (one, other):
         trainer.push("user", IDS, ONES)
     raised = together(one.step, other.step)
     assert [type(r) for r in raised] == [TableFrozenError] * 2
     assert one.steps == other.steps == 1
-    one._cluster.transports[1].set_table_freeze(_freeze("off"), 5)
+    one._cluster.transports[1].call("SetTableFreeze", _freeze("off"), 5)
     middle = one.pull("user", IDS)
     one.push("user", IDS, ONES)
     assert together(one.step, other.step) == [None, None]
@@ -270,16 +285,15 @@ def test_a_shard_and_a_trainer_killed_in_one_step(
     (alone,) = trainers_of(clients[:1], journal=journal)
     before = alone.pull("user", IDS)
     transport = alone._cluster.transports[1]
-    await_step = transport.await_step
 
     def killed(request: Any, timeout_s: float) -> Any:
         raise GoneError("killed")
 
-    transport.await_step = killed  # type: ignore[method-assign]
+    restore = instead_of("AwaitStep", killed, transport)
     alone.push("user", IDS, ONES)
     with pytest.raises(UnavailableError):
         alone.step()
-    transport.await_step = await_step  # type: ignore[method-assign]
+    restore()
     shard = servers[1]._shard
     assert isinstance(shard, Shard)
     shard.groups._groups.clear()
@@ -315,23 +329,25 @@ def test_a_restarted_trainer_ends_the_step_that_it_had_sealed(clients: list[Clie
     one, other = trainers_of(clients)
     before = one.pull("user", IDS)
     transports = one._cluster.transports
-    real = [transport.await_step for transport in transports]
+    real = transports[0].call
 
     def sealed_and_killed(request: Any, timeout_s: float) -> Any:
-        real[0](request, timeout_s)
+        real("AwaitStep", request, timeout_s)
         raise GoneError("killed")
 
     def killed(request: Any, timeout_s: float) -> Any:
         raise GoneError("killed")
 
-    transports[0].await_step = sealed_and_killed  # type: ignore[method-assign]
-    transports[1].await_step = killed  # type: ignore[method-assign]
+    restores = [
+        instead_of("AwaitStep", sealed_and_killed, transports[0]),
+        instead_of("AwaitStep", killed, transports[1]),
+    ]
     one.push("user", IDS, ONES)
     other.push("user", IDS, ONES)
     with pytest.raises(GoneError):
         one.step()
-    for transport, call in zip(transports, real, strict=True):
-        transport.await_step = call  # type: ignore[method-assign]
+    for restore in restores:
+        restore()
     again: list[Trainer] = []
 
     def restart() -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a result becomes: the README's table, and plots."""
+"""What a result becomes: the table of goals, and plots."""
 
 import json
 import time
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import cli, figure, profile, readme
+from benchmarks import cli, figure, goal_table, profile
 from benchmarks.bar import Bar, Goal, make_bar
 from benchmarks.report import page
 from benchmarks.result import Result, describe_run
@@ -32,8 +32,8 @@ def some_result(folder: Path, bars: tuple[Bar, ...] = BARS) -> Result:
 
 
 def test_the_table_has_goals_met_and_missed(tmp_path: Path) -> None:
-    lines = readme.table(some_result(tmp_path)).splitlines()
-    assert lines[0] == readme.BEGIN and lines[-1] == readme.END
+    lines = goal_table.table(some_result(tmp_path)).splitlines()
+    assert lines[0] == goal_table.BEGIN and lines[-1] == goal_table.END
     assert "| pull | 4 M rows/s | 1: OpenEmbedding 0.1.2 | 4 | ≥ 2× | yes |" in lines
     assert "| step, noisy | 1 M rows/s | 1: torch 2 | 1 | ≥ 2× | **no** |" in lines
     assert "| alone (skipped: no network) | 3 M rows/s | – | – | ≥ 2× | – |" in lines
@@ -43,24 +43,24 @@ def test_the_table_has_goals_met_and_missed(tmp_path: Path) -> None:
 
 
 def test_only_what_stands_between_the_marks_changes() -> None:
-    text = f"before\n{readme.BEGIN}\nold\n{readme.END}\nafter\n"
-    made = f"{readme.BEGIN}\nnew\n{readme.END}"
-    assert readme.replaced(text, made) == f"before\n{made}\nafter\n"
-    for wrong in ("no marks", text + text, f"{readme.END}{readme.BEGIN}"):
+    text = f"before\n{goal_table.BEGIN}\nold\n{goal_table.END}\nafter\n"
+    made = f"{goal_table.BEGIN}\nnew\n{goal_table.END}"
+    assert goal_table.replaced(text, made) == f"before\n{made}\nafter\n"
+    for wrong in ("no marks", text + text, f"{goal_table.END}{goal_table.BEGIN}"):
         with pytest.raises(ValueError, match="once each"):
-            readme.replaced(wrong, made)
+            goal_table.replaced(wrong, made)
 
 
 def test_the_command_writes_and_prints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    saved, page_ = tmp_path / "r.json", tmp_path / "README.md"
+    saved, page_ = tmp_path / "r.json", tmp_path / "page.md"
     some_result(tmp_path).save(saved)
-    assert cli.main(["readme", str(saved)]) == 0
+    assert cli.main(["table", str(saved)]) == 0
     printed = capsys.readouterr().out
-    page_.write_text(f"x\n{readme.BEGIN}\n{readme.END}\ny\n", encoding="utf-8")
-    assert cli.main(["readme", str(saved), "--write", str(page_)]) == 0
+    page_.write_text(f"x\n{goal_table.BEGIN}\n{goal_table.END}\ny\n", encoding="utf-8")
+    assert cli.main(["table", str(saved), "--write", str(page_)]) == 0
     assert page_.read_text(encoding="utf-8") == f"x\n{printed}y\n"
     page_.write_text("no marks", encoding="utf-8")
-    assert cli.main(["readme", str(saved), "--write", str(page_)]) == 2
+    assert cli.main(["table", str(saved), "--write", str(page_)]) == 2
     assert "once each" in capsys.readouterr().err
 
 

@@ -269,7 +269,7 @@ def test_a_load_takes_a_quarter_of_the_memory_that_is_available(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     meminfo = tmp_path / "meminfo"
-    monkeypatch.setattr("ps_server.table.memory.MEMINFO", meminfo)
+    monkeypatch.setattr("ps_server.table.budget.MEMINFO", meminfo)
     for kib, expected in ((4 << 20, 1 << 30), (1 << 10, 256 << 20), (1 << 30, 8 << 30)):
         meminfo.write_text(f"MemTotal: 1 kB\nMemAvailable: {kib} kB\n")
         assert default_memory_bytes() == expected

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The README's table, made from a result file: `python -m benchmarks readme RESULT.json [--write README.md]`.
+"""The table of goals, made from a result file: `python -m benchmarks table RESULT.json [--write PAGE.md]`.
 
-It has every bar with a goal, met or missed, and the percentiles of the mixed load. The README keeps it
-between two marks; a test holds what stands there to benchmarks/result.json.
+It has every bar with a goal, met or missed, and the percentiles of the mixed load. docs/performance.md keeps
+it between two marks; a test holds what stands there to benchmarks/result.json.
 
 Thread safety: pure functions.
 """
@@ -15,7 +15,7 @@ from benchmarks.bar import Bar
 from benchmarks.report import number
 from benchmarks.result import Result
 
-BEGIN: Final = "<!-- made by `python -m benchmarks readme`: do not edit by hand -->"
+BEGIN: Final = "<!-- made by `python -m benchmarks table`: do not edit by hand -->"
 END: Final = "<!-- end of the table -->"
 RESULT: Final = Path(__file__).with_name("result.json")
 WITHOUT_GOAL: Final = ("wire.mixed.",)
@@ -24,7 +24,7 @@ VERDICTS: Final = {True: "yes", False: "**no**", None: "–"}
 
 
 def shown(bar: Bar) -> bool:
-    """Whether a bar is a line of the README."""
+    """Whether a bar is a line of the table."""
     return bool(bar.goal) or bar.id.startswith(WITHOUT_GOAL)
 
 
@@ -76,7 +76,7 @@ def table(result: Result) -> str:
 
 
 def replaced(text: str, made: str) -> str:
-    """A README's text with the table between its marks replaced.
+    """A page's text with the table between its marks replaced.
 
     Raises
     ------

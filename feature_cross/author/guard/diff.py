@@ -3,7 +3,7 @@
 
 It compares what two configs mean, not their text: order, comments and a family that leaves ids alone are no
 change. Each difference names the key that makes it and has one of four effects, from harmless to fatal.
-What data says is feature_cross/author/diff/measure.py. Thread safety: pure functions.
+What data says is feature_cross/author/guard/measure.py. Thread safety: pure functions.
 """
 
 import itertools
@@ -11,10 +11,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+from rowhouse.problem import Path
+
 from feature_cross.config.attribute import Attribute
 from feature_cross.config.config import CrossConfig
-from feature_cross.config.plan import AttributeUse, Node, NodeUse, build_plan
-from feature_cross.error import Path
+from feature_cross.config.node import AttributeUse, Node, NodeUse
+from feature_cross.config.plan import build_plan
 from feature_cross.id_format import OPERATION_ARRANGEMENT, OPERATION_SUBSET
 
 __all__ = ["EFFECTS", "Change", "ConfigDiff", "FeatureDiff", "diff_configs"]

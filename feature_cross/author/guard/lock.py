@@ -12,12 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from rowhouse.document import read_text
+from rowhouse.problem import Problem
+
 from feature_cross.config.config import CrossConfig
 from feature_cross.config.loader import load
-from feature_cross.config.plan import Plan, build_plan
-from feature_cross.error import ConfigError, Problem
+from feature_cross.config.node import Plan
+from feature_cross.config.plan import build_plan
+from feature_cross.error import ConfigError, config_errors
 from feature_cross.id_format import FORMAT_VERSION
-from feature_cross.limit import CONFIG_BYTES_MAX
 
 __all__ = ["Lock", "check_against", "lock_path", "make_lock", "read_previous"]
 
@@ -76,12 +79,10 @@ def read_previous(path: str | os.PathLike[str]) -> Lock:
     """
     name = os.fspath(path)
     if Path(name).suffix == ".json":
+        with config_errors():
+            text = read_text(name)
         try:
-            if Path(name).stat().st_size > CONFIG_BYTES_MAX:
-                raise ConfigError([Problem("config-size", f"is larger than {CONFIG_BYTES_MAX} bytes")], name)
-            value = json.loads(Path(name).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ConfigError([Problem("config-file", f"cannot be read: {error.strerror}")], name) from error
+            value = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise ConfigError([Problem("value", f"is not JSON: {error}")], name) from error
         if isinstance(value, dict) and "id_format" in value:

@@ -8,9 +8,8 @@ import pytest
 
 from feature_cross import Engine
 from feature_cross.author.cli import main
-from feature_cross.author.golden.edge import EDGE_ROWS, edge_rows
-from feature_cross.author.golden.golden import check_golden, freeze
-from feature_cross.author.golden.witness import WITNESSES_MAX, witness_rows
+from feature_cross.author.guard.edge import EDGE_ROWS, WITNESSES_MAX, edge_rows, witness_rows
+from feature_cross.author.guard.golden import check_golden, freeze
 from feature_cross.config.loader import load_text
 
 CONFIG = """\

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
-from feature_cross.config.plan import AttributeUse, NodeUse, Plan
+from feature_cross.config.node import AttributeUse, NodeUse, Plan
 from feature_cross.engine.batch import CrossBatch
 from feature_cross.engine.engine import Engine
 from feature_cross.error import DataError

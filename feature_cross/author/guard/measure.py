@@ -5,23 +5,21 @@ Counts are exact over the rows read. Thread safety: pure functions.
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from feature_cross.author.diff.diff import FeatureDiff
+from feature_cross.author.distinct import DistinctIds
+from feature_cross.author.guard.diff import FeatureDiff
 from feature_cross.data.source import open_dataset, read_batches
 from feature_cross.engine.batch import CrossBatch
 from feature_cross.engine.engine import Engine
 from feature_cross.limit import BATCH_ROWS_DEFAULT
 
 __all__ = ["DiffMeasure", "FeatureMeasure", "measure"]
-
-_PENDING_MAX = 1 << 20
-"""Ids kept before they are merged into the distinct ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,25 +60,6 @@ class DiffMeasure:
     new_ids: int
 
 
-@dataclass(slots=True)
-class _Distinct:
-    kept: NDArray[np.uint64] = field(default_factory=lambda: np.empty(0, np.uint64))
-    pending: list[NDArray[np.uint64]] = field(default_factory=list)
-    pending_ids: int = 0
-
-    def add(self, ids: NDArray[np.uint64]) -> None:
-        self.pending.append(np.unique(ids))
-        self.pending_ids += len(self.pending[-1])
-        if self.pending_ids > max(_PENDING_MAX, len(self.kept)):
-            self.all()
-
-    def all(self) -> NDArray[np.uint64]:
-        if self.pending:
-            self.kept = np.unique(np.concatenate([self.kept, *self.pending]))
-            self.pending, self.pending_ids = [], 0
-        return self.kept
-
-
 def measure(
     old: Engine, new: Engine, features: Iterable[FeatureDiff], source: Any, rows_max: int
 ) -> DiffMeasure:
@@ -107,8 +86,8 @@ def measure(
         A column is missing or mistyped, or a value invalid, for either config.
     """
     pairs = [(one.label, one.old_name, one.name) for one in features]
-    before = {label: _Distinct() for label, _, _ in pairs}
-    after = {label: _Distinct() for label, _, _ in pairs}
+    before = {label: DistinctIds() for label, _, _ in pairs}
+    after = {label: DistinctIds() for label, _, _ in pairs}
     changed = dict.fromkeys(before, 0)
     opened = open_dataset(str(source), old.plan, new.plan) if not hasattr(source, "schema") else source
     rows = 0
@@ -134,7 +113,7 @@ def measure(
     return DiffMeasure(found, rows, _rows_of(old, old_sets), _rows_of(new, new_sets))
 
 
-def _rows_of(engine: Engine, sets: dict[str, _Distinct]) -> int:
+def _rows_of(engine: Engine, sets: dict[str, DistinctIds]) -> int:
     """Distinct ids of a config: each group of features that share ids is one set."""
     groups = engine.plan.groups.values()
     found = [[sets[name].all() for name in names] for names in groups]
