@@ -21,7 +21,7 @@ _CHECK_BLOCK = 4096
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def deduplicate(ids: NDArray[np.uint64], inverse: NDArray[np.int64]) -> NDArray[np.uint64]:
+def deduplicate(ids: NDArray[np.uint64], inverse: NDArray[np.signedinteger]) -> NDArray[np.uint64]:
     """Distinct ids of `ids` in the order of first appearance.
 
     An open-addressing table with linear probing, at most half full, of 4-byte numbers into the answer: that
@@ -62,7 +62,9 @@ def deduplicate(ids: NDArray[np.uint64], inverse: NDArray[np.int64]) -> NDArray[
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def sum_groups(rows: NDArray[np.float32], inverse: NDArray[np.int64], count: int) -> NDArray[np.float32]:
+def sum_groups(
+    rows: NDArray[np.float32], inverse: NDArray[np.signedinteger], count: int
+) -> NDArray[np.float32]:
     """Sum of the rows of each distinct id, in fp32, in the order of appearance.
 
     Parameters
