@@ -221,13 +221,7 @@ class StepClient(ABC):
         return {table.name: unique for (table, _), unique in zip(asked, found, strict=True)}
 
     def prefetch(self, ids: Mapping[str, ArrayLike], *, read_only: bool = False) -> None:
-        """Start the pull of a later step, where this is a Pipeline; else PreconditionError.
-
-        Parameters
-        ----------
-        ids, read_only
-            As for Pipeline.prefetch.
-        """
+        """Start the pull of a later step, where this is a Pipeline; else PreconditionError."""
         raise PreconditionError(
             "prefetch needs a pipeline: use what client.pipeline() gives, or make the module with it"
         )
