@@ -55,6 +55,14 @@ def test_a_dead_link_is_found(tmp_path: Path) -> None:
     assert dead_links(page) == ["other.md#b", "none.md", "#d"]
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_a_list_begins_after_an_empty_line(page: Path) -> None:
+    """The site shows it as running text otherwise; GitHub does not mind."""
+    text = FENCED.sub("", page.read_text(encoding="utf-8"))
+    item = r"(?:[-*]|1\.) "
+    assert re.findall(rf"^(?!{item}|#| |\|)(.+)\n{item}", text, re.MULTILINE) == []
+
+
 def collect(annotation: Any, found: list[type[BaseModel]]) -> None:
     """Every model that a config of the annotated type may hold."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel) and annotation not in found:
