@@ -4,6 +4,7 @@
 PYTHON ?= python3
 EXAMPLE ?= click
 DATA ?=
+PYTHONS ?=
 
 BIN := .venv/bin
 STAMP := .venv/.installed
@@ -11,7 +12,7 @@ SOURCES := proto/rowhouse ps_server ps_client feature_cross tools $(wildcard exa
 # --no-compile: most modules of these packages are never imported, so compiling them all doubles the install.
 PIP_FLAGS := -qq --disable-pip-version-check --no-input --root-user-action=ignore --no-compile
 
-.PHONY: help test demo lint clean venv bench figures
+.PHONY: help test test-lowest demo lint site clean venv bench figures
 .DEFAULT_GOAL := help
 
 help:
@@ -20,6 +21,8 @@ help:
 	@echo "make bench   ours beside its peers, about 10 minutes: prints the table of goals; page in build/bench/report"
 	@echo "make figures every workload beside every peer, two hours: benchmarks/result.json, docs/performance.md"
 	@echo "make lint    stubs, format, lint, types"
+	@echo "make test-lowest [PYTHONS='python3.11 …']   tests/smoke with the lowest versions that pyproject.toml declares"
+	@echo "make site    the documentation as pages, in build/site"
 	@echo "make venv    the environment in .venv (the targets above make it themselves)"
 	@echo "make clean   remove .venv, build/ and caches"
 
@@ -29,7 +32,7 @@ $(STAMP): pyproject.toml constraints.txt
 	  { echo "rowhouse needs Python 3.11 or later; set PYTHON=, $(PYTHON) is older" >&2; exit 1; }
 	@echo "making .venv (a few minutes the first time)"
 	@$(PYTHON) -m venv --clear .venv
-	@$(BIN)/python -m pip install $(PIP_FLAGS) --constraint constraints.txt --editable '.[torch,author,dev]'
+	@$(BIN)/python -m pip install $(PIP_FLAGS) --constraint constraints.txt --editable '.[torch,author,docs,dev]'
 	@touch $@
 
 venv: $(STAMP)
@@ -39,10 +42,20 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/ruff check --quiet .
 	$(BIN)/mypy $(SOURCES)
+	@$(BIN)/python -m tests.architecture
 
 test: lint
 	$(BIN)/coverage erase
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not soak" --cov --cov-report=term --durations=10 tests
+	$(MAKE) --no-print-directory test-lowest
+
+# With this environment's Python and the newest one that has all wheels, unless PYTHONS names others.
+test-lowest: $(STAMP)
+	$(BIN)/python -m tools.lowest $(foreach python,$(PYTHONS),--python $(python))
+
+site: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "build/site/index.html"
 
 demo: $(STAMP)
 	$(BIN)/python -m examples.demo --example $(EXAMPLE) $(if $(DATA),--data "$(DATA)")

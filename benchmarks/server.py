@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-import yaml
+from rowhouse.document import dump
 
 READY_S: Final = 600.0
 """Recovery of a large log is part of a start; a minute of silence more is a hang."""
@@ -75,5 +75,5 @@ def shard_arguments(folder: Path, config: dict[str, Any], index: int = 0) -> lis
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "cluster.yaml"
     resolved = {"data_dir": str(folder / "data"), "shards": ["127.0.0.1:0"], **config}
-    path.write_text(yaml.safe_dump(resolved), encoding="utf-8")
+    path.write_text(dump(resolved), encoding="utf-8")
     return ["-m", "ps_server.cli", "serve", "--config", str(path), "--shard", str(index), "--quiet"]

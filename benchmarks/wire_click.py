@@ -23,7 +23,7 @@ from benchmarks.contest import Step, contest
 from benchmarks.embedded import ADAGRAD, TABLE, all_rows, create_rows, require_equal, table_config
 from benchmarks.peer_torch import INITIAL_ACCUMULATOR, LEARNING_RATE
 from benchmarks.wire import remote
-from ps_client.pipeline import Pipeline
+from ps_client.pace.pipeline import Pipeline
 from ps_client.torch import EmbeddingBag
 
 HIDDEN: Final = (64, 32)

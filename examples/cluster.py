@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import yaml
+from rowhouse.document import dump
 
 from examples.process import Child, ChildError
 from ps_client import connect
@@ -49,7 +49,7 @@ class LocalCluster(Child):
 
     def __init__(self, config: dict[str, Any], folder: Path) -> None:
         path = folder / "cluster.yaml"
-        path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+        path.write_text(dump(config), encoding="utf-8")
         self._state = Path(config["data_dir"]) / "endpoints.json"
         self._state.unlink(missing_ok=True)
         command = [sys.executable, "-m", "ps_server.cli", "up", "--config", str(path), "--json"]

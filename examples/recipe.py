@@ -11,8 +11,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, Final, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from rowhouse.document import read_document
+from rowhouse.validation import validate
 
 import feature_cross
 
@@ -114,7 +115,7 @@ class Example:
             raise ValueError(f"example is {name!r}; it must be one of {', '.join(EXAMPLES)}")
         self.name = name
         self.folder = FOLDER / name
-        self.recipe = Recipe.model_validate(_read_yaml(self.folder / "recipe.yaml"))
+        self.recipe = validate(Recipe, read_document(self.folder / "recipe.yaml"))
 
     @property
     def log(self) -> ModuleType:
@@ -140,7 +141,7 @@ class Example:
         dict
             What `ps-server up` reads, as plain YAML values. The ports are left to the system.
         """
-        config = _read_yaml(self.folder / "cluster.yaml")
+        config = read_document(self.folder / "cluster.yaml").value
         declared = {table["name"]: table for table in config["tables"]}
         tables = [
             {**declared[name], "name": run.table(name), "seed": run.seed}
@@ -175,7 +176,3 @@ class Run(_Model):
     def table(self, name: str) -> str:
         """Name in the cluster of the recipe's table `name`."""
         return f"{name}.{self.name}" if self.own_tables else name
-
-
-def _read_yaml(path: Path) -> Any:
-    return yaml.safe_load(path.read_text(encoding="utf-8"))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The errors of feature_cross; the package has no dependency on the rest of rowhouse, errors included.
+"""The errors of feature_cross; of rowhouse the package imports only the reader of files and its problems.
 
     CrossError
     ├── ConfigError      the config is wrong: every problem with its path and line; exit code 2
@@ -11,44 +11,15 @@
 Thread safety: nothing here has state.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import ClassVar
 
-__all__ = ["ConfigError", "CrossError", "DataError", "FlagError", "InternalError", "LimitError", "Problem"]
+from rowhouse.problem import DocumentError
 
-Path = tuple[str | int, ...]
-"""Where in a config: ("features", "city_x_age", "of", 1)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """One thing that is wrong, or that its author should know.
-
-    Attributes
-    ----------
-    code
-        Stable name of the rule, for scripts: `duplicate-slot`, `unknown-key`.
-    message
-        The thing, its value and the bound.
-    path
-        Where in the config.
-    line
-        Line of the config file, from 1; None when the config was a mapping.
-    severity
-        `error` or `warning`.
-    """
-
-    code: str
-    message: str
-    path: Path = ()
-    line: int | None = None
-    severity: str = "error"
-
-    def text(self, source: str) -> str:
-        """`source:line: path: message`, as editors expect it."""
-        place = source if self.line is None else f"{source}:{self.line}"
-        where = ".".join(str(part) for part in self.path)
-        return f"{place}: {where}: {self.message}" if where else f"{place}: {self.message}"
+__all__ = [
+    "ConfigError", "CrossError", "DataError", "FlagError", "InternalError", "LimitError", "config_errors",
+]  # fmt: skip
 
 
 class CrossError(Exception):
@@ -57,15 +28,10 @@ class CrossError(Exception):
     exit_code: ClassVar[int] = 1
 
 
-class ConfigError(CrossError, ValueError):
+class ConfigError(CrossError, DocumentError):
     """The config is wrong. `problems` holds each fault; the message is one line per fault."""
 
     exit_code = 2
-
-    def __init__(self, problems: list[Problem], source: str = "config") -> None:
-        self.problems = tuple(problems)
-        self.source = source
-        super().__init__("\n".join(problem.text(source) for problem in problems))
 
 
 class FlagError(CrossError, ValueError):
@@ -84,3 +50,12 @@ class LimitError(DataError):
 
 class InternalError(CrossError):
     """A fault of feature_cross itself."""
+
+
+@contextmanager
+def config_errors() -> Iterator[None]:
+    """Inside, a file or mapping that is wrong is a ConfigError; also a decorator."""
+    try:
+        yield
+    except DocumentError as error:
+        raise ConfigError(error.problems, error.source) from None

@@ -3,18 +3,6 @@
 
 from typing import Final
 
-CONFIG_BYTES_MAX: Final = 1024 * 1024
-"""One config file. A thousand features of 200 bytes are 0.2 MB; libyaml reads 1 MiB in under a second."""
-
-CONFIG_NODES_MAX: Final = 100_000
-"""Values in a config, also once aliases are followed: a thousand features have 10,000; bombs more."""
-
-CONFIG_DEPTH_MAX: Final = 32
-"""Nesting of a config. The language needs 6 levels; the bound keeps recursion away from the stack's end."""
-
-PROBLEMS_MAX: Final = 50
-"""Problems that one ConfigError lists. Past it the config is another format, not a config with faults."""
-
 NAME_CHARACTERS_MAX: Final = 128
 """Length of an entity's, attribute's or feature's name: a table of people reads it."""
 

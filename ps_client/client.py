@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The client of a cluster: pull rows, push gradients, by NumPy arrays.
 
-    ids ─▶ validation ─▶ dedup (plan, kernel) ─▶ split by shard ─▶ calls (exchange, lane, retry) ─▶ gather
+    ids ─▶ validation ─▶ dedup and split (split, kernel) ─▶ calls (exchange, lane, retry) ─▶ gather
 
 This module is the public face: step.py has what a training step uses, here is what it is made of, and the
 calls of an operator. ps_client.torch builds on it.
@@ -17,29 +17,33 @@ import secrets
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Final, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from rowhouse.control import FREEZE_MODES
 from rowhouse.error import InvalidRequestError, PreconditionError, RowhouseError
 from rowhouse.message import TableGradients
 from rowhouse.v1 import rowhouse_pb2 as pb
 
 from ps_client.cluster import Cluster
 from ps_client.exchange import Exchange
-from ps_client.pipeline import PREFETCH_MAX, PUSH_MAX, Pipeline
-from ps_client.plan import Distinct, check_rows, distinct
+from ps_client.pace.pipeline import PREFETCH_MAX, PUSH_MAX, Pipeline
+from ps_client.pace.trainer import Trainer
+from ps_client.report import (
+    Checkpoint,
+    SavedTables,
+    ShardStats,
+    check_saved,
+    checkpoint_of,
+    one_save,
+    shard_stats,
+)
 from ps_client.retry import Retry
-from ps_client.saved import SavedTables, check_saved, one_save
+from ps_client.split import Distinct, check_rows, distinct
 from ps_client.step import Asked, StepClient, UniqueRows
-from ps_client.table import Table, find_table
-from ps_client.trainer import Trainer
+from ps_client.table import Table, find_table, names_of
 from ps_client.validation import wire_code
-
-FREEZE_MODES: Final = {
-    "off": pb.FREEZE_MODE_OFF, "refuse": pb.FREEZE_MODE_REFUSE, "ignore": pb.FREEZE_MODE_IGNORE,
-}  # fmt: skip
-"""What a frozen table does with a push: apply it, raise TableFrozenError, or drop its gradients."""
 
 
 class Client(StepClient):
@@ -63,6 +67,10 @@ class Client(StepClient):
         self._closed = False
         self._trainers: dict[tuple[str, int], Trainer] = {}  # by group and rank: a later one takes the place
 
+    def __repr__(self) -> str:
+        closed = ", closed" if self._closed else ""
+        return f"<Client of {self.shard_count} shards{closed}: {names_of(self.tables)}>"
+
     @property
     def tables(self) -> Mapping[str, Table]:
         """Every table of the cluster by name (read-only): dim, dtype, config."""
@@ -74,13 +82,13 @@ class Client(StepClient):
         return len(self._cluster.transports)
 
     def _fetch(self, asked: Asked, read_only: bool) -> list[UniqueRows]:
-        plans = [distinct(table, ids) for table, ids in asked]
-        rows = self._exchange.pull(plans, self._wire_dtype, read_only)
-        return [UniqueRows(p.ids, p.inverse, found) for p, found in zip(plans, rows, strict=True)]
+        tables = [distinct(table, ids) for table, ids in asked]
+        rows = self._exchange.pull(tables, self._wire_dtype, read_only)
+        return [UniqueRows(t.ids, t.inverse, found) for t, found in zip(tables, rows, strict=True)]
 
     def _fetch_distinct(self, asked: Asked, read_only: bool) -> list[NDArray[np.float32]]:
-        plans = [Distinct(table, ids, np.empty(0, np.int64)) for table, ids in asked]
-        return self._exchange.pull(plans, self._wire_dtype, read_only)
+        tables = [Distinct(table, ids, np.empty(0, np.int64)) for table, ids in asked]
+        return self._exchange.pull(tables, self._wire_dtype, read_only)
 
     def _send(self, parts: Sequence[TableGradients]) -> None:
         for part in parts:
@@ -108,7 +116,7 @@ class Client(StepClient):
         *,
         group: str,
         rank: int,
-        trainers: int,
+        world_size: int,
         pace: Literal["bsp", "ssp", "async"] = "bsp",
         staleness: int = 0,
         deadline_s: float = 60.0,
@@ -119,12 +127,12 @@ class Client(StepClient):
 
         Parameters
         ----------
-        group, rank, trainers, pace, staleness, deadline_s, on_lost, journal
+        group, rank, world_size, pace, staleness, deadline_s, on_lost, journal
             As for Trainer.
         """
         self._check_usable()
         made = Trainer(
-            self, self._cluster, self._exchange, group=group, rank=rank, trainers=trainers, pace=pace,
+            self, self._cluster, self._exchange, group=group, rank=rank, world_size=world_size, pace=pace,
             staleness=staleness, deadline_s=deadline_s, on_lost=on_lost, journal=journal,
         )  # fmt: skip
         self._trainers[group, rank] = made
@@ -141,8 +149,8 @@ class Client(StepClient):
         self._check_usable()
         self._exchange.settle()
 
-    def checkpoint(self, timeout_s: float | None = None) -> Sequence[pb.CreateCheckpointResponse]:
-        """Have every shard write its dirty rows to its store; the answers by shard (lsn, rows_written).
+    def checkpoint(self, timeout_s: float | None = None) -> Sequence[Checkpoint]:
+        """Have every shard write its dirty rows to its store; what each of them did.
 
         Parameters
         ----------
@@ -150,8 +158,8 @@ class Client(StepClient):
             Time it may take, in seconds; None: the client's.
         """
         self._check_usable()
-        request = pb.CreateCheckpointRequest()
-        return self._exchange.every_shard(lambda t, left_s: t.create_checkpoint(request, left_s), timeout_s)
+        answers = self._exchange.every_shard("CreateCheckpoint", pb.CreateCheckpointRequest(), timeout_s)
+        return [checkpoint_of(answer) for answer in answers]
 
     def save_tables(self, name: str, timeout_s: float | None = None) -> SavedTables:
         """Have every shard keep a copy of its tables as they are now; nobody may push meanwhile.
@@ -180,11 +188,14 @@ class Client(StepClient):
         token = secrets.randbits(64)
         request = pb.SaveTablesRequest(name=name, token=token)
         try:
-            answers = self._exchange.every_shard(lambda t, left_s: t.save_tables(request, left_s), timeout_s)
+            answers = self._exchange.every_shard("SaveTables", request, timeout_s)
         except RowhouseError:
             self._drop(name, token)
             raise
-        return one_save(self._cluster, answers)
+        return one_save(self._cluster.partition_map.version, self._dims(), answers)
+
+    def _dims(self) -> dict[str, int]:
+        return {name: table.dim for name, table in self.tables.items()}
 
     def check_tables(self, saved: SavedTables) -> None:
         """PreconditionError unless every shard holds just what was saved; it names shard and difference.
@@ -196,8 +207,8 @@ class Client(StepClient):
         """
         self._check_usable()
         request = pb.GetSavedTablesRequest(token=saved.token)
-        answers = self._exchange.every_shard(lambda t, left_s: t.get_saved_tables(request, left_s), None)
-        check_saved(saved, self._cluster, answers)
+        answers = self._exchange.every_shard("GetSavedTables", request)
+        check_saved(saved, self._cluster.partition_map.version, self._dims(), answers)
 
     def drop_tables(self, name: str) -> bool:
         """Forget a saved copy on every shard.
@@ -217,14 +228,14 @@ class Client(StepClient):
 
     def _drop(self, name: str, token: int) -> bool:
         request = pb.DropSavedTablesRequest(name=name, token=token)
-        answers = self._exchange.every_shard(lambda t, left_s: t.drop_saved_tables(request, left_s), None)
+        answers = self._exchange.every_shard("DropSavedTables", request)
         return any(answer.dropped for answer in answers)
 
-    def stats(self) -> Sequence[pb.GetStatsResponse]:
-        """Live counters by shard; the fields are described in rowhouse.proto."""
+    def stats(self) -> Sequence[ShardStats]:
+        """Live counters by shard."""
         self._check_usable()
-        request = pb.GetStatsRequest()
-        return self._exchange.every_shard(lambda t, left_s: t.get_stats(request, left_s), None)
+        answers = self._exchange.every_shard("GetStats", pb.GetStatsRequest())
+        return [shard_stats(answer) for answer in answers]
 
     def freeze(self, table: str, mode: Literal["off", "refuse", "ignore"]) -> None:
         """Set what every shard does with pushes to one table.
@@ -241,7 +252,7 @@ class Client(StepClient):
         if mode not in FREEZE_MODES:
             raise InvalidRequestError(f"mode is {mode!r}; it must be one of {list(FREEZE_MODES)}")
         request = pb.SetTableFreezeRequest(table=find_table(self.tables, table).name, mode=FREEZE_MODES[mode])
-        self._exchange.every_shard(lambda t, left_s: t.set_table_freeze(request, left_s), None)
+        self._exchange.every_shard("SetTableFreeze", request)
 
     def evict(self, table: str, timeout_s: float | None = None) -> int:
         """Run one table's eviction policies now, on every shard.
@@ -260,7 +271,7 @@ class Client(StepClient):
         """
         self._check_usable()
         request = pb.EvictRowsRequest(table=find_table(self.tables, table).name)
-        answers = self._exchange.every_shard(lambda t, left_s: t.evict_rows(request, left_s), timeout_s)
+        answers = self._exchange.every_shard("EvictRows", request, timeout_s)
         return sum(answer.rows_evicted for answer in answers)
 
     def close(self) -> None:

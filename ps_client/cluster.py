@@ -21,7 +21,7 @@ from rowhouse.v1 import rowhouse_pb2 as pb
 from ps_client.lane import Lane
 from ps_client.retry import Backoff
 from ps_client.table import Table, read_tables
-from ps_client.transport import Transport
+from ps_client.transport.transport import Transport
 
 Dial = Callable[[str], Transport]
 """Makes the transport to one endpoint."""
@@ -144,7 +144,9 @@ class Cluster:
 def _get_cluster(transport: Transport, backoff: Backoff) -> pb.GetClusterResponse:
     while True:
         try:
-            answer = transport.get_cluster(pb.GetClusterRequest(), backoff.remaining_s())
+            answer: pb.GetClusterResponse = transport.call(
+                "GetCluster", pb.GetClusterRequest(), backoff.remaining_s()
+            )
         except RowhouseError as failure:
             backoff.wait(failure)
         else:

@@ -5,25 +5,30 @@ Thread safety: pure, beside the connections it makes.
 """
 
 import re
+from collections.abc import Mapping
 from ipaddress import IPv6Address
-from typing import Final
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
 
 from rowhouse.error import ConfigError, InvalidRequestError
-from rowhouse.malloc import keep_large_blocks
 
-from ps_client.channel import GrpcTransport
-from ps_client.client import Client
-from ps_client.cluster import Cluster
-from ps_client.embedded import Config, EmbeddedTransport, open_shard
-from ps_client.retry import Retry
-from ps_client.validation import wire_code
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ps_client.client import Client
+    from ps_client.transport.embedded import Config
+    from ps_client.transport.transport import Transport
 
 EMBEDDED_PREFIX: Final = "embedded:"
 
 
 def connect(
-    target: str, *, config: Config = None, timeout_s: float = 60.0, wire_dtype: str = "fp32"
-) -> Client:
+    target: str,
+    *,
+    config: Mapping[str, Any] | str | Path | None = None,
+    timeout_s: float = 60.0,
+    wire_dtype: str = "fp32",
+) -> "Client":
     """Connect to a cluster, or open a shard in this process.
 
     Parameters
@@ -58,20 +63,43 @@ def connect(
     DirectoryInUseError
         Another process holds the embedded directory.
     """
-    keep_large_blocks()
     if not (isinstance(timeout_s, int | float) and timeout_s > 0):
         raise ConfigError(f"timeout_s is {timeout_s!r}; it must be above 0")
-    wire_code(wire_dtype)
-    retry = Retry(timeout_s=float(timeout_s))
-    if target.startswith(EMBEDDED_PREFIX):
-        directory = target.removeprefix(EMBEDDED_PREFIX)
-        if not directory:
-            raise ConfigError(f"target is {target!r}; a directory must follow {EMBEDDED_PREFIX!r}")
-        transport = EmbeddedTransport(open_shard(directory, config), directory)
-        return Client(Cluster.join([directory], lambda _: transport, retry.start()), retry, wire_dtype)
-    if config is not None:
+    directory = target.removeprefix(EMBEDDED_PREFIX)
+    embedded = directory != target
+    if embedded and not directory:
+        raise ConfigError(f"target is {target!r}; a directory must follow {EMBEDDED_PREFIX!r}")
+    if config is not None and not embedded:
         raise ConfigError("config is for an embedded target; a running cluster has its own")
-    return Client(Cluster.join(_endpoints(target), GrpcTransport, retry.start()), retry, wire_dtype)
+    endpoints = [directory] if embedded else _endpoints(target)
+    # Imported here, the way to gRPC below: a program that has not connected needs neither kernels nor gRPC.
+    from rowhouse.malloc import keep_large_blocks  # noqa: PLC0415
+
+    from ps_client.client import Client  # noqa: PLC0415
+    from ps_client.cluster import Cluster  # noqa: PLC0415
+    from ps_client.retry import Retry  # noqa: PLC0415
+    from ps_client.validation import wire_code  # noqa: PLC0415
+
+    wire_code(wire_dtype)
+    keep_large_blocks()
+    retry = Retry(timeout_s=float(timeout_s))
+    way = _embedded(directory, config) if embedded else dial
+    return Client(Cluster.join(endpoints, way, retry.start()), retry, wire_dtype)
+
+
+def _embedded(directory: str, config: "Config") -> "Callable[[str], Transport]":
+    from ps_client.transport.embedded import EmbeddedTransport, open_shard  # noqa: PLC0415
+
+    transport = EmbeddedTransport(open_shard(directory, config), directory)
+    return lambda _: transport
+
+
+def dial(endpoint: str) -> "Transport":
+    """The transport to one endpoint."""
+    from ps_client.transport.fallback import FallbackTransport  # noqa: PLC0415
+    from ps_client.transport.grpc import GrpcTransport  # noqa: PLC0415
+
+    return FallbackTransport(GrpcTransport(endpoint))
 
 
 def _endpoints(target: str) -> list[str]:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Blocking calls of one step to every shard concerned, with retries, at the same time.
 
-plan.py says what goes where, lane.py what a push may be named, retry.py when to try again; here they
+split.py says what goes where, lane.py what a push may be named, retry.py when to try again; here they
 meet threads and transports. Where shards have data ports, the caller's thread sends to all of them before
 it waits for any; what cannot be begun so, and what must be tried again, goes to a pool of threads.
 
@@ -31,12 +31,11 @@ from rowhouse.message import PullRequest, PullResponse, PushResponse, TableGradi
 from rowhouse.placement import PartitionMap
 
 from ps_client.cluster import Cluster
-from ps_client.data_link import as_ended
 from ps_client.kernel import scatter
 from ps_client.lane import REFUSALS, Lane
-from ps_client.plan import Distinct, Piece, check_answer, pull_request, split_pull, split_push
 from ps_client.retry import Backoff, Retry
-from ps_client.transport import Begun, Transport
+from ps_client.split import Distinct, Piece, check_answer, pull_request, split_pull, split_push
+from ps_client.transport.transport import Begun, Transport, as_ended
 
 THREADS_PER_SHARD: Final = 4
 """Calls under way to one shard at once, for callers that pull and push from several threads."""
@@ -110,7 +109,7 @@ class Exchange:
         return rows
 
     def _begin_pull(self, step: _Pull, shard: int, pieces: Sequence[Piece]) -> Begun[PullResponse] | None:
-        return self._cluster.transports[shard].begin_pull(step.request(pieces), step.within.remaining_s())
+        return self._cluster.transports[shard].begin(step.request(pieces), step.within.remaining_s())
 
     def _pull_part(
         self, step: _Pull, shard: int, pieces: Sequence[Piece], begun: Begun[PullResponse] | None
@@ -139,7 +138,10 @@ class Exchange:
             parts = split_push(batches.popleft(), partition_map)
             step = _Push(partition_map, backoff)
             outcomes = self._at_once(
-                parts, partial(self._begin_push, step), partial(self._push_part, step), self._abandon_push
+                parts,
+                partial(self._begin_push, step),
+                partial(self._push_part, step),
+                lambda shard: self._cluster.lanes[shard].abandon(),
             )
             for shard, outcome in zip(parts, outcomes, strict=True):
                 if isinstance(outcome, RowhouseError):
@@ -171,28 +173,18 @@ class Exchange:
     ) -> Begun[PushResponse] | None:
         """Take the shard's lane and send, if that can be done without waiting; else leave all as it is."""
         lane = self._cluster.lanes[shard]
-        if not lane.lock.acquire(blocking=False):
+        request = lane.try_begin(step.partition_map.version, tables)
+        if request is None:
             return None
-        begun = None
         try:
-            if lane.pending is None:
-                request = lane.begin(step.partition_map.version, tables)
-                begun = self._cluster.transports[shard].begin_push(request, step.within.remaining_s())
-                if begun is None:
-                    lane.refuse()
+            begun = self._cluster.transports[shard].begin(request, step.within.remaining_s())
         except BaseException:
-            self._abandon_push(shard)
+            lane.abandon()
             raise
-        if begun is None:
+        if begun is None:  # nothing was sent
+            lane.refuse()
             lane.lock.release()
         return begun
-
-    def _abandon_push(self, shard: int) -> None:
-        """Let go of a lane whose push was begun; whether it was applied is not known."""
-        lane = self._cluster.lanes[shard]
-        lane.note_failure(maybe_applied=True)
-        lane.keep()
-        lane.lock.release()
 
     def _push_part(
         self,
@@ -265,12 +257,12 @@ class Exchange:
                 "under its number, before the next push to this shard (do not push it anew)"
             ) from failure
 
-    def every_shard(self, call: Callable[[Transport, float], T], timeout_s: float | None) -> list[T]:
-        """Call each shard, in parallel, with retries; the answers by shard."""
+    def every_shard(self, method: str, request: Any, timeout_s: float | None = None) -> list[Any]:
+        """Make a control call to each shard, in parallel, with retries; the answers by shard."""
         wait_s = self._retry.timeout_s if timeout_s is None else timeout_s
 
-        def ask(transport: Transport) -> T:
-            return self._persist(partial(call, transport), self._retry.start(wait_s))
+        def ask(transport: Transport) -> Any:
+            return self._persist(partial(transport.call, method, request), self._retry.start(wait_s))
 
         return self.together([partial(ask, transport) for transport in self._cluster.transports])
 

@@ -54,6 +54,25 @@ class Lane:
         self.attempted = self.uncertain = False
         return self.pending
 
+    def try_begin(self, map_version: int, tables: Sequence[TableGradients]) -> PushRequest | None:
+        """Take the lock and `begin`, if nobody holds it and no push is pending; else None, all as it was."""
+        if not self.lock.acquire(blocking=False):
+            return None
+        try:
+            if self.pending is None:
+                return self.begin(map_version, tables)
+        except BaseException:
+            self.abandon()
+            raise
+        self.lock.release()
+        return None
+
+    def abandon(self) -> None:
+        """Let go of the lock; whether the pending push was applied is not known."""
+        self.note_failure(maybe_applied=True)
+        self.keep()
+        self.lock.release()
+
     def note_failure(self, maybe_applied: bool) -> None:
         """Note that an attempt of the pending push ended without an answer to it."""
         self.attempted = True

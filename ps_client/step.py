@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a training step asks of a client: pull rows, push gradients.
 
-    ids ─▶ validation ─▶ dedup (plan, kernel) ─▶ `_fetch` ─▶ gather
+    ids ─▶ validation ─▶ dedup (split, kernel) ─▶ `_fetch` ─▶ gather
     gradients ─▶ validation ─▶ sum of duplicates (kernel) ─▶ `_send`
 
 `Client` fetches and sends at once, `Pipeline` ahead and behind; everything else is said here, once, and
@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import ClassVar, NoReturn, Self
+from typing import ClassVar, NoReturn, Protocol, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -24,7 +24,7 @@ from rowhouse.ids import as_read_only
 from rowhouse.message import TableGradients
 
 from ps_client.kernel import gather, sum_duplicates
-from ps_client.plan import distinct
+from ps_client.split import distinct
 from ps_client.table import Table, find_table
 from ps_client.validation import as_events, as_gradients, as_ids, check_learning_rate, check_out
 
@@ -56,8 +56,32 @@ class UniqueRows:
         return self.rows if usable else np.array(self.rows)
 
 
+class StepProtocol(Protocol):
+    """What the modules of ps_client.torch ask of a client: in a step, one pull and one push.
+
+    A Client, a Pipeline and a Trainer offer it. So may a class of your own, for instance one that counts what
+    a model asks for, or one that stands in for a cluster in a test.
+    """
+
+    @property
+    def tables(self) -> Mapping[str, Table]:
+        """Every table by name (read-only)."""
+
+    def pull_unique(self, ids: Mapping[str, ArrayLike], *, read_only: bool = False) -> dict[str, UniqueRows]:
+        """The row of each distinct id, with the inverse, by table name; as StepClient.pull_unique."""
+
+    def push_unique(self, gradients: Mapping[str, tuple[NDArray[np.uint64], NDArray[np.float32]]]) -> None:
+        """A gradient of each distinct id that `pull_unique` gave; as StepClient.push_unique."""
+
+    def prefetch(self, ids: Mapping[str, ArrayLike], *, read_only: bool = False) -> None:
+        """Start the pull of a later step; PreconditionError where that cannot be had."""
+
+
 class StepClient(ABC):
-    """Pulls and pushes of training steps, by NumPy arrays."""
+    """Pulls and pushes of training steps, by NumPy arrays: what Client, Pipeline and Trainer have in common.
+
+    It is a StepProtocol.
+    """
 
     _wire_dtype: int
     _keeps_parts: ClassVar[bool] = False
@@ -195,6 +219,18 @@ class StepClient(ABC):
         found = self._fetch(asked, read_only)
         return {table.name: unique for (table, _), unique in zip(asked, found, strict=True)}
 
+    def prefetch(self, ids: Mapping[str, ArrayLike], *, read_only: bool = False) -> None:
+        """Start the pull of a later step, where this is a Pipeline; else PreconditionError.
+
+        Parameters
+        ----------
+        ids, read_only
+            As for Pipeline.prefetch.
+        """
+        raise PreconditionError(
+            "prefetch needs a pipeline: use what client.pipeline() gives, or make the module with it"
+        )
+
     def push(
         self,
         table: str,
@@ -259,15 +295,23 @@ class StepClient(ABC):
         if parts := [part for part in parts if part.ids.shape[0]]:
             self._send(parts)
 
-    def _push_unique(self, gradients: Mapping[str, tuple[NDArray[np.uint64], NDArray[np.float32]]]) -> None:
-        """As `push_many`, of ids that `pull_unique` gave, with arrays of gradients that are given away:
-        nothing is deduplicated or copied again."""
+    def push_unique(self, gradients: Mapping[str, tuple[NDArray[np.uint64], NDArray[np.float32]]]) -> None:
+        """As `push_many`, for distinct ids: nothing is deduplicated or copied again.
+
+        Parameters
+        ----------
+        gradients
+            By table name, (u,) distinct ids as `pull_unique` gave them, and their (u, dim) gradients. The
+            arrays are given away: whoever pushes in the background still reads them later.
+        """
         self._check_usable()
         parts = []
         for name, (ids, values) in gradients.items():
-            checked = as_gradients(find_table(self.tables, name), ids, values, self._wire_dtype)
+            table = find_table(self.tables, name)
+            own = as_ids(table, ids)
+            checked = as_gradients(table, own, values, self._wire_dtype)
             narrow = dtype.narrow(checked, self._wire_dtype)
-            parts.append(TableGradients(name, self._wire_dtype, ids, narrow, None))
+            parts.append(TableGradients(name, self._wire_dtype, own, narrow, None))
         if parts := [part for part in parts if part.ids.shape[0]]:
             self._send(parts)
 
@@ -296,11 +340,13 @@ class StepClient(ABC):
         shows: NDArray[np.float32] | None = None,
         clicks: NDArray[np.float32] | None = None,
     ) -> TableGradients:
-        plan = distinct(table, ids)
-        count = plan.ids.shape[0]
+        unique = distinct(table, ids)
+        count = unique.ids.shape[0]
         if count < ids.shape[0]:
-            sums = sum_duplicates(as_read_only(gradients), plan.inverse, count)
-            sums = as_gradients(table, plan.ids, sums, self._wire_dtype)  # a sum of finite ones may overflow
+            sums = sum_duplicates(as_read_only(gradients), unique.inverse, count)
+            sums = as_gradients(
+                table, unique.ids, sums, self._wire_dtype
+            )  # a sum of finite ones may overflow
         else:
             sums = gradients.copy() if self._keeps_parts else gradients
         narrow = dtype.narrow(sums, self._wire_dtype)
@@ -309,10 +355,10 @@ class StepClient(ABC):
         elif shows is None and count < ids.shape[0]:
             shows = np.ones(ids.shape[0], np.float32)  # each duplicate is a show of its own
         events = [
-            e if e is None else sum_duplicates(as_read_only(e[:, np.newaxis]), plan.inverse, count)[:, 0]
+            e if e is None else sum_duplicates(as_read_only(e[:, np.newaxis]), unique.inverse, count)[:, 0]
             for e in (shows, clicks)
         ]
-        return TableGradients(table.name, self._wire_dtype, plan.ids, narrow, rate, *events)
+        return TableGradients(table.name, self._wire_dtype, unique.ids, narrow, rate, *events)
 
 
 def _in_order(unique: UniqueRows, out: NDArray[np.float32] | None) -> NDArray[np.float32]:

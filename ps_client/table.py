@@ -4,21 +4,24 @@
 Thread safety: a Table is immutable.
 """
 
-import difflib
 import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Final
 
 from rowhouse import dtype
 from rowhouse.error import UnknownTableError
 from rowhouse.limit import IDS_PER_REQUEST_MAX, gradient_bound
+from rowhouse.problem import nearest
 from rowhouse.v1 import rowhouse_pb2 as pb
 
+NAMED_MAX: Final = 4
+"""Tables that a repr names."""
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True, slots=True, repr=False)
 class Table:
     """One table, as the shards declare it.
 
@@ -42,6 +45,10 @@ class Table:
     dtype: str
     config: Mapping[str, Any]
     push_rows_max: int = IDS_PER_REQUEST_MAX
+
+    def __repr__(self) -> str:
+        optimizer = self.config.get("optimizer", {}).get("kind", "of no known optimizer")
+        return f"<Table {self.name!r}: dim {self.dim}, {self.dtype}, {optimizer}>"
 
     @property
     def scored(self) -> bool:
@@ -73,10 +80,15 @@ def read_tables(infos: Iterable[pb.TableInfo], others: Iterable[pb.TableInfo] = 
     return MappingProxyType(tables)
 
 
+def names_of(tables: Mapping[str, Table]) -> str:
+    """The tables in a few words, for one line: the first ones with their dim, and how many more there are."""
+    first = ", ".join(f"{table.name} (dim {table.dim})" for table in list(tables.values())[:NAMED_MAX])
+    more = len(tables) - NAMED_MAX
+    return f"{first or 'no tables'} and {more} more" if more > 0 else first or "no tables"
+
+
 def find_table(tables: Mapping[str, Table], name: str) -> Table:
     """The table called `name`; UnknownTableError naming the nearest one if there is none."""
     if (table := tables.get(name)) is not None:
         return table
-    near = difflib.get_close_matches(str(name), tables, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}?" if near else f"tables: {', '.join(sorted(tables)) or 'none'}"
-    raise UnknownTableError(f"no table is called {name!r}; {hint}")
+    raise UnknownTableError(f"no table is called {name!r}; {nearest(str(name), sorted(tables))}")

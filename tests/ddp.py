@@ -54,7 +54,7 @@ def main() -> None:
     dist.init_process_group("gloo")
     rank, world = dist.get_rank(), dist.get_world_size()
     with connect(endpoints) as client:
-        trainer = client.trainer(group="ddp", rank=rank, trainers=world, deadline_s=120)
+        trainer = client.trainer(group="ddp", rank=rank, world_size=world, deadline_s=120)
         bags, dense = make_bags(trainer, 1 / world), DistributedDataParallel(make_dense())
         optimizer = torch.optim.SGD(dense.parameters(), lr=RATE)
         for step in range(steps):

@@ -13,7 +13,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Self
 
-import yaml
+from rowhouse.document import dump
 
 READY_S = 90.0
 """A first start compiles kernels on a busy machine; waiting longer than that hides a hang."""
@@ -29,7 +29,7 @@ class ServerProcess:
         self.data_dir = Path(config["data_dir"])
         folder = self.data_dir.parent
         self.config_path = folder / "cluster.yaml"
-        self.config_path.write_text(yaml.safe_dump(config), encoding="utf-8")
+        self.config_path.write_text(dump(config), encoding="utf-8")
         self.output = folder / f"output-{time.monotonic_ns()}.txt"
         arguments = [command, "--config", str(self.config_path), *flags]
         with self.output.open("wb") as sink:

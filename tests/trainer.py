@@ -89,7 +89,7 @@ def _run(job: Job) -> None:
     ranks = range(job.all_ranks) if job.all_ranks else [job.rank]
     with connect(job.endpoints, timeout_s=60) as client:
         trainer = client.trainer(
-            group=job.group, rank=job.rank, trainers=job.trainers, pace=job.pace,  # type: ignore[arg-type]
+            group=job.group, rank=job.rank, world_size=job.trainers, pace=job.pace,  # type: ignore[arg-type]
             staleness=job.staleness, deadline_s=job.deadline_s, on_lost=job.on_lost,  # type: ignore[arg-type]
             journal=job.journal,
         )  # fmt: skip

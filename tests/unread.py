@@ -6,14 +6,14 @@ from rowhouse import codec, message
 from rowhouse.dtype import FLOAT32
 
 from ps_server.serve.service import ParameterService
-from tests.fake_shard import FakeShard
+from tests.stub_shard import StubShard
 
 BOUND = 128 << 20
 ANSWER = 16 << 20
 """Rows of one pull: more than both ends' sockets take (Linux: 4 and 6 MiB)."""
 
 
-class Filled(FakeShard):
+class Filled(StubShard):
     """Its rows are memory that is there, which zeros are not."""
 
     def pull(self, request: message.PullRequest) -> message.PullResponse:

@@ -25,9 +25,12 @@ from feature_cross.author.explain import Explanation, explain
 from feature_cross.author.interrupt import Interrupt
 from feature_cross.data.sink import Sink
 from feature_cross.data.source import read_batches
+from feature_cross.engine.bag import PLAIN
 from feature_cross.engine.engine import Engine
 from feature_cross.error import DataError, FlagError
-from feature_cross.id_format import FORMAT_VERSION, GAMMA, METADATA_FORMAT, MULTIPLIER_1, MULTIPLIER_2
+from feature_cross.id_format import FORMAT_VERSION, METADATA_FORMAT
+from feature_cross.kernel.fold import fold_first
+from feature_cross.limit import BATCH_ROWS_DEFAULT
 
 __all__ = ["NAMES_MAX", "DictionaryReport", "Named", "look_up", "parse_id", "write_dictionary"]
 
@@ -77,14 +80,6 @@ class DictionaryReport:
     stopped: str | None
 
 
-def _mixed(numbers: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """`id_format.mix` of an array."""
-    x = numbers + np.uint64(GAMMA)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(MULTIPLIER_1)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(MULTIPLIER_2)
-    return x ^ (x >> np.uint64(31))
-
-
 class _RowSample:
     """At most `rows_max` rows of a stream."""
 
@@ -96,7 +91,9 @@ class _RowSample:
         self._mixed: list[NDArray[np.uint64]] = []
 
     def add(self, batch: pa.RecordBatch) -> None:
-        mixed = _mixed(np.arange(self.read, self.read + len(batch), dtype=np.uint64))
+        mixed = np.empty(len(batch), np.uint64)
+        numbers = np.arange(self.read, self.read + len(batch), dtype=np.uint64)
+        fold_first(np.uint64(0), numbers, mixed, *PLAIN)
         self.read += len(batch)
         self._kept.append(batch)
         self._mixed.append(mixed)
@@ -129,7 +126,7 @@ def write_dictionary(
     out: str | os.PathLike[str],
     *,
     rows_max: int = 10_000,
-    batch_rows: int = 65_536,
+    batch_rows: int = BATCH_ROWS_DEFAULT,
     progress: Callable[[str, int], None] = lambda step, rows: None,
 ) -> DictionaryReport:
     """Name the ids of a sample of rows, in a Parquet file.

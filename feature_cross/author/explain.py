@@ -164,7 +164,7 @@ class _Steps:
 
     def meets(self, condition: ConditionUse) -> bool:
         use = condition.use
-        spec = column_spec(use.attribute, f"column {use.column!r} ({use.label})")
+        spec = column_spec(use.attribute, use.title)
         gate = compile_gate(condition, spec)
         number = None
         if gate.ordered:
@@ -174,11 +174,11 @@ class _Steps:
 
     def _attribute(self, use: AttributeUse) -> list[Operand]:
         array = read_attribute(self.batch, use).array
-        attribute, label = use.attribute, f"column {use.column!r} ({use.label})"
+        attribute = use.attribute
         null_list = attribute.list and not array[0].is_valid
         if attribute.list:
             array = pc.list_flatten(array) if not null_list else pa.nulls(1)
-        values = canonical_values(array, column_spec(attribute, label))
+        values = canonical_values(array, column_spec(attribute, use.title))
         null = bytes([TAG_NULL])
         kept = [
             Operand(use.label, value, canonical or null, value_hash(canonical or null))

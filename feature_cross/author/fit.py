@@ -8,31 +8,31 @@ Thread safety: pure functions, but for the files that they read.
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
-import yaml
 from numpy.typing import NDArray
+from rowhouse.document import parse_document, read_text
+from rowhouse.edit import edit
 
+from feature_cross.config.attribute import Buckets
 from feature_cross.config.config import (
     AttributeFeature,
-    Buckets,
     CombinationFeature,
     CrossConfig,
     Entity,
     Feature,
     Ids,
 )
-from feature_cross.config.document import parse
-from feature_cross.config.loader import read_text, validate
-from feature_cross.config.node import AttributeUse
+from feature_cross.config.loader import validate
+from feature_cross.config.node import AttributeUse, declared
 from feature_cross.config.plan import build_plan
 from feature_cross.data.column import ColumnSpec, number_column
 from feature_cross.data.reading import read_attribute
 from feature_cross.data.source import read_batches
-from feature_cross.error import ConfigError, DataError, InternalError, Problem
+from feature_cross.error import DataError, config_errors
 from feature_cross.limit import BATCH_ROWS_DEFAULT
 
 __all__ = ["SAMPLE_MAX", "Fit", "fit", "quantile_edges"]
@@ -86,6 +86,7 @@ def quantile_edges(values: NDArray[Any], count: int) -> Edges:
     return found
 
 
+@config_errors()
 def fit(config: str | os.PathLike[str], data: Any, refit: bool = False) -> Fit:
     """Find the edges of every attribute with `quantiles`.
 
@@ -101,14 +102,14 @@ def fit(config: str | os.PathLike[str], data: Any, refit: bool = False) -> Fit:
     Raises
     ------
     ConfigError
-        The config is wrong, or one YAML node is two attributes' buckets.
+        The config is wrong.
     DataError
         A column does not fit, or has not two different values.
     """
     name = os.fspath(config)
     text = read_text(name)
-    document, lines = parse(text, name)
-    checked = validate(document, lines, name)
+    document = parse_document(text, name)
+    checked = validate(document)
     uses = [use for use in _quantile_uses(checked) if refit or not _buckets(use).fitted]
     if not uses:
         return Fit(text, {}, {})
@@ -117,14 +118,13 @@ def fit(config: str | os.PathLike[str], data: Any, refit: bool = False) -> Fit:
     for use in uses:
         found = quantile_edges(samples[use.label].values, _buckets(use).quantiles or 0)
         if not found:
-            message = f"column {use.column!r} ({use.label}) has {samples[use.label].seen} values, and not two"
+            message = f"{use.title} has {samples[use.label].seen} values, and not two"
             raise DataError(f"{message} different ones; quantiles cut nothing")
         edges[use.label] = found
-    written = _write(text, name, {(use.entity, use.name): edges[use.label] for use in uses})
     for use in uses:
-        document["entities"][use.entity]["attributes"][use.name]["buckets"]["edges"] = edges[use.label]
-    if parse(written, name)[0] != document:
-        raise InternalError(f"{name}: the edges could not be put in place; please report this config")
+        attribute = document.value["entities"][use.entity]["attributes"][use.name]
+        attribute["buckets"]["edges"] = edges[use.label]
+    written = edit(text, name, document.value)
     return Fit(written, edges, {label: sample.seen for label, sample in samples.items()})
 
 
@@ -135,20 +135,16 @@ def _buckets(use: AttributeUse) -> Buckets:
 
 def _quantile_uses(config: CrossConfig) -> list[AttributeUse]:
     return [
-        AttributeUse(entity, name, f"{entity}.{name}", attribute.column or name, attribute, "drop")
-        for entity, declared in config.entities.items()
-        for name, attribute in declared.attributes.items()
-        if attribute.buckets is not None and attribute.buckets.quantiles is not None
+        replace(use, missing="drop")
+        for use in declared(config)
+        if use.attribute.buckets is not None and use.attribute.buckets.quantiles is not None
     ]
 
 
 def _read(config: CrossConfig, uses: list[AttributeUse], data: Any) -> dict[str, _Sample]:
     samples = {use.label: _Sample(np.random.default_rng(0)) for use in uses}
     specs = {
-        use.label: ColumnSpec(
-            use.attribute, f"column {use.column!r} ({use.label})", np.empty(0), np.empty(0, np.uint64)
-        )
-        for use in uses
+        use.label: ColumnSpec(use.attribute, use.title, np.empty(0), np.empty(0, np.uint64)) for use in uses
     }
     row = 0
     for batch in read_batches(data, build_plan(_probe(config, uses)), BATCH_ROWS_DEFAULT):
@@ -181,49 +177,3 @@ def _probe(config: CrossConfig, uses: list[AttributeUse]) -> CrossConfig:
             kind = {"kind": "combination", "form": "single", "of": f"e{number}.a"}
         features[f"f{number}"] = (CombinationFeature if attribute.list else AttributeFeature)(**kind)
     return CrossConfig(ids=Ids(), entities=entities, features=features)
-
-
-def _write(text: str, name: str, edges: dict[tuple[str, str], Edges]) -> str:
-    root: Any = yaml.compose(text, Loader=yaml.SafeLoader)
-    changes: dict[int, tuple[int, str, str]] = {}
-    for (entity, attribute), found in edges.items():
-        node = root
-        for key in ("entities", entity, "attributes", attribute, "buckets"):
-            node = dict(_pairs(node))[key][1]
-        start, end, new = _change(text, node, found)
-        label = f"{entity}.{attribute}"
-        if start in changes and changes[start][1] != new:
-            message = (
-                f"{label} and {changes[start][2]} have one YAML node of buckets (an alias); write them apart"
-            )
-            path = ("entities", entity, "attributes", attribute, "buckets")
-            raise ConfigError([Problem("value", message, path, node.start_mark.line + 1)], name)
-        changes[start] = (end, new, label)
-    for start in sorted(changes, reverse=True):
-        end, new, _ = changes[start]
-        text = text[:start] + new + text[end:]
-    return text
-
-
-def _pairs(node: Any) -> list[tuple[str, tuple[Any, Any]]]:
-    return [(key.value, (key, value)) for key, value in node.value]
-
-
-def _change(config: str, buckets: Any, edges: Edges) -> tuple[int, int, str]:
-    """(from, to, text) of the replacement that gives a node of buckets these edges."""
-    # YAML 1.1 reads 1e-07 as text, and 1.0e-07 as a number.
-    texts = [repr(edge) for edge in edges]
-    texts = [text.replace("e", ".0e") if "e" in text and "." not in text else text for text in texts]
-    shown = "[" + ", ".join(texts) + "]"
-    pairs = dict(_pairs(buckets))
-    if "edges" in pairs:
-        old = pairs["edges"][1]
-        end = old.end_mark.index
-        if not old.flow_style:  # a block ends where the next token begins, past comments and the line's end
-            end = old.value[-1].end_mark.index
-        return old.start_mark.index, end, shown
-    key, value = pairs["quantiles"]
-    quote = config[key.start_mark.index] if config[key.start_mark.index] in "\"'" else ""
-    between = ", " if buckets.flow_style else "\n" + " " * key.start_mark.column
-    at = value.end_mark.index
-    return at, at, f"{between}{quote}edges{quote}: {shown}"

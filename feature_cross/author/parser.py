@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The commands of `feature-cross` and their flags, so that `--help` reads a config's code of none of them.
+"""The commands of `feature-cross` and their flags. It imports nothing large, so `--help` is quick.
 
-What a command does is its room, command/NAME.py. Thread safety: pure functions.
+What a command does is in its room, command/NAME.py. Thread safety: pure functions.
 """
 
 import argparse

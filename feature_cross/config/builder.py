@@ -8,11 +8,12 @@ Thread safety: a Builder belongs to one thread.
 from collections.abc import Mapping
 from typing import Any
 
-import yaml
+from rowhouse.document import dump
+from rowhouse.problem import Problem
 
 from feature_cross.config.config import CrossConfig
 from feature_cross.config.loader import load
-from feature_cross.error import ConfigError, Problem
+from feature_cross.error import ConfigError
 
 __all__ = ["Builder", "EntityBuilder"]
 
@@ -104,7 +105,7 @@ class Builder:
 
     def to_yaml(self) -> str:
         """The config file, keys in the order in which they were declared."""
-        return yaml.safe_dump(self.to_mapping(), sort_keys=False, allow_unicode=True, default_flow_style=None)
+        return dump(self.to_mapping(), None)
 
     def build(self) -> CrossConfig:
         """The config, checked whole; ConfigError with every problem."""

@@ -75,10 +75,7 @@ def unfit(condition: Condition, attribute: Attribute) -> str | None:  # noqa: PL
     wanted = {"string": str, "bool": bool}.get(attribute.type, int)
     for value in values:
         if type(value) is not wanted:
-            hint = "; quote it (YAML reads yes, no, on, off as bools)" if isinstance(value, bool) else ""
-            return (
-                f"{_shown(value)} is a {type(value).__name__}, and the attribute is a {attribute.type}{hint}"
-            )
+            return f"{_shown(value)} is a {type(value).__name__}, and the attribute is a {attribute.type}"
         if isinstance(value, int) and not -(1 << 63) <= value < 1 << 64:
             return f"{_shown(value)} does not fit in 64 bits"
         if isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):

@@ -6,13 +6,14 @@ is config/plan.py. docs/feature_cross.md is its manual. All models are frozen, a
 is an error. Thread safety: a config is immutable.
 """
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, PrivateAttr, field_validator, model_validator
+from rowhouse.problem import Path, line_of
 
-from feature_cross.config.attribute import Age, Attribute, Buckets, LogBuckets, Missing, Model, Recency
+from feature_cross.config.attribute import Attribute, Missing, Model
 from feature_cross.config.condition import Condition
-from feature_cross.error import Path
 from feature_cross.limit import (
     CONDITIONS_MAX,
     FEATURES_MAX,
@@ -23,9 +24,8 @@ from feature_cross.limit import (
 )
 
 __all__ = [
-    "Age", "Attribute", "AttributeFeature", "Buckets", "CategoricalFeature", "CombinationFeature",
-    "Condition", "CrossConfig", "Entity", "Feature", "Ids", "InteractionFeature", "LogBuckets", "Recency",
-    "Slots", "WeakFeature",
+    "AttributeFeature", "CategoricalFeature", "CombinationFeature", "CrossConfig", "Entity", "Feature", "Ids",
+    "InteractionFeature", "Slots", "WeakFeature",
 ]  # fmt: skip
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=NAME_CHARACTERS_MAX)]
@@ -220,7 +220,7 @@ class CrossConfig(Model):
     """Features by name; outputs keep this order, ids do not depend on it."""
 
     _source: str = PrivateAttr(default="config")
-    _lines: dict[Path, int] = PrivateAttr(default_factory=dict)
+    _lines: Mapping[Path, int] = PrivateAttr(default_factory=dict)
 
     @field_validator("features", "entities", mode="before")
     @classmethod
@@ -236,6 +236,4 @@ class CrossConfig(Model):
 
     def line(self, path: Path) -> int | None:
         """Line of the longest part of `path` that the file has; None for a config built from a mapping."""
-        while path and path not in self._lines:
-            path = path[:-1]
-        return self._lines.get(path)
+        return line_of(path, self._lines)

@@ -4,13 +4,16 @@
 Thread safety: a plan is immutable.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+
+from rowhouse.problem import Path
 
 from feature_cross.config.attribute import Attribute
 from feature_cross.config.condition import Condition
-from feature_cross.error import Path
+from feature_cross.config.config import CrossConfig
 
-__all__ = ["AttributeUse", "ConditionUse", "Node", "NodeUse", "Plan"]
+__all__ = ["AttributeUse", "ConditionUse", "Node", "NodeUse", "Plan", "declared"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,9 +28,27 @@ class AttributeUse:
     missing: str
 
     @property
+    def title(self) -> str:
+        """What messages call it: column 'price' (item.price)."""
+        return f"column {self.column!r} ({self.label})"
+
+    @property
+    def path(self) -> Path:
+        """Where the config declares it."""
+        return ("entities", self.entity, "attributes", self.name)
+
+    @property
     def columns(self) -> tuple[str, ...]:
         """Every column of the data that it reads: its own, and those of its age, recency and weights."""
         return (self.column, *self.attribute.columns.values())
+
+
+def declared(config: CrossConfig) -> Iterator[AttributeUse]:
+    """Every attribute of a config, read with its own missing policy."""
+    for entity, one in config.entities.items():
+        for name, attribute in one.attributes.items():
+            column = attribute.column or name
+            yield AttributeUse(entity, name, f"{entity}.{name}", column, attribute, attribute.missing)
 
 
 @dataclass(frozen=True, slots=True)

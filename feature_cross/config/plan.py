@@ -7,19 +7,20 @@ of declaration.
 Thread safety: a plan is immutable.
 """
 
-import difflib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from rowhouse.problem import Path, Problem, nearest
 
 from feature_cross.config.condition import unfit
 from feature_cross.config.config import AttributeFeature, CombinationFeature, CrossConfig, Feature
 from feature_cross.config.family import family_faults, meaning, weight_faults
-from feature_cross.config.node import AttributeUse, ConditionUse, Node, NodeUse, Plan
-from feature_cross.error import ConfigError, Path, Problem
+from feature_cross.config.node import AttributeUse, ConditionUse, Node, NodeUse, Plan, declared
+from feature_cross.error import ConfigError
 from feature_cross.id_format import OPERATION_ARRANGEMENT, OPERATION_SUBSET, OPERATION_TUPLE, name_seed
 from feature_cross.limit import IDS_PER_ROW_MAX
 
-__all__ = ["AttributeUse", "ConditionUse", "Node", "NodeUse", "Plan", "build_plan"]
+__all__ = ["FORMS", "build_plan"]
 
 FORMS = ("permutation", "single", "sorted")
 _OPERATIONS = {"permutation": OPERATION_ARRANGEMENT, "single": OPERATION_TUPLE, "sorted": OPERATION_SUBSET}
@@ -65,11 +66,7 @@ class _Resolver:
         self.config = config
         self.problems: list[Problem] = []
         self.drafts = {draft.name: draft for draft in _drafts(config)}
-        self.attributes = {
-            f"{entity_name}.{name}": (entity_name, name, attribute)
-            for entity_name, entity in config.entities.items()
-            for name, attribute in entity.attributes.items()
-        }
+        self.attributes = {use.label: use for use in declared(config)}
 
     def plan(self) -> Plan:
         self._check_entities()
@@ -92,8 +89,8 @@ class _Resolver:
     def _check_entities(self) -> None:
         for name, entity in self.config.entities.items():
             if entity.key is not None and entity.key not in entity.attributes:
-                hint = _hint(entity.key, entity.attributes)
-                message = f"key {entity.key!r} is not an attribute of {name}{hint}"
+                hint = nearest(entity.key, entity.attributes)
+                message = f"key {entity.key!r} is not an attribute of {name}; {hint}"
                 self._add("unknown-attribute", message, ("entities", name, "key"))
         for name in self.attributes.keys() & self.drafts.keys():
             message = f"{name!r} is both an attribute and a feature; rename one"
@@ -162,31 +159,29 @@ class _Resolver:
     def _operand(self, draft: _Draft, position: int, nodes: dict[str, Node]) -> AttributeUse | NodeUse | None:
         reference = draft.references[position]
         if reference in self.attributes:
-            entity, name, attribute = self.attributes[reference]
-            missing = draft.feature.missing or attribute.missing
-            self._check_hashable(reference)
-            return AttributeUse(entity, name, reference, attribute.column or name, attribute, missing)
+            use = self.attributes[reference]
+            self._check_hashable(use)
+            return replace(use, missing=draft.feature.missing or use.missing)
         if reference in self.drafts:
             return NodeUse(reference) if reference in nodes else None
         path: Path = (*draft.path, "of", position) if len(draft.references) > 1 else (*draft.path, "of")
         known = [*self.attributes, *self.drafts]
-        message = f"{reference!r} is neither entity.attribute nor a feature{_hint(reference, known)}"
+        message = f"{reference!r} is neither entity.attribute nor a feature; {nearest(reference, known)}"
         if not any(p.path == path for p in self.problems):
             self._add("unknown-reference", message, path)
         return None
 
-    def _check_hashable(self, reference: str) -> None:
+    def _check_hashable(self, use: AttributeUse) -> None:
         """Ids come from exact values: a float must be cut, and a cut must have its edges."""
-        entity, name, attribute = self.attributes[reference]
-        path: Path = ("entities", entity, "attributes", name)
+        attribute = use.attribute
         if attribute.type == "float" and attribute.buckets is None:
-            message = f"{reference} is a raw float, which makes one id per last bit; give it buckets (edges,"
-            self._add_once("raw-float", f"{message} log or quantiles)", path)
+            message = f"{use.label} is a raw float, which makes one id per last bit; give it buckets (edges,"
+            self._add_once("raw-float", f"{message} log or quantiles)", use.path)
         elif attribute.buckets is not None and not attribute.buckets.fitted:
             count = attribute.buckets.quantiles
-            message = f"{reference} has {count} quantiles without edges, and ids never depend on data;"
+            message = f"{use.label} has {count} quantiles without edges, and ids never depend on data;"
             message += " `feature-cross fit` writes the edges into the config"
-            self._add_once("unfitted-quantiles", message, (*path, "buckets"))
+            self._add_once("unfitted-quantiles", message, (*use.path, "buckets"))
 
     def _add_once(self, code: str, message: str, path: Path) -> None:
         if not any(p.path == path and p.code == code for p in self.problems):
@@ -197,15 +192,14 @@ class _Resolver:
         for reference, condition in (draft.feature.when or {}).items():
             path: Path = (*draft.path, "when", reference)
             if reference not in self.attributes:
-                hint = _hint(reference, self.attributes)
-                self._add_once("unknown-reference", f"{reference!r} is no entity.attribute{hint}", path)
+                hint = nearest(reference, self.attributes)
+                self._add_once("unknown-reference", f"{reference!r} is no entity.attribute; {hint}", path)
                 continue
-            entity, name, attribute = self.attributes[reference]
-            fault = unfit(condition, attribute)
+            use = self.attributes[reference]
+            fault = unfit(condition, use.attribute)
             if fault is not None:
                 self._add_once("condition", f"{reference}: {fault}", path)
-            use = AttributeUse(entity, name, reference, attribute.column or name, attribute, "drop")
-            found.append(ConditionUse(use, condition))
+            found.append(ConditionUse(replace(use, missing="drop"), condition))
         return tuple(found)
 
     def _node(self, draft: _Draft, nodes: dict[str, Node]) -> Node | None:
@@ -248,7 +242,9 @@ class _Resolver:
                 continue
             target = self.drafts.get(share)
             if target is None:
-                self._add("unknown-reference", f"{share!r} is not a feature{_hint(share, self.drafts)}", path)
+                self._add(
+                    "unknown-reference", f"{share!r} is not a feature; {nearest(share, self.drafts)}", path
+                )
             elif target.feature.share is not None:
                 message = f"{share} itself shares the ids of {target.feature.share}; name that one"
                 self._add("share", message, path)
@@ -271,8 +267,3 @@ def _is_weighted(operand: AttributeUse | NodeUse, nodes: dict[str, Node]) -> boo
 
 def _entities(operand: AttributeUse | NodeUse, nodes: dict[str, Node]) -> frozenset[str]:
     return nodes[operand.name].entities if isinstance(operand, NodeUse) else frozenset([operand.entity])
-
-
-def _hint(name: str, known: object) -> str:
-    match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)  # type: ignore[call-overload]
-    return f"; did you mean {match[0]!r}?" if match else ""

@@ -19,8 +19,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from feature_cross.config.config import Attribute
-from feature_cross.data.moment import date_part
+from feature_cross.config.attribute import Attribute
+from feature_cross.data.moment import date_part, decoded
 from feature_cross.data.text import as_text, check_utf8, normalise_strings, reason
 from feature_cross.data.workspace import Workspace
 from feature_cross.error import DataError
@@ -327,10 +327,7 @@ def number_column(array: pa.Array, spec: ColumnSpec) -> tuple[NDArray[Any], Mask
     DataError
         The column has another type; names it.
     """
-    if pa.types.is_run_end_encoded(array.type):
-        array = pc.run_end_decode(array)
-    if pa.types.is_dictionary(array.type):
-        array = array.dictionary_decode()
+    array = decoded(array)
     if pa.types.is_null(array.type):
         return np.zeros(len(array), np.float64), np.ones(len(array), np.bool_)
     array = _cast(array, spec) if spec.attribute.cast else array
@@ -351,10 +348,7 @@ def canonical_values(array: pa.Array, spec: ColumnSpec) -> list[tuple[Any, bytes
 
     It serves explanations, where a person reads the steps; `hash_column` takes the same steps for hashes.
     """
-    if pa.types.is_run_end_encoded(array.type):
-        array = pc.run_end_decode(array)
-    if pa.types.is_dictionary(array.type):
-        array = array.dictionary_decode()
+    array = decoded(array)
     array = _cast(array, spec) if spec.attribute.cast else array
     if spec.attribute.part is not None and not pa.types.is_null(array.type):
         array = date_part(array, spec.attribute.part, spec.label)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from feature_cross.error import DataError
 
-__all__ = ["Moments", "date_part", "read_moments", "subtract"]
+__all__ = ["Moments", "date_part", "decoded", "read_moments", "subtract"]
 
 Moments = tuple[NDArray[np.int64], NDArray[np.bool_]]
 """(n,) int64 microseconds, and (n,) bool: true where there is none."""
@@ -36,6 +36,13 @@ _DATE_FUNCTIONS: Final[dict[str, Callable[[pa.Array], pa.Array]]] = {
     "minute": pc.minute,
     "hour_of_week": lambda array: pc.add(pc.multiply(pc.day_of_week(array), 24), pc.hour(array)),
 }
+
+
+def decoded(array: pa.Array) -> pa.Array:
+    """The values of a run-end or dictionary encoded column; another one as it is."""
+    if pa.types.is_run_end_encoded(array.type):
+        array = pc.run_end_decode(array)
+    return array.dictionary_decode() if pa.types.is_dictionary(array.type) else array
 
 
 def date_part(array: pa.Array, part: str, label: str) -> pa.Array:
@@ -61,10 +68,7 @@ def read_moments(array: pa.Array, label: str, cast: bool) -> Moments:
     DataError
         Another type, text that is no date, or a moment past 73,000 years; names the column.
     """
-    if pa.types.is_run_end_encoded(array.type):
-        array = pc.run_end_decode(array)
-    if pa.types.is_dictionary(array.type):
-        array = array.dictionary_decode()
+    array = decoded(array)
     if cast and (pa.types.is_string(array.type) or pa.types.is_large_string(array.type)):
         try:
             array = array.cast(pa.timestamp("us"))

@@ -56,7 +56,7 @@ class _Reader:
         if not attribute.list:
             weights = self._flat_weights(self._column("weights")) if attribute.weights else None
             return Reading(array if attribute.age is None else self._ages(array, None), weights)
-        lengths = self._lengths(array, f"column {use.column!r} ({use.label})")
+        lengths = self._lengths(array, use.title)
         null_rows = pc.is_null(array) if array.null_count else None
         flat = pa.nulls(0) if pa.types.is_null(array.type) else array.flatten()
         weights = None
@@ -115,8 +115,7 @@ class _Reader:
     def _ages(self, flat: pa.Array, lengths: NDArray[np.int64] | None) -> pa.Array:
         age = self.use.attribute.age
         assert age is not None, "only attributes with an age come here"
-        label = f"column {self.use.column!r} ({self.use.label})"
-        moments = read_moments(flat, label, self.use.attribute.cast)
+        moments = read_moments(flat, self.use.title, self.use.attribute.cast)
         ages, nulls = subtract(self._reference("age.column", age, lengths), moments, AGE_UNITS_US[age.unit])
         return pa.array(ages, mask=nulls)
 

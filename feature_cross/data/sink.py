@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes batches of ids to one Parquet or Arrow IPC file, complete or not at all.
+"""Where a command may write, and files that appear complete or not at all: batches of ids, or text.
 
-The file is written under a temporary name beside its own and renamed when it is whole, so that no reader
-ever sees half of it. Thread safety: a Sink belongs to one thread.
+A file is written under a temporary name beside its own and renamed when it is whole, so that no reader ever
+sees half of it. Thread safety: one writer per path.
 """
 
 import os
@@ -17,24 +17,33 @@ import pyarrow.parquet
 from feature_cross.data.source import FORMATS
 from feature_cross.error import DataError, FlagError
 
-__all__ = ["Sink", "check_apart"]
+__all__ = ["Sink", "check_out", "write_text"]
+
+Source = str | os.PathLike[str] | None
 
 
-def check_apart(data: str | os.PathLike[str], out: str | os.PathLike[str]) -> None:
-    """Refuse an output that is its own input, before either is opened.
-
-    Parameters
-    ----------
-    data
-        File or folder to read.
-    out
-        File to write. In the folder it would be input of the next run, so it is refused there even if new.
+def check_out(out: str | os.PathLike[str], config: Source, data: Source = None) -> None:
+    """Refuse a file to write that cannot be one, or that is what the command reads, before any work.
 
     Raises
     ------
     FlagError
-        The two are one file, by whatever names, or `out` is in the folder.
+        `out` is a folder, or in none; or it is the config or the data, by whatever name.
     """
+    target = Path(out)
+    if target.is_dir():
+        raise FlagError(f"--out is {out}, which is a folder; name a file")
+    if not target.parent.is_dir():
+        raise FlagError(f"--out is {out}, but there is no folder {target.parent}")
+    if config is not None and target.exists() and Path(config).exists() and target.samefile(config):
+        raise FlagError(f"--out is {out}, which is the config itself; write to another file")
+    if data is not None:
+        _check_apart(data, out)
+
+
+def _check_apart(data: str | os.PathLike[str], out: str | os.PathLike[str]) -> None:
+    """Refuse an output that is its own input, by whatever names, or lies in the folder that is read: there it
+    would be input of the next run, so it is refused even if new."""
     source, target = Path(data), Path(out)
     try:
         if source.is_dir():
@@ -53,8 +62,26 @@ def check_apart(data: str | os.PathLike[str], out: str | os.PathLike[str]) -> No
         raise DataError(f"{target}: cannot be compared with {source}: {error}") from error
 
 
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write UTF-8, line ends as they are, under a temporary name and rename it; DataError when the file
+    system refuses."""
+    target = Path(path)
+    partial = _partial(target)
+    try:
+        partial.write_text(text, encoding="utf-8", newline="")
+        os.replace(partial, target)
+    except OSError as error:
+        raise DataError(f"{target}: cannot be written: {error.strerror or error}") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.partial")
+
+
 class Sink:
-    """A context manager that writes record batches.
+    """A context manager that writes record batches to one Parquet or Arrow IPC file.
 
     Parameters
     ----------
@@ -73,7 +100,7 @@ class Sink:
 
     def __init__(self, path: str | os.PathLike[str], schema: pa.Schema) -> None:
         self.path = Path(path)
-        self.partial = self.path.with_name(f".{self.path.name}.{os.getpid()}.partial")
+        self.partial = _partial(self.path)
         kind = FORMATS.get(self.path.suffix.lower())
         if kind not in ("parquet", "ipc"):
             raise FlagError(f"--out is {self.path}; ids can be written as .parquet or .arrow")

@@ -16,9 +16,9 @@ import pyarrow.csv
 import pyarrow.dataset
 import pyarrow.ipc
 import pyarrow.parquet
+from rowhouse.problem import nearest
 
-from feature_cross.config.loader import nearest
-from feature_cross.config.plan import Plan
+from feature_cross.config.node import Plan
 from feature_cross.data.fault import READ_ERRORS, read_error
 from feature_cross.error import DataError
 
@@ -185,5 +185,5 @@ def _require(wanted: list[str], names: list[str], plan: Plan) -> None:
             found = (
                 f"is {count} times in the data" if count else f"is not in the data, which has {names[:50]}"
             )
-            hint = "" if count else nearest(name, names)
+            hint = "" if count else f"; {nearest(name, names)}"
             raise DataError(f"column {name!r}{label} {found}{hint}")

@@ -18,7 +18,8 @@ import pyarrow.dataset
 import pyarrow.ipc
 
 from feature_cross.config.config import CrossConfig
-from feature_cross.config.plan import Plan, build_plan
+from feature_cross.config.node import Plan
+from feature_cross.config.plan import build_plan
 from feature_cross.data.row import row_to_batch
 from feature_cross.data.source import read_batches
 from feature_cross.data.workspace import Workspace

@@ -66,10 +66,7 @@ class Program:
 
 def compile_plan(plan: Plan) -> Program:
     """Work out what does not depend on data."""
-    specs = {
-        use.label: column_spec(use.attribute, f"column {use.column!r} ({use.label})")
-        for use in plan.attributes
-    }
+    specs = {use.label: column_spec(use.attribute, use.title) for use in plan.attributes}
     used = {o.name for node in plan.nodes for o in node.operands if not isinstance(o, AttributeUse)}
     codes = tuple(_code(node, plan.slot_bits, specs, node.name in used) for node in plan.nodes)
     return Program(plan, codes, plan.attributes, specs)

@@ -54,6 +54,13 @@ METHODS: Final[Mapping[str, Method]] = MappingProxyType(
 """Every control call by its name."""
 
 
+FREEZE_MODES: Final[Mapping[str, pb.FreezeMode]] = MappingProxyType(
+    {"off": pb.FREEZE_MODE_OFF, "refuse": pb.FREEZE_MODE_REFUSE, "ignore": pb.FREEZE_MODE_IGNORE}
+)
+"""What a table does with a push, as configs and commands write it: apply it, refuse it (TableFrozenError), or
+acknowledge it and drop its gradients."""
+
+
 def method_of(name: str) -> Method:
     """The control call of that name; InvalidRequestError where there is none."""
     try:

@@ -24,14 +24,13 @@ A retry of a push is always safe: pushes are sequenced. `retryable` says whether
 Thread safety: nothing here has state.
 """
 
+from enum import IntEnum
 from typing import ClassVar, Final
-
-import grpc
 
 __all__ = [
     "ERROR_METADATA_KEY", "BusyError", "ConfigError", "CorruptionError", "DeadlineExceededError",
-    "DirectoryInUseError", "InternalError", "InvalidRequestError", "LimitExceededError",
-    "PoisonedError", "PreconditionError", "RowhouseError", "SequenceGapError", "StalePartitionMapError",
+    "DirectoryInUseError", "InternalError", "InvalidRequestError", "LimitExceededError", "PoisonedError",
+    "PreconditionError", "RowhouseError", "SequenceGapError", "StalePartitionMapError", "StatusCode",
     "StoreError", "TableFrozenError", "TrainerLostError", "UnavailableError", "UnknownTableError",
     "error_class_names", "from_status",
 ]  # fmt: skip
@@ -40,44 +39,61 @@ ERROR_METADATA_KEY: Final = "rowhouse-error"
 """Trailing metadata key that carries the class name of the error."""
 
 
+class StatusCode(IntEnum):
+    """Those of gRPC's status codes that an error has on the wire, without importing gRPC."""
+
+    CANCELLED = 1
+    UNKNOWN = 2
+    INVALID_ARGUMENT = 3
+    DEADLINE_EXCEEDED = 4
+    NOT_FOUND = 5
+    RESOURCE_EXHAUSTED = 8
+    FAILED_PRECONDITION = 9
+    ABORTED = 10
+    OUT_OF_RANGE = 11
+    INTERNAL = 13
+    UNAVAILABLE = 14
+    DATA_LOSS = 15
+
+
 class RowhouseError(Exception):
     """Base of every error that rowhouse raises on purpose."""
 
     retryable: ClassVar[bool] = False
-    code: ClassVar[grpc.StatusCode] = grpc.StatusCode.UNKNOWN
+    code: ClassVar[StatusCode] = StatusCode.UNKNOWN
     exit_code: ClassVar[int] = 1
 
 
 class ConfigError(RowhouseError):
     """A config key or value is wrong; the message names the key, its value and the bound."""
 
-    code = grpc.StatusCode.INVALID_ARGUMENT
+    code = StatusCode.INVALID_ARGUMENT
     exit_code = 2
 
 
 class InvalidRequestError(RowhouseError, ValueError):
     """An id, dim, dtype, shape or value in the request is wrong; nothing was changed."""
 
-    code = grpc.StatusCode.INVALID_ARGUMENT
+    code = StatusCode.INVALID_ARGUMENT
     exit_code = 2
 
 
 class UnknownTableError(InvalidRequestError):
     """No table of that name is declared."""
 
-    code = grpc.StatusCode.NOT_FOUND
+    code = StatusCode.NOT_FOUND
 
 
 class LimitExceededError(InvalidRequestError):
     """The request is past a named limit of rowhouse/limit.py."""
 
-    code = grpc.StatusCode.OUT_OF_RANGE
+    code = StatusCode.OUT_OF_RANGE
 
 
 class PreconditionError(RowhouseError):
     """The request is right in itself, but not in the shard's present state."""
 
-    code = grpc.StatusCode.FAILED_PRECONDITION
+    code = StatusCode.FAILED_PRECONDITION
 
 
 class StalePartitionMapError(PreconditionError):
@@ -102,27 +118,27 @@ class BusyError(RowhouseError):
     """The shard holds as many in-flight bytes as it may; back off, then retry."""
 
     retryable = True
-    code = grpc.StatusCode.RESOURCE_EXHAUSTED
+    code = StatusCode.RESOURCE_EXHAUSTED
 
 
 class UnavailableError(RowhouseError):
     """The shard did not answer, or is starting."""
 
     retryable = True
-    code = grpc.StatusCode.UNAVAILABLE
+    code = StatusCode.UNAVAILABLE
     exit_code = 69
 
 
 class DeadlineExceededError(UnavailableError):
     """No answer within the deadline; whether the request was applied is unknown until a retry."""
 
-    code = grpc.StatusCode.DEADLINE_EXCEEDED
+    code = StatusCode.DEADLINE_EXCEEDED
 
 
 class StoreError(RowhouseError):
     """RocksDB or the file system refused an operation."""
 
-    code = grpc.StatusCode.INTERNAL
+    code = StatusCode.INTERNAL
     exit_code = 74
 
 
@@ -133,19 +149,19 @@ class DirectoryInUseError(StoreError):
 class PoisonedError(StoreError):
     """A write failed earlier; the shard acknowledges nothing more. The message says what failed."""
 
-    code = grpc.StatusCode.ABORTED
+    code = StatusCode.ABORTED
 
 
 class CorruptionError(StoreError):
     """What is on disk fails its checksum, length or version; it is named and never served."""
 
-    code = grpc.StatusCode.DATA_LOSS
+    code = StatusCode.DATA_LOSS
 
 
 class InternalError(RowhouseError):
     """A fault of rowhouse itself; the shard's log has the traceback."""
 
-    code = grpc.StatusCode.INTERNAL
+    code = StatusCode.INTERNAL
 
 
 def _tree(root: type[RowhouseError]) -> dict[str, type[RowhouseError]]:
@@ -160,28 +176,28 @@ def error_class_names() -> dict[str, type[RowhouseError]]:
     return _tree(RowhouseError)
 
 
-_BY_CODE: Final[dict[grpc.StatusCode, type[RowhouseError]]] = {
-    grpc.StatusCode.INVALID_ARGUMENT: InvalidRequestError,
-    grpc.StatusCode.NOT_FOUND: UnknownTableError,
-    grpc.StatusCode.OUT_OF_RANGE: LimitExceededError,
-    grpc.StatusCode.FAILED_PRECONDITION: PreconditionError,
-    grpc.StatusCode.RESOURCE_EXHAUSTED: BusyError,
-    grpc.StatusCode.UNAVAILABLE: UnavailableError,
-    grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceededError,
-    grpc.StatusCode.CANCELLED: UnavailableError,
-    grpc.StatusCode.ABORTED: PoisonedError,
-    grpc.StatusCode.DATA_LOSS: CorruptionError,
-    grpc.StatusCode.INTERNAL: InternalError,
+_BY_CODE: Final[dict[int, type[RowhouseError]]] = {
+    StatusCode.INVALID_ARGUMENT: InvalidRequestError,
+    StatusCode.NOT_FOUND: UnknownTableError,
+    StatusCode.OUT_OF_RANGE: LimitExceededError,
+    StatusCode.FAILED_PRECONDITION: PreconditionError,
+    StatusCode.RESOURCE_EXHAUSTED: BusyError,
+    StatusCode.UNAVAILABLE: UnavailableError,
+    StatusCode.DEADLINE_EXCEEDED: DeadlineExceededError,
+    StatusCode.CANCELLED: UnavailableError,
+    StatusCode.ABORTED: PoisonedError,
+    StatusCode.DATA_LOSS: CorruptionError,
+    StatusCode.INTERNAL: InternalError,
 }
 
 
-def from_status(code: grpc.StatusCode, details: str, name: str | None = None) -> RowhouseError:
+def from_status(code: int, details: str, name: str | None = None) -> RowhouseError:
     """Turn a gRPC status back into the error that the server raised.
 
     Parameters
     ----------
     code
-        Status code of the answer.
+        Number of gRPC's status code, of the answer.
     details
         Its message; kept as it is.
     name

@@ -21,10 +21,9 @@ import socket
 import struct
 from typing import Final
 
-import grpc
 import numpy as np
 
-from rowhouse.error import InvalidRequestError, RowhouseError, from_status
+from rowhouse.error import InvalidRequestError, RowhouseError, StatusCode, from_status
 from rowhouse.limit import MESSAGE_BYTES_MAX
 
 MAGIC: Final = b"rhd1"
@@ -44,8 +43,6 @@ _LINE_BYTES: Final = 64
 
 _PARTS_MAX: Final = 512
 """Pieces of one sendmsg; Linux takes 1,024."""
-
-_CODES: Final = {code.value[0]: code for code in grpc.StatusCode}
 
 
 def encode_head(kind: int, body_bytes: int, token: int) -> bytes:
@@ -79,7 +76,7 @@ def body_memory(size_bytes: int) -> memoryview:
 
 def encode_error(error: RowhouseError) -> bytes:
     """The body of an ERROR frame."""
-    head = bytes([error.code.value[0]]) + type(error).__name__.encode() + b"\0"
+    head = bytes([error.code]) + type(error).__name__.encode() + b"\0"
     return head + (str(error) or type(error).__name__).encode()
 
 
@@ -138,5 +135,5 @@ def keep_alive(peer: socket.socket, idle_s: int, lost_s: int) -> None:
 def decode_error(body: memoryview, where: str) -> RowhouseError:
     """The error of an ERROR frame; `where` stands before its details."""
     name, _, details = bytes(body[1:]).partition(b"\0")
-    code = _CODES.get(body[0] if len(body) else -1, grpc.StatusCode.UNKNOWN)
+    code = body[0] if len(body) else StatusCode.UNKNOWN
     return from_status(code, f"{where}: {details.decode(errors='replace')}", name.decode(errors="replace"))

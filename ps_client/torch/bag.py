@@ -11,7 +11,7 @@ import torch
 from rowhouse.error import InvalidRequestError
 from torch import Tensor, nn
 
-from ps_client.step import StepClient
+from ps_client.step import StepProtocol
 from ps_client.table import find_table
 from ps_client.torch.lookup import look_up, prefetch
 from ps_client.torch.pool import Bags, pooled
@@ -36,7 +36,7 @@ class EmbeddingBag(nn.Module):
     Parameters
     ----------
     client
-        A connected client, or its pipeline.
+        A connected client, its pipeline or its trainer; or any other StepProtocol.
     table
         Name of the table.
     mode
@@ -59,7 +59,7 @@ class EmbeddingBag(nn.Module):
 
     def __init__(
         self,
-        client: StepClient,
+        client: StepProtocol,
         table: str,
         mode: str = "sum",
         *,

@@ -14,7 +14,7 @@ import torch
 from rowhouse.error import ConfigError, InvalidRequestError
 from torch import Tensor, nn
 
-from ps_client.step import StepClient
+from ps_client.step import StepProtocol
 from ps_client.table import find_table
 from ps_client.torch import jagged as light
 from ps_client.torch.bag import check_gradient_scale
@@ -39,7 +39,7 @@ class TableConfig(Protocol):
         """Features looked up in it."""
 
 
-def check_configs(client: StepClient, configs: Sequence[TableConfig]) -> None:
+def check_configs(client: StepProtocol, configs: Sequence[TableConfig]) -> None:
     """Refuse configs that do not fit one another or the cluster's tables.
 
     Raises
@@ -74,7 +74,7 @@ def output_names(configs: Sequence[TableConfig]) -> list[list[str]]:
 class _Collection(nn.Module):
     """What both collections share: the configs, and one lookup for all of them."""
 
-    def __init__(self, client: StepClient, tables: Sequence[TableConfig], gradient_scale: float) -> None:
+    def __init__(self, client: StepProtocol, tables: Sequence[TableConfig], gradient_scale: float) -> None:
         super().__init__()
         self._configs = list(tables)
         check_configs(client, self._configs)
@@ -84,7 +84,8 @@ class _Collection(nn.Module):
 
     def extra_repr(self) -> str:
         """What `print` shows between the parentheses."""
-        return ", ".join(f"{c.name!r}: {list(c.feature_names)}" for c in self._configs)
+        shown = [f"{c.name!r}: {list(c.feature_names)} (dim {c.embedding_dim})" for c in self._configs[:4]]
+        return ", ".join([*shown, *([f"{more} more tables"] if (more := len(self._configs) - 4) > 0 else [])])
 
     def embedding_names(self) -> list[str]:
         """Names of the outputs, in their order."""
@@ -141,7 +142,7 @@ class EmbeddingBagCollection(_Collection):
     Parameters
     ----------
     client
-        A connected client, or its pipeline.
+        A connected client, its pipeline or its trainer; or any other StepProtocol.
     tables
         One EmbeddingBagConfig (ours or torchrec's) per table.
     is_weighted
@@ -159,7 +160,7 @@ class EmbeddingBagCollection(_Collection):
 
     def __init__(
         self,
-        client: StepClient,
+        client: StepProtocol,
         tables: Sequence[Any],
         *,
         is_weighted: bool = False,
@@ -218,7 +219,7 @@ class EmbeddingCollection(_Collection):
     Parameters
     ----------
     client
-        A connected client, or its pipeline.
+        A connected client, its pipeline or its trainer; or any other StepProtocol.
     tables
         One EmbeddingConfig (ours or torchrec's) per table; dims may differ.
     gradient_scale
@@ -232,7 +233,7 @@ class EmbeddingCollection(_Collection):
         The cluster has no such table, or its dim differs.
     """
 
-    def __init__(self, client: StepClient, tables: Sequence[Any], *, gradient_scale: float = 1.0) -> None:
+    def __init__(self, client: StepProtocol, tables: Sequence[Any], *, gradient_scale: float = 1.0) -> None:
         super().__init__(client, tables, gradient_scale)
 
     def forward(self, features: KeyedJaggedTensor) -> dict[str, JaggedTensor]:

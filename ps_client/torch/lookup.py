@@ -19,12 +19,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rowhouse.error import InvalidRequestError, PreconditionError
+from rowhouse.error import InvalidRequestError
 from torch import Tensor
 
-from ps_client.pipeline import Pipeline
-from ps_client.step import StepClient, UniqueRows
-from ps_client.trainer import Trainer
+from ps_client.step import StepProtocol, UniqueRows
 
 _SIGNED = {torch.int64, torch.int32, torch.int16, torch.int8}
 _UNSIGNED = {torch.uint8, torch.uint16, torch.uint32, torch.uint64}
@@ -75,7 +73,7 @@ class Step:
         Where the ids were, and the rows go.
     """
 
-    client: StepClient
+    client: StepProtocol
     unique: Mapping[str, UniqueRows]
     recorded: bool
     gradient_scale: float
@@ -91,7 +89,7 @@ class Step:
         if self.gradient_scale != 1.0:
             for values in sums.values():
                 np.multiply(values, np.float32(self.gradient_scale), out=values)
-        self.client._push_unique({table: (self.unique[table].ids, sums[table]) for table in sums})
+        self.client.push_unique({table: (self.unique[table].ids, sums[table]) for table in sums})
 
 
 class _Rows(torch.autograd.Function):
@@ -114,23 +112,15 @@ class _Rows(torch.autograd.Function):
         return None, None
 
 
-def prefetch(client: StepClient, ids: Mapping[str, Tensor], *, recorded: bool) -> None:
-    """Start the pull that a `look_up` of the same ids will make.
-
-    Raises
-    ------
-    PreconditionError
-        The client is not a Pipeline, or a Trainer, which has none.
-    """
-    if isinstance(client, Trainer):
-        client.pipeline()  # raises, and says why there is none
-    if not isinstance(client, Pipeline):
-        raise PreconditionError("prefetch needs a pipeline: make the module with client.pipeline()")
+def prefetch(client: StepProtocol, ids: Mapping[str, Tensor], *, recorded: bool) -> None:
+    """Start the pull that a `look_up` of the same ids will make; PreconditionError without a pipeline."""
     bits = {table: id_bits(tensor) for table, tensor in ids.items()}
     client.prefetch(bits, read_only=not (recorded and torch.is_grad_enabled()))
 
 
-def look_up(client: StepClient, ids: Mapping[str, Tensor], *, recorded: bool, gradient_scale: float) -> Step:
+def look_up(
+    client: StepProtocol, ids: Mapping[str, Tensor], *, recorded: bool, gradient_scale: float
+) -> Step:
     """Rows of several tables in one pull.
 
     Parameters

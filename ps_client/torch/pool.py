@@ -78,16 +78,16 @@ def pooled(step: Step, bags: Sequence[Bags]) -> list[Tensor]:
     if any(start is None for start in starts):
         found = found_rows(step)
         return [_pool(_part(found[one.table], one), one) for one in bags]
-    plans = [_Plan(one, start) for one, start in zip(bags, starts, strict=True) if start is not None]
+    poolings = [_Pooling(one, start) for one, start in zip(bags, starts, strict=True) if start is not None]
     if not step.recorded:
-        return [_output(step, plan) for plan in plans]
+        return [_output(step, pooling) for pooling in poolings]
     # The anchor is what makes the outputs require gradients: ids and rows from outside have none.
-    outputs: tuple[Tensor, ...] = _Pooled.apply(torch.empty(0, requires_grad=True), step, plans)  # type: ignore[no-untyped-call]
+    outputs: tuple[Tensor, ...] = _Pooled.apply(torch.empty(0, requires_grad=True), step, poolings)  # type: ignore[no-untyped-call]
     return list(outputs)
 
 
 @dataclass(frozen=True, slots=True)
-class _Plan:
+class _Pooling:
     """Bags and where each starts: (B + 1,) int64, or (0,) where each id is a bag."""
 
     bags: Bags
@@ -118,9 +118,9 @@ def _part(found: Found, bags: Bags) -> Found:
     return Found(found.rows, found.inverse[bags.first : bags.last])
 
 
-def _output(step: Step, plan: _Plan) -> Tensor:
+def _output(step: Step, pooling: _Pooling) -> Tensor:
     """One output, outside the graph."""
-    bags, unique = plan.bags, step.unique[plan.bags.table]
+    bags, unique = pooling.bags, step.unique[pooling.bags.table]
     inverse = unique.inverse[bags.first : bags.last]
     if bags.offsets is None:
         out = torch.empty(inverse.shape[0], unique.rows.shape[1])
@@ -152,17 +152,19 @@ class _Pooled(torch.autograd.Function):
     """Outputs of one step as one node, so that all their gradients arrive together."""
 
     @staticmethod
-    def forward(ctx: Any, anchor: Tensor, step: Step, plans: Sequence[_Plan]) -> tuple[Tensor, ...]:
-        ctx.step, ctx.plans = step, plans
+    def forward(ctx: Any, anchor: Tensor, step: Step, poolings: Sequence[_Pooling]) -> tuple[Tensor, ...]:
+        ctx.step, ctx.poolings = step, poolings
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*[plan.bags.weights for plan in plans])  # torch notices if they are changed
-        return tuple(_output(step, plan) for plan in plans)
+        ctx.save_for_backward(
+            *[pooling.bags.weights for pooling in poolings]
+        )  # torch notices if they are changed
+        return tuple(_output(step, pooling) for pooling in poolings)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[None, None, None]:
         step: Step = ctx.step
-        outputs = list(zip(ctx.plans, gradients, ctx.saved_tensors, strict=True))
+        outputs = list(zip(ctx.poolings, gradients, ctx.saved_tensors, strict=True))
         sums = {}
         for table in step.unique:
             mine = [output for output in outputs if output[0].bags.table == table]
@@ -173,21 +175,21 @@ class _Pooled(torch.autograd.Function):
 
 
 def _sums(
-    step: Step, table: str, outputs: Sequence[tuple[_Plan, Tensor | None, Tensor | None]]
+    step: Step, table: str, outputs: Sequence[tuple[_Pooling, Tensor | None, Tensor | None]]
 ) -> NDArray[np.float32]:
     """(u, D) sums of what each distinct row of a table gets."""
     unique = step.unique[table]
-    whole = all(gradient is not None and plan.whole for plan, gradient, _ in outputs)
+    whole = all(gradient is not None and pooling.whole for pooling, gradient, _ in outputs)
     # A whole batch shows every row in the order of its number: each first gradient is copied, none added.
     sums = (np.empty if whole else np.zeros)(unique.rows.shape, np.float32)
     seen = 0 if whole else -1
-    for plan, gradient, weights in outputs:
+    for pooling, gradient, weights in outputs:
         if gradient is not None:
-            bags = plan.bags
+            bags = pooling.bags
             factors = np.empty(0, np.float32) if weights is None else weights.to(torch.float32).numpy()
             seen = sum_pooled(
                 as_read_only(gradient.detach().to(torch.float32).contiguous().numpy()),
-                as_read_only(plan.starts),
+                as_read_only(pooling.starts),
                 as_read_only(unique.inverse[bags.first : bags.last]),
                 as_read_only(np.ascontiguousarray(factors)),
                 bags.mode == "mean",

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One training state: the dense part in a file, the tables saved on the shards, and each knows the other.
 
-The file names the save of the tables (ps_client/saved.py). Tables are saved first and the file is renamed
+The file names the save of the tables (ps_client/report.py). Tables are saved first and the file is renamed
 into its place last, so a file that is there is complete and its tables are too.
 
 Thread safety: functions; one process of a job saves, while no trainer pushes.
@@ -18,7 +18,7 @@ import torch
 from rowhouse.error import CorruptionError, InvalidRequestError, StoreError
 
 from ps_client.client import Client
-from ps_client.saved import SavedTables
+from ps_client.report import SavedTables
 
 FORMAT: Final = 1
 

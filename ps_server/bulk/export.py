@@ -10,10 +10,10 @@ from typing import Final
 
 import pyarrow as pa
 from rowhouse.error import UnknownTableError
+from rowhouse.problem import nearest
 
 from ps_server.bulk.column import schema_of, to_record_batch
 from ps_server.bulk.open_table import open_table
-from ps_server.config.error import nearest
 from ps_server.disk.directory import read_descriptor
 from ps_server.shard.shard import Shard
 

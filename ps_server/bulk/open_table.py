@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from rowhouse.error import StoreError, UnknownTableError
 from rowhouse.placement import PartitionMap
+from rowhouse.problem import nearest
 
-from ps_server.config.error import nearest
 from ps_server.disk import checkpoint
 from ps_server.disk.checkpoint import CheckpointState
 from ps_server.disk.directory import Descriptor, held, open_store, read_descriptor

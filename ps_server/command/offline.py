@@ -9,7 +9,6 @@ Thread safety: a process's main thread.
 import argparse
 import functools
 import json
-import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import asdict
@@ -21,7 +20,7 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
-from rowhouse.error import CorruptionError, InvalidRequestError, RowhouseError, StoreError
+from rowhouse.error import CorruptionError, InvalidRequestError, StoreError
 
 from ps_server.bulk.export import EXPORT_ROWS, export_schema, export_table
 from ps_server.bulk.load import bulk_load
@@ -35,19 +34,9 @@ DAMAGE_SHOWN_MAX: Final = 100
 
 
 def run(arguments: argparse.Namespace, console: Console) -> int:
-    """Carry out verify, load or export as psctl.py has parsed it; returns the exit code. Errors of ours
-    are printed, not raised."""
-    try:
-        match arguments.command:
-            case "verify":
-                return _verify(arguments, console)
-            case "load":
-                return _load(arguments, console)
-            case _:
-                return _export(arguments, console)
-    except RowhouseError as error:
-        print(f"psctl: {type(error).__name__}: {error}", file=sys.stderr)
-        return error.exit_code
+    """Carry out verify, load or export as psctl.py has parsed it; returns the exit code."""
+    commands = {"verify": _verify, "load": _load, "export": _export}
+    return commands[arguments.command](arguments, console)
 
 
 @contextmanager

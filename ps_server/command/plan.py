@@ -21,7 +21,7 @@ from typing import Any, Final
 from rich.console import Console
 from rich.table import Table
 from rowhouse.distribution import DISTRIBUTION
-from rowhouse.error import ConfigError, RowhouseError
+from rowhouse.error import ConfigError
 
 from ps_server.config.cluster import load_config, parse_bytes
 from ps_server.plan.constant import SHIPPED, Run, fit, read_runs, write_runs
@@ -38,15 +38,9 @@ _PACKAGES: Final = (DISTRIBUTION, "numpy", "numba", "rocksdict")
 
 
 def run(arguments: argparse.Namespace, console: Console) -> int:
-    """Carry out `psctl plan` as parsed; returns the exit code. Errors of ours are printed, not raised."""
-    try:
-        runs = read_runs(arguments.constants or SHIPPED)
-        if arguments.check:
-            return _check(arguments, runs, console)
-        return _plan(arguments, runs, console)
-    except RowhouseError as error:
-        print(f"psctl: {type(error).__name__}: {error}", file=sys.stderr)
-        return error.exit_code
+    """Carry out `psctl plan` as parsed; returns the exit code."""
+    runs = read_runs(arguments.constants or SHIPPED)
+    return _check(arguments, runs, console) if arguments.check else _plan(arguments, runs, console)
 
 
 def parse_rows(text: str) -> float:

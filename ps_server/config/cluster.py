@@ -15,14 +15,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
-import yaml
-from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
+from rowhouse.document import Document, dump, read_document
 from rowhouse.error import ConfigError
 from rowhouse.limit import SHARDS_MAX, TABLES_PER_REQUEST_MAX
+from rowhouse.problem import DocumentError
+from rowhouse.validation import validate
 
-from ps_server.config.document import Document, parse_document
 from ps_server.config.endpoint import SOCKET_PREFIX, check_endpoint, data_port_conflict, has_open_port
-from ps_server.config.error import describe
 from ps_server.table.config import ConfigModel, TableConfig
 
 MEMORY_BUDGET_MIN_BYTES: Final = 1 << 20
@@ -213,18 +213,7 @@ class ClusterConfig(ConfigModel):
 
     def to_yaml(self) -> str:
         """The resolved config, every default written out, as YAML that `load_config` reads back."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-
-
-def build_config(document: Document) -> ClusterConfig:
-    """Validate a parsed document; ConfigError names every wrong key, with its line where known."""
-    if not isinstance(document.value, Mapping):
-        kind = "empty" if document.value is None else f"a {type(document.value).__name__}"
-        raise ConfigError(f"{document.source}: the config is {kind}; it must be a mapping of keys")
-    try:
-        return ClusterConfig.model_validate(document.value)
-    except ValidationError as error:
-        raise ConfigError(describe(error, document, ClusterConfig)) from None
+        return dump(self.model_dump(mode="json"))
 
 
 def load_config(
@@ -249,19 +238,15 @@ def load_config(
     ConfigError
         The file cannot be read or holds a wrong key or value.
     """
-    base = Path()
-    if isinstance(source, Mapping):
-        document = Document(dict(source), "config")
-    else:
-        base = Path(source).parent
-        try:
-            document = parse_document(Path(source).read_text(encoding="utf-8"), str(source))
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"config file {str(source)!r} cannot be read: {error}") from None
+    base = Path() if isinstance(source, Mapping) else Path(source).parent
     data_dir_given = bool(overrides) and "data_dir" in (overrides or {})
-    if overrides and isinstance(document.value, Mapping):
-        document = Document({**document.value, **overrides}, document.source, document.lines)
-    config = build_config(document)
+    try:
+        document = Document(dict(source), "config") if isinstance(source, Mapping) else read_document(source)
+        if overrides and isinstance(document.value, Mapping):
+            document = Document({**document.value, **overrides}, document.source, document.lines)
+        config = validate(ClusterConfig, document)
+    except DocumentError as error:
+        raise ConfigError(str(error)) from None
     folder = config.data_dir.expanduser()
     resolved = (folder if data_dir_given else base / folder).absolute()
     return config.model_copy(update={"data_dir": resolved})

@@ -40,6 +40,8 @@ _DETAILS_BYTES_MAX: Final = 6000
 _ANSWER_OVERHEAD_BYTES: Final = 1024
 """Names and heads of one table in an answer: at most a 128-byte name and some varints."""
 
+_GRPC_CODES: Final[dict[int, grpc.StatusCode]] = {code.value[0]: code for code in grpc.StatusCode}
+
 _log = logging.getLogger(__name__)
 
 
@@ -123,7 +125,7 @@ def abort_with(context: grpc.ServicerContext, error: RowhouseError) -> None:
     """End the call with `error` as status, details and trailing metadata (always raises)."""
     details = str(error) or type(error).__name__
     context.set_trailing_metadata(((ERROR_METADATA_KEY, type(error).__name__),))
-    context.abort(error.code, _fitted(details))
+    context.abort(_GRPC_CODES[error.code], _fitted(details))
 
 
 def _fitted(details: str) -> str:

@@ -309,7 +309,7 @@ class Groups:
 def _settings(member: pb.Member) -> dict[str, str]:
     """What the trainers of a group must agree on, as their programs write it (ps_client.Trainer)."""
     return {
-        "trainers": str(member.trainers),
+        "world_size": str(member.trainers),
         "pace": repr(PACES.get(member.pace, "?")),
         "staleness": str(member.staleness),
         "deadline_s": f"{member.deadline_ms / 1000:g}",

@@ -6,20 +6,16 @@ Each batch is checked once, vectorised, before anything changes. Thread safety: 
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Final
 
 from rowhouse import message
+from rowhouse.control import FREEZE_MODES
 from rowhouse.error import InvalidRequestError, StalePartitionMapError, TableFrozenError, UnknownTableError
 from rowhouse.placement import PartitionMap
+from rowhouse.problem import nearest
 from rowhouse.v1 import rowhouse_pb2 as pb
 
-from ps_server.config.error import nearest
 from ps_server.table.push import TablePush, checked_push
 from ps_server.table.table import Table
-
-FREEZE_MODES: Final = {
-    pb.FREEZE_MODE_OFF: "off", pb.FREEZE_MODE_REFUSE: "refuse", pb.FREEZE_MODE_IGNORE: "ignore",
-}  # fmt: skip
 
 
 def table_of(name: str, tables: Mapping[str, Table]) -> Table:
@@ -40,9 +36,10 @@ def evictable_table_of(name: str, tables: Mapping[str, Table]) -> Table:
 
 def freeze_mode_of(request: pb.SetTableFreezeRequest) -> str:
     """The mode that a request asks for, as configs write it; InvalidRequestError for any other."""
-    if request.mode not in FREEZE_MODES:
-        raise InvalidRequestError(f"freeze mode is {request.mode}; it must be one of {list(FREEZE_MODES)}")
-    return FREEZE_MODES[request.mode]
+    names = {mode: name for name, mode in FREEZE_MODES.items()}
+    if request.mode not in names:
+        raise InvalidRequestError(f"freeze mode is {request.mode}; it must be one of {list(names)}")
+    return names[request.mode]
 
 
 def check_map(version: int, partition_map: PartitionMap, shard: int) -> None:

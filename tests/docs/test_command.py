@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import yaml
+from rowhouse.document import dump, parse_document, read_document
 
 from ps_client import connect
 from tests.process import ServerProcess
@@ -53,11 +53,11 @@ def cluster(tmp_path: Path) -> Iterator[ServerProcess]:
     (text,) = re.findall(
         r"^```yaml\n(# cluster\.yaml\n.*?)^```$", page("cluster.md"), re.DOTALL | re.MULTILINE
     )
-    config = yaml.safe_load(text)
+    config = parse_document(text, "cluster.md").value
     config.update(data_dir=str(tmp_path / "data"), base_port=0, memory_budget="64MiB")
     config["tables"][0]["eviction"] = [{"kind": "l2_norm", "min_l2_norm": 1e-9}]
     bigger = {**config, "shards": 3}
-    (tmp_path / "bigger.yaml").write_text(yaml.safe_dump(bigger), encoding="utf-8")
+    (tmp_path / "bigger.yaml").write_text(dump(bigger), encoding="utf-8")
     with ServerProcess("up", config) as server:
         yield server
 
@@ -70,7 +70,8 @@ def test_the_commands_of_the_operating_page_run(cluster: ServerProcess, tmp_path
         saved = client.pull("user", ids)
         client.save_tables("before-monday")
         client.push("user", ids, np.ones((1000, 16), np.float32))
-    running, stopped = [], []
+    running: list[str] = []
+    stopped: list[str] = []
     for command in commands(page("operating.md")):
         (running if "--endpoints" in command else stopped).append(command)
     assert len(running) >= 5 and len(stopped) >= 5
@@ -82,7 +83,7 @@ def test_the_commands_of_the_operating_page_run(cluster: ServerProcess, tmp_path
     assert sorted(path.name for path in (tmp_path / "bigger").glob("shard-*")) == [
         "shard-0000", "shard-0001", "shard-0002",
     ]  # fmt: skip
-    again = yaml.safe_load(cluster.config_path.read_text(encoding="utf-8"))
+    again = read_document(cluster.config_path).value
     with ServerProcess("up", again) as server, connect(server.endpoints()) as client:
         np.testing.assert_array_equal(client.pull("user", ids), saved)
         assert server.stop() == 0

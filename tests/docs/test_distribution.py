@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.version import Version
 from rowhouse.distribution import DISTRIBUTION, install_hint
+
+from tools.lowest import NEWEST, lowest, requirements
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -80,3 +83,27 @@ def test_hints_of_the_code_name_extras_that_there_are() -> None:
                      for p in (ROOT / top).rglob("*.py"))  # fmt: skip
     named = set(re.findall(r"install_hint\([\"'](\w+)[\"']\)", code))
     assert {"torch"} <= named <= EXTRAS.keys()
+
+
+def test_the_lowest_protobuf_and_grpcio_are_those_of_the_stubs() -> None:
+    """Generated code refuses a protobuf or grpcio that is older than its generator."""
+    stubs = "".join(p.read_text(encoding="utf-8") for p in (ROOT / "proto/rowhouse/v1").glob("*_pb2*.py"))
+    generated = re.search(r"^# Protobuf Python Version: (\S+)$", stubs, re.MULTILINE)
+    grpc = re.search(r"^GRPC_GENERATED_VERSION = '(\S+)'$", stubs, re.MULTILINE)
+    assert generated and grpc
+    floors = dict(need.split("==") for need in requirements("3.11"))
+    assert Version(floors["protobuf"]) == Version(generated[1])
+    names = ("grpcio", "grpcio-health-checking", "grpcio-reflection")
+    assert {floors[name] for name in names} == {grpc[1]}
+
+
+def test_every_requirement_of_a_user_has_one_lower_bound() -> None:
+    assert requirements(NEWEST)
+    assert lowest("a>=1.2; python_version < '3.12'", "3.13") is None
+    with pytest.raises(ValueError, match="must declare one lower bound"):
+        lowest("a==1", "3.11")
+
+
+def test_the_pythons_that_are_declared_are_those_that_are_tested() -> None:
+    declared = [text.rpartition(" ")[2] for text in PROJECT["classifiers"] if ":: Python :: 3." in text]
+    assert PROJECT["requires-python"] == f">={declared[0]}" and declared[-1] == NEWEST

@@ -62,7 +62,7 @@ def test_help_shows_an_example(arguments: tuple[str, ...]) -> None:
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ({"memory_bugdet": 1}, "memory_bugdet: unknown key; the nearest known one is 'memory_budget'"),
+        ({"memory_bugdet": 1}, "memory_bugdet: unknown key; did you mean 'memory_budget'?"),
         (
             {"tables": [{"name": "user", "dim": 5000}]},
             "tables[0].dim is 5000; it must be less than or equal to 1024",

@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import yaml
 from numpy.typing import NDArray
+from rowhouse.document import read_document
 from rowhouse.error import InvalidRequestError, UnavailableError, UnknownTableError
 
 from ps_client import Client, connect
@@ -172,7 +172,7 @@ def cut_off(cluster: ServerProcess, seed: int) -> Iterator[tuple[list[CuttingPro
         CuttingProxy((host, int(port)), lambda: rng.randrange(50_000, 2_000_000))
         for host, _, port in endpoints
     ]
-    data_port = yaml.safe_load(cluster.config_path.read_text())["data_port"]
+    data_port = read_document(cluster.config_path).value["data_port"]
     ports = [] if data_port == "off" else range(data_port, data_port + len(calls))
     data = [CuttingProxy(("127.0.0.1", p), lambda: rng.randrange(50_000, 2_000_000), p) for p in ports]
     try:

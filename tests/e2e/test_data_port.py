@@ -16,7 +16,8 @@ import pytest
 from rowhouse import frame
 from rowhouse.error import ConfigError
 
-from ps_client import channel, connect, connect_async
+from ps_client import connect, connect_async, connection
+from ps_client.transport.grpc import GrpcTransport
 from ps_server.config.cluster import load_config
 from ps_server.serve import binding
 from ps_server.serve.server import Server
@@ -198,7 +199,7 @@ def test_both_ways_give_the_same_bits(
         config = make_config(shards=["127.0.0.1:0"], data_dir=f"{make_config()['data_dir']}-{way}")
         server, frames = serve(config)
         if way == "grpc":
-            monkeypatch.setattr(channel, "_open", lambda *_: None)
+            monkeypatch.setattr(connection, "dial", GrpcTransport)
         rng = np.random.default_rng(4)
         with connect(server.endpoint, timeout_s=20, wire_dtype=wire_dtype) as client:
             for _ in range(3):
@@ -243,7 +244,7 @@ def test_a_groups_contributions_are_frames(make_config: MakeConfig) -> None:
     with connect(server.endpoint, timeout_s=20) as one, connect(server.endpoint, timeout_s=20) as other:
         before = one.pull("user", IDS)
         trainers = [
-            c.trainer(group="run", rank=rank, trainers=2, deadline_s=20.0)
+            c.trainer(group="run", rank=rank, world_size=2, deadline_s=20.0)
             for rank, c in enumerate((one, other))
         ]
         ones = np.ones((IDS.size, 4), np.float32)

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import yaml
+from rowhouse.document import read_document
 
 from examples import dataset, quickstart
 from examples.click import generate as click
@@ -77,7 +77,7 @@ def test_an_examples_files_fit_one_another(name: str, tmp_path: Path) -> None:
     assert outputs == set(example.recipe.features()) - {MIRROR + f for f in outputs}
     assert all(use.family == SINGLE for use in example.recipe.arm_tables("without").values())
     # a cross is declared with the family that its table reports; one list's elements alone are no cross
-    features = yaml.safe_load((example.folder / "crosses.yaml").read_text(encoding="utf-8"))["features"]
+    features = read_document(example.folder / "crosses.yaml").value["features"]
     for use in example.recipe.tables.values():
         for feature in use.features:
             single = features[feature]["kind"] == "attribute" or features[feature].get("form") == "single"

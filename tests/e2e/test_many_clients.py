@@ -22,7 +22,7 @@ from rowhouse import codec, dtype, frame, message
 from rowhouse.v1 import rowhouse_pb2 as pb
 
 from ps_client import connect
-from ps_client.data_link import DataLink
+from ps_client.transport.frame import FrameTransport
 from tests.conftest import MakeConfig
 from tests.process import ServerProcess
 
@@ -140,7 +140,7 @@ def pull_frames_at_once(endpoint: str, clients: int) -> list[float]:
     together = threading.Barrier(clients)
 
     def pull(number: int) -> list[float]:
-        link = DataLink(endpoint, told.data_endpoint, told.data_token)
+        frames = FrameTransport(endpoint, told.data_endpoint, told.data_token)
         table = message.TableIds("user", 16, ids[number])
         parts = codec.pull_request_parts(
             message.PullRequest(told.map_version, dtype.FLOAT32, False, (table,))
@@ -149,10 +149,10 @@ def pull_frames_at_once(endpoint: str, clients: int) -> list[float]:
         together.wait(120)
         for _ in range(PULLS):
             started_s = time.monotonic()
-            rows = codec.decode_pull_response(link.begin(frame.PULL, parts, 300).result()).tables[0].rows
+            rows = codec.decode_pull_response(frames.send(frame.PULL, parts, 300).result()).tables[0].rows
             seconds.append(time.monotonic() - started_s)
             assert rows.shape == (IDS, 16) and np.isfinite(rows).all()
-        link.close()
+        frames.close()
         return seconds
 
     with ThreadPoolExecutor(clients) as pool:

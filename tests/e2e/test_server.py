@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A server's life over a fake shard: health, reflection, ports, the order of start and stop."""
+"""A server's life over a stub of a shard: health, reflection, ports, the order of start and stop."""
 
 import os
 import signal
@@ -20,7 +20,7 @@ from rowhouse.v1 import rowhouse_pb2_grpc
 from ps_server.config.cluster import ClusterConfig, load_config
 from ps_server.serve.server import Server, StopFlag
 from tests.conftest import MakeConfig
-from tests.fake_shard import FakeShard
+from tests.stub_shard import StubShard
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -31,7 +31,7 @@ def config(make_config: MakeConfig) -> ClusterConfig:
     return load_config(make_config())
 
 
-def opener(shard: FakeShard) -> Any:
+def opener(shard: StubShard) -> Any:
     return lambda config, index, directory: shard
 
 
@@ -42,9 +42,9 @@ def health_of(channel: grpc.Channel, service: str = "") -> Any:
 
 def test_health_follows_recovery_and_poison(config: ClusterConfig) -> None:
     """Invariant 1."""
-    shard, seen = FakeShard(), {}
+    shard, seen = StubShard(), {}
 
-    def open_shard(opened: ClusterConfig, index: int, directory: Path) -> FakeShard:
+    def open_shard(opened: ClusterConfig, index: int, directory: Path) -> StubShard:
         assert directory.is_dir() and directory == config.data_dir / "shard-0000"
         with grpc.insecure_channel(opened.endpoints[index]) as channel:
             seen["recovering"] = health_of(channel), health_of(channel, SERVICE_NAME)
@@ -72,7 +72,7 @@ def test_health_follows_recovery_and_poison(config: ClusterConfig) -> None:
 
 
 def test_reflection_tells_the_services(config: ClusterConfig) -> None:
-    server = Server(config, 0, opener(FakeShard()))
+    server = Server(config, 0, opener(StubShard()))
     server.start()
     with grpc.insecure_channel(server.endpoint) as channel:
         database = ProtoReflectionDescriptorDatabase(channel)
@@ -84,7 +84,7 @@ def test_reflection_tells_the_services(config: ClusterConfig) -> None:
 
 
 def test_a_stop_lets_the_running_push_end_before_the_shard_closes(config: ClusterConfig) -> None:
-    shard, entered, leave = FakeShard(), threading.Event(), threading.Event()
+    shard, entered, leave = StubShard(), threading.Event(), threading.Event()
     shard.hold_pushes(entered, leave)
     server = Server(config, 0, opener(shard))
     server.start()
@@ -103,7 +103,7 @@ def test_a_stop_lets_the_running_push_end_before_the_shard_closes(config: Cluste
 
 def test_a_port_in_use_is_an_error_and_never_shared(config: ClusterConfig) -> None:
     """Invariant 2."""
-    first, other = Server(config, 0, opener(FakeShard())), FakeShard()
+    first, other = Server(config, 0, opener(StubShard())), StubShard()
     first.start()
     second = Server(config.model_copy(update={"shards": (first.endpoint,)}), 0, opener(other))
     port = first.endpoint.rpartition(":")[2]
@@ -118,18 +118,18 @@ def test_a_port_in_use_is_an_error_and_never_shared(config: ClusterConfig) -> No
 def test_a_host_that_is_not_ours_is_an_error(config: ClusterConfig) -> None:
     wrong = config.model_copy(update={"shards": ("192.0.2.1:0",)})
     with pytest.raises(ConfigError, match=r"cannot listen on '192.0.2.1:0': Cannot assign requested address"):
-        Server(wrong, 0, opener(FakeShard())).start()
+        Server(wrong, 0, opener(StubShard())).start()
 
 
 def test_a_shard_that_does_not_open_frees_the_port(config: ClusterConfig) -> None:
-    def corrupt(opened: ClusterConfig, index: int, directory: Path) -> FakeShard:
+    def corrupt(opened: ClusterConfig, index: int, directory: Path) -> StubShard:
         endpoints.append(opened.endpoints[index])
         raise CorruptionError("record 7: checksum")
 
     endpoints: list[str] = []
     with pytest.raises(CorruptionError, match="record 7"):
         Server(config, 0, corrupt).start()
-    again = Server(config.model_copy(update={"shards": tuple(endpoints)}), 0, opener(FakeShard()))
+    again = Server(config.model_copy(update={"shards": tuple(endpoints)}), 0, opener(StubShard()))
     again.start()
     again.stop()
 
@@ -137,12 +137,12 @@ def test_a_shard_that_does_not_open_frees_the_port(config: ClusterConfig) -> Non
 def test_ports_of_other_shards_must_be_known(make_config: MakeConfig) -> None:
     config = load_config(make_config(shards=2))
     with pytest.raises(ConfigError, match=r"endpoint '127.0.0.1:0' has port 0"):
-        Server(config, 0, opener(FakeShard())).start()
+        Server(config, 0, opener(StubShard())).start()
 
 
 def test_an_index_past_the_shards_is_refused(config: ClusterConfig) -> None:
     with pytest.raises(ConfigError, match="shard is 1; it must be 0 to 0"):
-        Server(config, 1, opener(FakeShard()))
+        Server(config, 1, opener(StubShard()))
 
 
 def test_the_stop_flag_takes_signals_and_gives_the_handlers_back() -> None:

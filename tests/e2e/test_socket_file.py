@@ -15,8 +15,8 @@ from ps_client import connect
 from ps_server.config.cluster import load_config
 from ps_server.serve.server import Server
 from tests.conftest import MakeConfig
-from tests.fake_shard import FakeShard
 from tests.process import ServerProcess
+from tests.stub_shard import StubShard
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def test_two_shards_train_on_socket_files_and_outlive_a_kill(make_config: MakeCo
 def test_serve_takes_over_a_stale_file_and_leaves_a_taken_one(make_config: MakeConfig, folder: Path) -> None:
     endpoint = f"unix:{folder}/a.sock"
     config = load_config(make_config(shards=[endpoint]))
-    shards = [FakeShard(), FakeShard()]
+    shards = [StubShard(), StubShard()]
     servers = [Server(config, 0, lambda *_, shard=shard: shard) for shard in shards]
     servers[0].start()
     with pytest.raises(ConfigError, match=r"a\.sock' is in use by another process"):
@@ -61,7 +61,7 @@ def test_serve_takes_over_a_stale_file_and_leaves_a_taken_one(make_config: MakeC
 
 def test_up_refuses_a_taken_file_before_it_starts_anything(make_config: MakeConfig, folder: Path) -> None:
     config = make_config(shards=[f"unix:{folder}/a.sock"])
-    running = Server(load_config(config), 0, lambda *_: FakeShard())
+    running = Server(load_config(config), 0, lambda *_: StubShard())
     running.start()
     with ServerProcess("up", config) as server:
         assert server.finish() == 2

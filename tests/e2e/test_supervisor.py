@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import yaml
+from rowhouse.document import dump
 
 from ps_client import connect
 from tests.conftest import MakeConfig
@@ -72,7 +72,7 @@ def test_shards_die_with_a_killed_supervisor_and_lose_nothing(config: dict[str, 
 
 def test_a_script_reads_the_endpoints_as_one_line_of_json(config: dict[str, Any], tmp_path: Path) -> None:
     path = tmp_path / "cluster.yaml"
-    path.write_text(yaml.safe_dump(config), encoding="utf-8")
+    path.write_text(dump(config), encoding="utf-8")
     command = [sys.executable, "-m", "ps_server.cli", "up", "--config", str(path), "--json"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

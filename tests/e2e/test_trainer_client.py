@@ -22,8 +22,9 @@ from rowhouse.error import (
 from rowhouse.message import PushRequest, TableGradients
 
 from ps_client import Client, Trainer, connect
-from ps_client.journal import read_journal, write_journal
+from ps_client.pace.journal import read_journal, write_journal
 from ps_client.torch import EmbeddingBag
+from ps_client.transport.transport import Transport
 from ps_server.config.cluster import load_config
 from ps_server.serve.server import Server
 from ps_server.shard.shard import Shard
@@ -58,7 +59,7 @@ def clients(endpoints: str) -> Iterator[list[Client]]:
 
 def trainers_of(clients: list[Client], **settings: Any) -> list[Trainer]:
     options: dict[str, Any] = {"group": "run", "deadline_s": 20.0, **settings}
-    return [c.trainer(rank=r, trainers=len(clients), **options) for r, c in enumerate(clients)]
+    return [c.trainer(rank=r, world_size=len(clients), **options) for r, c in enumerate(clients)]
 
 
 class GoneError(UnavailableError):
@@ -98,18 +99,32 @@ def test_a_step_is_applied_for_all_at_once(clients: list[Client]) -> None:
     assert one.steps == other.steps == 1 and one.lost == ()
 
 
+def instead_of(method: str, call: Callable[[Any, float], Any], transport: Transport) -> Callable[[], None]:
+    """Have `call` answer one control call of the transport, until the function that it returns is called."""
+    real = transport.call
+
+    def answer(name: str, request: Any, timeout_s: float) -> Any:
+        return call(request, timeout_s) if name == method else real(name, request, timeout_s)
+
+    def restore() -> None:
+        transport.call = real  # type: ignore[method-assign]
+
+    transport.call = answer  # type: ignore[method-assign, assignment]
+    return restore
+
+
 def test_a_frozen_table_refuses_the_step_to_everybody_and_the_next_one_is_whole(
     clients: list[Client],
 ) -> None:
     one, other = trainers_of(clients)
     before = one.pull("user", IDS)
-    one._cluster.transports[1].set_table_freeze(_freeze("refuse"), 5)  # on one of the two shards
+    one._cluster.transports[1].call("SetTableFreeze", _freeze("refuse"), 5)  # on one of the two shards
     for trainer in (one, other):
         trainer.push("user", IDS, ONES)
     raised = together(one.step, other.step)
     assert [type(r) for r in raised] == [TableFrozenError] * 2
     assert one.steps == other.steps == 1
-    one._cluster.transports[1].set_table_freeze(_freeze("off"), 5)
+    one._cluster.transports[1].call("SetTableFreeze", _freeze("off"), 5)
     middle = one.pull("user", IDS)
     one.push("user", IDS, ONES)
     assert together(one.step, other.step) == [None, None]
@@ -147,7 +162,7 @@ def test_a_step_whose_shard_is_away_is_finished_by_the_next_call(clients: list[C
 
 def test_pushes_that_no_step_ended_are_told_at_the_end(endpoints: str) -> None:
     def forget(client: Client, **settings: Any) -> Trainer:
-        trainer = client.trainer(group="forgetful", rank=0, trainers=1, **settings)
+        trainer = client.trainer(group="forgetful", rank=0, world_size=1, **settings)
         trainer.step()
         trainer.push("user", IDS, ONES)
         trainer.push("user", IDS[:2], ONES[:2])
@@ -230,7 +245,7 @@ def test_a_trainer_joins_where_its_group_is(clients: list[Client]) -> None:
 def test_settings_are_checked_here_and_against_the_others(clients: list[Client], tmp_path: Any) -> None:
     for settings, text in (
         ({"group": ""}, "group is empty"),
-        ({"trainers": 0}, "trainers is 0; it must be 1 to 1024"),
+        ({"world_size": 0}, "world_size is 0; it must be 1 to 1024"),
         ({"rank": 2}, "rank is 2; it must be 0 to 1"),
         ({"pace": "bps"}, "pace is 'bps'; it must be one of"),
         ({"staleness": 1}, "staleness is 1 with pace 'bsp'"),
@@ -238,16 +253,16 @@ def test_settings_are_checked_here_and_against_the_others(clients: list[Client],
         ({"on_lost": "panic"}, "on_lost is 'panic'"),
     ):
         with pytest.raises(ConfigError, match=text):
-            clients[0].trainer(**{"group": "g", "rank": 0, "trainers": 2, **settings})  # type: ignore[arg-type]
+            clients[0].trainer(**{"group": "g", "rank": 0, "world_size": 2, **settings})  # type: ignore[arg-type]
     trainers_of(clients)
     with pytest.raises(InvalidRequestError, match=r"has deadline_s 1; .* has deadline_s 20: all"):
-        clients[0].trainer(group="run", rank=0, trainers=2, deadline_s=1)
+        clients[0].trainer(group="run", rank=0, world_size=2, deadline_s=1)
     tables = {"tables": [{"name": "user", "dim": 4}]}
     with (
         connect(f"embedded:{tmp_path}", config=tables) as embedded,
         pytest.raises(ConfigError, match="ps-server"),
     ):
-        embedded.trainer(group="g", rank=0, trainers=1)
+        embedded.trainer(group="g", rank=0, world_size=1)
 
 
 def test_torch_modules_take_a_trainer(clients: list[Client]) -> None:
@@ -270,16 +285,15 @@ def test_a_shard_and_a_trainer_killed_in_one_step(
     (alone,) = trainers_of(clients[:1], journal=journal)
     before = alone.pull("user", IDS)
     transport = alone._cluster.transports[1]
-    await_step = transport.await_step
 
     def killed(request: Any, timeout_s: float) -> Any:
         raise GoneError("killed")
 
-    transport.await_step = killed  # type: ignore[method-assign]
+    restore = instead_of("AwaitStep", killed, transport)
     alone.push("user", IDS, ONES)
     with pytest.raises(UnavailableError):
         alone.step()
-    transport.await_step = await_step  # type: ignore[method-assign]
+    restore()
     shard = servers[1]._shard
     assert isinstance(shard, Shard)
     shard.groups._groups.clear()
@@ -315,27 +329,29 @@ def test_a_restarted_trainer_ends_the_step_that_it_had_sealed(clients: list[Clie
     one, other = trainers_of(clients)
     before = one.pull("user", IDS)
     transports = one._cluster.transports
-    real = [transport.await_step for transport in transports]
+    real = transports[0].call
 
     def sealed_and_killed(request: Any, timeout_s: float) -> Any:
-        real[0](request, timeout_s)
+        real("AwaitStep", request, timeout_s)
         raise GoneError("killed")
 
     def killed(request: Any, timeout_s: float) -> Any:
         raise GoneError("killed")
 
-    transports[0].await_step = sealed_and_killed  # type: ignore[method-assign]
-    transports[1].await_step = killed  # type: ignore[method-assign]
+    restores = [
+        instead_of("AwaitStep", sealed_and_killed, transports[0]),
+        instead_of("AwaitStep", killed, transports[1]),
+    ]
     one.push("user", IDS, ONES)
     other.push("user", IDS, ONES)
     with pytest.raises(GoneError):
         one.step()
-    for transport, call in zip(transports, real, strict=True):
-        transport.await_step = call  # type: ignore[method-assign]
+    for restore in restores:
+        restore()
     again: list[Trainer] = []
 
     def restart() -> None:
-        again.append(clients[0].trainer(group="run", rank=0, trainers=2, deadline_s=20.0))
+        again.append(clients[0].trainer(group="run", rank=0, world_size=2, deadline_s=20.0))
 
     assert together(restart, other.step) == [None, None]
     assert again[0].steps == other.steps == 1

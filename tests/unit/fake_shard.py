@@ -9,14 +9,12 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import grpc
 import numpy as np
 from numpy.typing import NDArray
-from rowhouse import codec, dtype, error, message
-from rowhouse.control import METHODS
+from rowhouse import dtype, error, message
 from rowhouse.limit import MESSAGE_BYTES_MAX
 from rowhouse.mix import mix64
 from rowhouse.placement import PartitionMap
@@ -24,9 +22,10 @@ from rowhouse.v1 import rowhouse_pb2 as pb
 
 from ps_client import Client
 from ps_client.cluster import Cluster
-from ps_client.embedded import EmbeddedTransport
 from ps_client.retry import Retry
-from ps_client.transport import Transport
+from ps_client.transport.embedded import EmbeddedTransport
+from ps_client.transport.transport import Transport
+from ps_server.serve.service import ParameterService
 
 Fault = Callable[[], object]
 Row = NDArray[np.float32]
@@ -63,6 +62,7 @@ class FakeShard:
         self.push_rows_max = 0
         self.applied = 0
         self.closed = False
+        self.poison = None
         self.lock = threading.Lock()
 
     def row(self, table: str, row_id: int) -> Row:
@@ -100,7 +100,9 @@ class FakeShard:
             self._strike(self.after, "pull")
             return message.PullResponse(self.applied, tuple(answers))
 
-    def push(self, request: message.PushRequest) -> message.PushResponse:
+    def push(
+        self, request: message.PushRequest, encoded: bytes | memoryview | None = None
+    ) -> message.PushResponse:
         with self.lock:
             self.pushes.append(request)
             self._strike(self.before, "push")
@@ -161,6 +163,9 @@ class FakeShard:
             del self.rows[key]
         return pb.EvictRowsResponse(rows_evicted=len(gone))
 
+    def contribute(self, request: message.Contribution) -> pb.ContributeResponse:
+        raise AssertionError("no test of a FakeShard has a group")
+
     def call(self, method: str, request: Any) -> Any:
         calls: dict[str, Callable[[Any], Any]] = {
             "GetCluster": self.get_cluster,
@@ -202,37 +207,13 @@ def raising(failure: type[error.RowhouseError], text: str = "on purpose") -> Fau
     return strike
 
 
-_CODECS: dict[str, tuple[Callable[[bytes], Any], Callable[[Any], bytes]]] = {
-    "Pull": (codec.decode_pull_request, codec.encode_pull_response),
-    "Push": (codec.decode_push_request, codec.encode_push_response),
-}
-
-
-def _handler(call: Callable[[Any], Any]) -> Callable[[Any, grpc.ServicerContext], Any]:
-    def handle(request: Any, context: grpc.ServicerContext) -> Any:
-        try:
-            return call(request)
-        except error.RowhouseError as failure:
-            context.set_trailing_metadata(((error.ERROR_METADATA_KEY, type(failure).__name__),))
-            context.abort(failure.code, str(failure))
-
-    return handle
-
-
 def start(shard: FakeShard, address: str = "127.0.0.1:0") -> tuple[grpc.Server, str]:
     """A gRPC server for the shard, and its endpoint."""
-    handlers = {
-        name: grpc.unary_unary_rpc_method_handler(_handler(getattr(shard, name.lower())), decode, encode)
-        for name, (decode, encode) in _CODECS.items()
-    }
-    for name, method in METHODS.items():
-        handlers[name] = grpc.unary_unary_rpc_method_handler(
-            _handler(partial(shard.call, name)), method.request.FromString, lambda m: m.SerializeToString()
-        )
+    service = ParameterService(shard.shard)
+    service.attach(shard)
     sizes = [(f"grpc.max_{way}_message_length", MESSAGE_BYTES_MAX) for way in ("send", "receive")]
     server = grpc.server(ThreadPoolExecutor(8), options=[*sizes, ("grpc.so_reuseport", 0)])
-    service = "rowhouse.v1.ParameterService"
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
+    server.add_generic_rpc_handlers((service.handler(),))
     port = server.add_insecure_port(address)
     server.start()
     return server, address if address.startswith("unix:") else f"127.0.0.1:{port}"

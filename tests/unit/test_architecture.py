@@ -58,6 +58,9 @@ def violations_of(check: Check, root: Path, path: str, text: str) -> list[str]:
         ("proto/rowhouse/a.py", "import ps_server.table.table", "rowhouse imports ps_server.table.table"),
         ("proto/rowhouse/a.py", "from ps_client import x", "rowhouse imports ps_client"),
         ("ps_server/a.py", "from ps_client.client import x", "ps_server imports ps_client.client"),
+        ("ps_server/serve/supervisor.py", "import ps_client.transport.grpc", "ps_server imports ps_client"),
+        ("ps_server/cli.py", "import ps_client", "ps_server imports ps_client"),
+        ("ps_server/command/a.py", "import feature_cross", "ps_server imports feature_cross"),
         ("ps_server/kernel/a.py", "import feature_cross", "ps_server imports feature_cross"),
         ("ps_client/a.py", "def f():\n    import ps_server", "ps_client imports ps_server"),
         ("ps_client/a.py", "import_module('ps_server.shard.shard')", "imports ps_server.shard.shard"),
@@ -77,6 +80,7 @@ def test_an_arrow_the_other_way_is_found(path: str, line: str, expected: str, tm
     [
         ("ps_server/disk/store.py", "from rocksdict import Rdict"),
         ("ps_client/torch/bag.py", "import torch"),
+        ("ps_server/command/a.py", "from ps_client.transport.grpc import GrpcTransport"),
         ("ps_server/a.py", "from rowhouse import error\nfrom . import b\nfrom .kernel import c"),
         ("examples/a.py", "import ps_client, ps_server, feature_cross, torch"),
         ("feature_cross/a.py", "from rowhouse.distribution import install_hint"),

@@ -22,10 +22,11 @@ from rowhouse.error import (
     UnavailableError,
 )
 
-from ps_client import Client, connect, connection, embedded
+from ps_client import Client, connect, connection
 from ps_client.cluster import Cluster
-from ps_client.embedded import EmbeddedTransport
 from ps_client.retry import Retry
+from ps_client.transport import embedded
+from ps_client.transport.embedded import EmbeddedTransport
 
 from .fake_shard import FakeShard, make_shards, raising, serve, start
 
@@ -122,7 +123,7 @@ def test_each_form_of_an_endpoint_is_dialled(target: str, monkeypatch: pytest.Mo
     def dial(endpoint: str) -> Any:
         raise ConfigError(f"dialled {endpoint}")
 
-    monkeypatch.setattr(connection, "GrpcTransport", dial)
+    monkeypatch.setattr(connection, "dial", dial)
     with pytest.raises(ConfigError) as caught:
         connect(target)
     assert str(caught.value) == f"dialled {target}"
@@ -315,5 +316,5 @@ except ImportError as failure:
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60
     )
-    assert done.stdout.startswith("['AsyncClient', 'Client', 'Pipeline', ")
+    assert done.stdout.startswith("['AsyncClient', 'BusyError', 'Checkpoint', ")
     assert "ps_client.torch needs PyTorch" in done.stdout

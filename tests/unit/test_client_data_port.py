@@ -4,9 +4,9 @@
 import logging
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,39 +14,53 @@ import pytest
 from rowhouse import dtype, error, frame, message
 from rowhouse.v1 import rowhouse_pb2 as pb
 
-from ps_client import channel, data_link
-from ps_client.channel import GrpcTransport
+from ps_client.transport import fallback
+from ps_client.transport import frame as frame_module
+from ps_client.transport.fallback import FallbackTransport
+from ps_client.transport.frame import FrameTransport, open_frames
+from ps_client.transport.grpc import GrpcTransport
 from ps_server.config.cluster import load_config
 from ps_server.serve import data_port
 from ps_server.serve.server import Server
 from tests.conftest import MakeConfig
 from tests.data_peer import until
-from tests.fake_shard import FakeShard
 from tests.process import free_ports
+from tests.stub_shard import StubShard
 
 IDS = np.arange(3, dtype=np.uint64)
 GRADIENTS = message.TableGradients("user", dtype.FLOAT32, IDS, np.ones((3, 4), np.float32), None)
 
 
 class Rig:
-    """A server over a fake shard, and a transport that has asked it for its data port."""
+    """A server over a stub of a shard, and a transport that has asked it for its data port."""
 
     def __init__(self, make_config: MakeConfig) -> None:
         self.make_config = make_config
         self.endpoint = "127.0.0.1:0"
         self.start("auto")
-        self.transport = GrpcTransport(self.endpoint)
+        self.open_frames: Callable[[str, str, int], FrameTransport | None] = open_frames
+        self.now_s: Callable[[], float] = time.monotonic
+        self.dial()
+
+    def dial(self) -> None:
+        self.transport = FallbackTransport(GrpcTransport(self.endpoint), self._open, self._clock)
         self.ask()
+
+    def _open(self, endpoint: str, data_endpoint: str, token: int) -> FrameTransport | None:
+        return self.open_frames(endpoint, data_endpoint, token)
+
+    def _clock(self) -> float:
+        return self.now_s()
 
     def start(self, wanted: Any, endpoint: str | None = None) -> None:
         config = load_config(self.make_config(shards=[endpoint or self.endpoint], data_port=wanted))
-        self.shard = FakeShard()
+        self.shard = StubShard()
         self.server = Server(config, 0, lambda *_: self.shard)
         self.server.start()
         self.endpoint = endpoint or self.server.endpoint
 
     def ask(self) -> None:
-        self.transport.get_cluster(pb.GetClusterRequest(), 5)
+        self.transport.call("GetCluster", pb.GetClusterRequest(), 5)
 
     def tell(self, endpoint: str, token: int = 7) -> None:
         """Have the shard tell another data port from now on."""
@@ -102,20 +116,25 @@ def test_every_hot_call_takes_the_data_port(rig: Rig) -> None:
     assert answer.lsn == 7 and answer.tables[0].rows.shape == (3, 4)
     assert len(rig.server._data_port._connections) == 1
     member = pb.Member(group=5, trainers=2, incarnation=1, name="a", pace=pb.PACE_BSP, deadline_ms=1000)
-    with pytest.raises(error.InvalidRequestError, match=r"shard at .*its client id is the group"):
-        rig.transport.contribute(message.Contribution(member, message.PushRequest(1, 6, 1, (GRADIENTS,))), 5)
+    rig.transport.contribute(message.Contribution(member, message.PushRequest(1, 5, 1, (GRADIENTS,))), 5)
+    assert rig.shard.calls[-1][0] == "contribute" and rig.shard.calls[-1][1].member == member
+    assert len(rig.server._data_port._connections) == 1
+    rig.shard.fail = error.BusyError("later")
+    with pytest.raises(error.BusyError, match=f"^shard at {rig.endpoint}: later$"):
+        rig.push(3)
+    rig.shard.fail = None
 
 
 def test_what_is_begun_waits_for_no_connection(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of many shards whose ports are hidden, each would hold up the others."""
     request = message.PushRequest(1, 2, 1, (GRADIENTS,))
     pull = message.PullRequest(1, dtype.FLOAT32, False, ())
-    with monkeypatch.context() as patched:
-        patched.setattr(channel, "_open", None)
-        assert rig.transport.begin_push(request, 5) is None and rig.transport.begin_pull(pull, 5) is None
+    monkeypatch.setattr(rig, "open_frames", None)
+    assert rig.transport.begin(request, 5) is None and rig.transport.begin(pull, 5) is None
+    monkeypatch.undo()
     assert "push" not in [name for name, _ in rig.shard.calls]
     assert rig.push(1) == "frame"
-    begun = rig.transport.begin_push(message.PushRequest(1, 2, 2, (GRADIENTS,)), 5)
+    begun = rig.transport.begin(message.PushRequest(1, 2, 2, (GRADIENTS,)), 5)
     assert begun is not None and not begun.result().duplicate
 
 
@@ -131,19 +150,19 @@ def test_a_port_that_cannot_be_reached_costs_one_warning(
         rig.ask()
     warnings = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
     assert len(warnings) == 1 and f"its data port {closed} cannot be reached" in warnings[0]
-    monkeypatch.setattr(channel, "_LINK_RETRY_S", 0.0)
-    rig.transport._link_retry_s = 0.0  # that much later it is tried again, and again in vain
+    monkeypatch.setattr(fallback, "RETRY_S", 0.0)
+    rig.transport._retry_s = 0.0  # that much later it is tried again, and again in vain
     assert [rig.push(n) for n in range(6, 10)] == ["grpc"] * 4
     assert len([r for r in caplog.records if r.levelno >= logging.WARNING]) == 1
     rig.tell(rig.server._data_port.endpoint, rig.server._data_port.token)  # the firewall was opened
     assert [rig.push(n) for n in (10, 11)] == ["grpc", "frame"]
 
 
-def test_tries_become_rare(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tries_become_rare(rig: Rig) -> None:
     now_s = [1000.0]
-    monkeypatch.setattr(channel, "time", SimpleNamespace(monotonic=lambda: now_s[0]))
+    rig.now_s = lambda: now_s[0]
     opened: list[float] = []
-    monkeypatch.setattr(channel, "_open", lambda *_: opened.append(now_s[0] - 1000))
+    rig.open_frames = lambda *_: opened.append(now_s[0] - 1000)
     rig.tell(":1")
     rig.ask()
     for _ in range(2_000):
@@ -165,7 +184,7 @@ def test_after_a_lost_connection_one_attempt_goes_over_grpc(rig: Rig) -> None:
 
 def test_a_restart_on_another_port_with_another_token(rig: Rig) -> None:
     assert rig.push(1) == "frame"
-    before = rig.transport._link_told
+    before = rig.transport._told
     rig.server.stop()
     rig.start("auto")
     with pytest.raises(error.UnavailableError):
@@ -176,7 +195,7 @@ def test_a_restart_on_another_port_with_another_token(rig: Rig) -> None:
             break
         except error.UnavailableError:
             threading.Event().wait(0.1)
-    assert rig.push(3) == "frame" and rig.transport._link_told != before
+    assert rig.push(3) == "frame" and rig.transport._told != before
 
 
 def test_a_restart_without_a_data_port(rig: Rig) -> None:
@@ -200,8 +219,7 @@ def test_a_port_that_is_another_shards_by_now_applies_nothing(rig: Rig) -> None:
     rig.start(port, "127.0.0.1:0")
     rig.transport.close()
     rig.endpoint = rig.server.endpoint
-    rig.transport = GrpcTransport(rig.endpoint)
-    rig.ask()
+    rig.dial()
     assert rig.push(1) == "frame"
     first, rig_endpoint = rig.shard, rig.endpoint
     rig.server.stop()
@@ -210,17 +228,17 @@ def test_a_port_that_is_another_shards_by_now_applies_nothing(rig: Rig) -> None:
         with pytest.raises(error.UnavailableError):
             rig.transport.push(message.PushRequest(1, 2, 2, (GRADIENTS,)), 1)
     # Also when only the token is old: a new connection to a port that answers.
-    link = data_link.DataLink(rig_endpoint, f":{port}", 12345)
-    assert not link.open()
+    frames = FrameTransport(rig_endpoint, f":{port}", 12345)
+    assert not frames.open()
     with pytest.raises(error.UnavailableError, match="data connection lost"):
-        link.begin(2, [b"\x08\x01"], 5).result()
+        frames.send(2, [b"\x08\x01"], 5).result()
     assert not rig.shard.calls and [name for name, _ in first.calls].count("push") == 1
 
 
 def test_a_port_that_takes_connections_and_never_answers(
     rig: Rig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(data_link, "CONNECT_S", 0.2)
+    monkeypatch.setattr(frame_module, "CONNECT_S", 0.2)
 
     def listen(peer: socket.socket) -> None:
         peer.recv(frame.HEAD.size, socket.MSG_WAITALL)
@@ -275,7 +293,7 @@ def test_an_answer_that_cannot_be_read_is_an_internal_error(
             call()
 
 
-@pytest.mark.parametrize("when", ["now", "on a link that was retired"])
+@pytest.mark.parametrize("when", ["now", "on a way that was retired"])
 def test_close_ends_a_call_that_is_under_way(rig: Rig, when: str) -> None:
     entered, leave = threading.Event(), threading.Event()
     rig.shard.hold_pushes(entered, leave)
@@ -293,7 +311,7 @@ def test_close_ends_a_call_that_is_under_way(rig: Rig, when: str) -> None:
     if when != "now":
         rig.tell(rig.server._data_port.endpoint, rig.server._data_port.token ^ 1)
         rig.ask()
-        assert rig.transport._link is None
+        assert rig.transport._frames is None
     rig.transport.close()
     thread.join(5)
     assert not thread.is_alive()

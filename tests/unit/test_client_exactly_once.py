@@ -26,8 +26,8 @@ from rowhouse.error import (
 from rowhouse.placement import PartitionMap
 
 from ps_client import Client
-from ps_client.embedded import EmbeddedTransport
 from ps_client.retry import Retry
+from ps_client.transport.embedded import EmbeddedTransport
 
 from . import fake_shard
 from .fake_shard import FakeShard, Row, first_row, make_shards, raising

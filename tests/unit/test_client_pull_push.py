@@ -18,7 +18,7 @@ from rowhouse.placement import PartitionMap
 from rowhouse.v1 import rowhouse_pb2 as pb
 
 from ps_client import Client
-from ps_client.plan import TABLE_HEAD_BYTES_MAX, split_push
+from ps_client.split import TABLE_HEAD_BYTES_MAX, split_push
 
 from .fake_shard import FakeShard, Row, first_row, local_client, make_shards
 

@@ -146,7 +146,7 @@ def test_nothing_is_sent_when_one_table_of_a_step_is_wrong() -> None:
             client.push_many({"user": good, "itme": good})
         with pytest.raises(InvalidRequestError, match="table 'item': gradients have shape"):
             client.push_many({"user": good, "item": good})
-        with pytest.raises(UnknownTableError, match="tables: item, user"):
+        with pytest.raises(UnknownTableError, match="known ones are 'item', 'user'"):
             client.pull_many({"user": TWO, "zzz": TWO})
         with pytest.raises(InvalidRequestError, match="mode is 'on'"):
             client.freeze("user", "on")  # type: ignore[arg-type]

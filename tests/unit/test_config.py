@@ -84,8 +84,8 @@ WRONG = [
     ("dim: 16", "dim: 16.0", "5: tables[0].dim is 16.0; it must be a valid integer"),
     ("dim: 16", "dtype: fp32", "4: tables[0].dim is missing; it must be given"),
     ("dim: 16", "dim: 16\n    dtype: fp8", "6: tables[0].dtype is 'fp8'; it must be 'fp32', "),
-    ("dim: 16", "dim: 16\n    dim: 3", "6: key 'dim' is there twice; the first is on line 5"),
-    ("dim: 16", "dim: 16\n    sede: 3", "6: tables[0].sede: unknown key; the nearest known one is 's"),
+    ("dim: 16", "dim: 16\n    dim: 3", "6: tables[0]: key 'dim' is there twice; the first is on line 5"),
+    ("dim: 16", "dim: 16\n    sede: 3", "6: tables[0].sede: unknown key; did you mean 's"),
     ("dim: 16", "dim: 16\n    zzz: 3", "tables[0].zzz: unknown key; known ones are 'admission', 'dim',"),
     ("dim: 16", "dim: 16\n    seed: -1", "tables[0].seed is -1; it must be greater than or equal to 0"),
     ("dim: 16", "dim: 16\n    seed: 18446744073709551616", "it must be less than 18446744073709551616"),
@@ -93,9 +93,9 @@ WRONG = [
     ("name: user", "name: ''", "4: tables[0].name is ''; it must have 1 to 128 bytes of UTF-8"),
     ("name: user", f"name: {'ü' * 65}", "it must have 1 to 128 bytes of UTF-8"),
     ("name: user", 'name: "a\\nb"', "it must be printable, with no white space at its ends"),
-    ("kind: adagrad", "kind: adagrda", "7: tables[0].optimizer.kind is 'adagrda'; the nearest"),
-    ("kind: adagrad", "seed: 1", "tables[0].optimizer.kind is missing; it must be given"),
-    ("learning_rate", "lerning_rate", "8: tables[0].optimizer.lerning_rate: unknown key; the ne"),
+    ("kind: adagrad", "kind: adagrda", "7: tables[0].optimizer.kind is 'adagrda'; it must be 'sgd', "),
+    ("kind: adagrad", "seed: 1", "tables[0].optimizer.kind is missing; it must be 'sgd', "),
+    ("learning_rate", "lerning_rate", "tables[0].optimizer.lerning_rate: unknown key; did you mean"),
     ("1e-3", "-1", "8: tables[0].optimizer.learning_rate is -1; it must be greater than"),
     ("1e-3", ".nan", "8: tables[0].optimizer.learning_rate is nan; it must be"),
     ("2GiB", "2GuB", "2: memory_budget is '2GuB'; size is '2GuB'; it must be"),
@@ -106,14 +106,14 @@ WRONG = [
     ("data_dir", "shards: []\ndata_dir", "it has 0 endpoints; it must have 1 to 1024"),
     ("data_dir", "shards: [a]\ndata_dir", "endpoint is 'a'; it must be host:port"),
     ("data_dir", "shards: ['a:1', 'a:1']\ndata_dir", "endpoint 'a:1' is there twice; each shard needs"),
-    ("data_dir", "shards: 2\nbase_port: 65535\ndata_dir", "config: base_port 65535 + 2 shards ends at 65536"),
+    ("data_dir", "shards: 2\nbase_port: 65535\ndata_dir", "1: base_port 65535 + 2 shards ends at 65536"),
     ("data_dir", "host: a/b\ndata_dir", "endpoint is 'a/b:1'; it must be host:port"),
     ("data_dir", "durability: fsnyc\ndata_dir", "durability is 'fsnyc'; it must be 'none', 'os' or 'fsync'"),
-    ("data_dir", "worker_treads: 2\ndata_dir", "1: worker_treads: unknown key; the nearest known one is"),
+    ("data_dir", "worker_treads: 2\ndata_dir", "1: worker_treads: unknown key; did you mean 'worker_"),
     ("data_dir: data", "data_dir: data: data", "1: not valid YAML"),
-    ("data_dir: data", "data_dir: !!binary aaaa", "1: tag 'tag:yaml.org,2002:binary'; only"),
-    ("data_dir: data", "data_dir: &a [*a]", "1: an anchor refers to itself"),
-    ("data_dir: data", "1: data", "1: a key is 1; it must be a string"),
+    ("data_dir: data", "data_dir: !!binary aaaa", "1: data_dir: tag 'tag:yaml.org,2002:binary' is not"),
+    ("data_dir: data", "data_dir: &a [*a]", "1: the anchor 'a' refers to itself"),
+    ("data_dir: data", "1: data", "1: a key is 1; it must be text"),
 ]  # fmt: skip
 
 
@@ -126,14 +126,14 @@ def test_wrong_configs_are_named(old: str, new: str, expected: str, tmp_path: Pa
 def test_every_fault_is_told_at_once(tmp_path: Path) -> None:
     text = GOOD.replace("dim: 16", "dim: 0").replace("2GiB", "1KiB")
     lines = message(text, tmp_path).splitlines()
-    assert [line.split(":")[1] for line in lines] == ["5", "2"]
+    assert [line.split(":")[1] for line in lines] == ["2", "5"]
 
 
 def test_a_key_named_like_its_policy_is_not_taken_for_the_tag(tmp_path: Path) -> None:
     """pydantic puts the union's tag in the location; here the wrong key is that very word."""
     found = message(GOOD + "    eviction: [{kind: ttl, ttl: 3}]\n", tmp_path)
     assert "tables[0].eviction[0].ttl_s is missing" in found
-    assert "tables[0].eviction[0].ttl: unknown key; the nearest known one is 'ttl_s'" in found
+    assert "tables[0].eviction[0].ttl: unknown key; did you mean 'ttl_s'?" in found
 
 
 def test_a_policy_may_be_there_once(tmp_path: Path) -> None:
@@ -150,13 +150,16 @@ def test_no_tables(tmp_path: Path) -> None:
     assert "tables: it has 0 tables; it must have 1 to 1024" in message("data_dir: d\ntables: []", tmp_path)
 
 
-@pytest.mark.parametrize(("text", "kind"), [("", "empty"), ("[1]", "a list"), ("3", "a int")])
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [("", " the config is empty"), ("[1]", "1: the config is a list"), ("3", "1: the config is a int")],
+)
 def test_a_config_that_is_no_mapping(text: str, kind: str, tmp_path: Path) -> None:
-    assert message(text, tmp_path) == f"cluster.yaml: the config is {kind}; it must be a mapping of keys"
+    assert message(text, tmp_path) == f"cluster.yaml:{kind}; it must be a mapping of keys"
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"no\.yaml' cannot be read: .*No such file"):
+    with pytest.raises(ConfigError, match=r"no\.yaml: cannot be read: No such file"):
         load_config(tmp_path / "no.yaml")
 
 

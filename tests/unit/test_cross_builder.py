@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
+from rowhouse.document import parse_document
 
 from feature_cross import Builder, ConfigError, load
 from feature_cross.config.loader import load_text
@@ -29,7 +29,7 @@ def rebuilt(document: dict[str, Any]) -> Builder:
 
 @pytest.mark.parametrize("text", re.findall(r"```yaml\n(.*?)```", PAGE.read_text(), re.DOTALL))
 def test_the_documented_configs_come_out_the_same(text: str) -> None:
-    builder = rebuilt(yaml.safe_load(text))
+    builder = rebuilt(parse_document(text, "page").value)
     written = builder.to_yaml()
     whole = load_text(text).model_dump()
     assert load_text(written).model_dump() == builder.build().model_dump() == whole
@@ -47,7 +47,7 @@ def test_what_is_declared_twice_or_wrong_is_an_error() -> None:
     with pytest.raises(ConfigError, match="attribute of user 'id' is declared twice"):
         user.attribute("id", "int")
     builder.weak("g", of=["user.id", "user.x"])
-    with pytest.raises(ConfigError, match=r"features.g.of.1: 'user.x' is neither"):
+    with pytest.raises(ConfigError, match=r"features.g.of\[1\]: 'user.x' is neither"):
         builder.build()
 
 

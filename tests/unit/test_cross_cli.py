@@ -364,8 +364,12 @@ def test_interrupts_that_were_ignored_stay_ignored() -> None:
 
 def test_the_package_loads_nothing_large_until_it_is_used() -> None:
     code = (
-        "import sys, feature_cross, feature_cross.author.cli\n"
-        "print([m for m in ('pyarrow', 'numba', 'numpy', 'pydantic') if m in sys.modules])\n"
+        "import contextlib, io, sys, feature_cross, feature_cross.author.cli\n"
+        "for words in (['--help'], ['rank', '--help'], ['rank']):\n"
+        "    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):\n"
+        "        with contextlib.suppress(SystemExit): feature_cross.author.cli.main(words)\n"
+        "large = ('pyarrow', 'numba', 'numpy', 'pydantic', 'rich', 'yaml', 'datasketches', 'matplotlib')\n"
+        "print([m for m in large if m in sys.modules])\n"
         "feature_cross.Engine, feature_cross.load\n"
         "print(set(feature_cross.__all__) <= set(dir(feature_cross)))\n"
         "print(all(getattr(feature_cross, name) for name in feature_cross.__all__))\n"
@@ -376,3 +380,18 @@ def test_the_package_loads_nothing_large_until_it_is_used() -> None:
 
     with pytest.raises(AttributeError, match="no attribute 'engin'"):
         feature_cross.engin  # noqa: B018
+
+
+def test_a_missing_extra_is_named(
+    files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in [
+        n
+        for n in sys.modules
+        if n.startswith(("feature_cross.author.estimate", "feature_cross.author.command"))
+    ]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "datasketches", None)
+    assert run("estimate", files / "c.yaml", files / "t.parquet") == 2
+    told = "estimate needs datasketches, which is not installed: pip install 'rowhouse[author]'"
+    assert told in capsys.readouterr().err

@@ -11,8 +11,8 @@ import pytest
 
 from feature_cross import Engine
 from feature_cross.author.cli import main
-from feature_cross.author.diff.diff import ConfigDiff, FeatureDiff, diff_configs
-from feature_cross.author.diff.measure import measure
+from feature_cross.author.guard.diff import ConfigDiff, FeatureDiff, diff_configs
+from feature_cross.author.guard.measure import measure
 from feature_cross.config.loader import load_text
 
 CONFIG = """\

@@ -5,10 +5,11 @@ import json
 from pathlib import Path
 
 import pytest
+from rowhouse.document import parse_document
 
 from feature_cross import load
 from feature_cross.author.cli import main
-from feature_cross.author.diff.diff import diff_configs
+from feature_cross.author.guard.diff import diff_configs
 from feature_cross.author.rank import edit as edit_module
 from feature_cross.author.rank.candidate import Candidate, declare, existing, pairs, triples
 from feature_cross.author.rank.edit import add_features, declaration, remove_features
@@ -113,12 +114,10 @@ def test_a_hidden_feature_keeps_the_seed_that_it_shared() -> None:
 
 
 @pytest.mark.parametrize("style", ["json", "flow", "anchor"])
-def test_a_text_that_is_no_block_of_lines_is_written_anew(style: str) -> None:
+def test_a_text_that_is_no_block_of_lines_keeps_its_form(style: str) -> None:
     text = CONFIG
     if style == "json":
-        import yaml
-
-        text = json.dumps(yaml.safe_load(CONFIG))
+        text = json.dumps(parse_document(CONFIG, "c.yaml").value)
     elif style == "flow":
         text = "entities: {u: {attributes: {a: {type: int}, b: {type: int}}}}\n"
         text += "features: {a: {kind: attribute, of: u.a}, b: {kind: attribute, of: u.b}}\n"
@@ -128,6 +127,13 @@ def test_a_text_that_is_no_block_of_lines_is_written_anew(style: str) -> None:
         )
     new, _ = removed("a", text=text)
     assert "a" not in load_text(new).features
+    if style == "json":
+        assert list(json.loads(new)["features"]) == ["b", "a_x_b", "deep", "seen", "twin", "other"]
+    elif style == "flow":
+        assert new == text.replace("a: {kind: attribute, of: u.a}, ", "")
+    else:
+        gone = "  a: {kind: attribute, slot: 1, of: &first user.a}   # of a\n"
+        assert new == text.replace(gone, "").replace("[*first, item.b]", "[user.a, item.b]")
 
 
 def test_features_are_added_after_the_last_one() -> None:
@@ -144,7 +150,7 @@ def test_features_are_added_after_the_last_one() -> None:
 
 def test_a_text_that_would_change_an_id_is_never_given_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(edit_module._Edit, "_hand_over_shares", lambda self, made: None)
-    monkeypatch.setattr(edit_module, "_rewritten", lambda *_: CONFIG.replace("slot: 10", "slot: 12"))
+    monkeypatch.setattr(edit_module, "edit", lambda *_: CONFIG.replace("slot: 10", "slot: 12"))
     with pytest.raises(InternalError, match="a_x_b: the new config would change its ids"):
         remove_features(CONFIG, "c.yaml", {"a"})
 

@@ -21,6 +21,7 @@ from feature_cross.author.estimate.collision import (
 )
 from feature_cross.author.estimate.measure import measure
 from feature_cross.author.estimate.report import Estimate, read_estimate
+from feature_cross.config import loader
 
 CONFIG = """\
 ids: {slot_bits: 8}
@@ -94,9 +95,7 @@ def test_counts_are_those_of_the_engines_ids(batch_rows: int, threads: int) -> N
 
 
 def load_text(text: str = CONFIG) -> Any:
-    import yaml
-
-    return load(yaml.safe_load(text))
+    return loader.load_text(text)
 
 
 def test_a_small_sample_still_tells_growth_and_distinct_ids() -> None:

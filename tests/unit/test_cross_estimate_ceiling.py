@@ -15,7 +15,8 @@ from feature_cross.author.cli import main
 from feature_cross.author.estimate.ceiling import ceiling, group_ceiling
 from feature_cross.author.estimate.growth import ROWS_MIN
 from feature_cross.config.loader import load_text
-from feature_cross.config.plan import Plan, build_plan
+from feature_cross.config.node import Plan
+from feature_cross.config.plan import build_plan
 
 ENTITIES = """\
 entities:

@@ -14,9 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from feature_cross import Engine, load
+from feature_cross import Engine
 from feature_cross.author.estimate.growth import project
 from feature_cross.author.estimate.measure import measure
+from feature_cross.config.loader import load_text
 
 FOLDER = Path(os.environ.get("ROWHOUSE_DATA", "/nonexistent"))
 FACTORS = (2, 4, 10, 30)
@@ -56,9 +57,7 @@ features:
 
 def tries(config_text: str, table: pa.Table) -> list[dict[str, Any]]:
     """Each feature's projection from the first part of the rows, beside the truth."""
-    import yaml
-
-    config = load(yaml.safe_load(config_text))
+    config = load_text(config_text)
     truth = Engine(config).transform(table)
     found = []
     for factor in FACTORS:

@@ -95,7 +95,7 @@ def ends(command: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, s
     [
         ("none_c.yaml", "cannot be read: No such file"),
         ("nothing", "cannot be read: Is a directory"),
-        ("bad.yaml", "bad.yaml:7: features.axb: unknown key 'slott'; did you mean 'slot'"),
+        ("bad.yaml", "bad.yaml:7: features.axb.slott: unknown key; did you mean 'slot'?"),
     ],
 )
 def test_a_wrong_config_is_2(

@@ -109,7 +109,7 @@ features:
 
 def test_yaml_faults_are_all_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = (
-        "entities:\n  on: {}\n  e: {attributes: {a: {type: int, type: int}}}\nfeatures: !x {}\nfeatures: 1\n"
+        "entities:\n  5: {}\n  e: {attributes: {a: {type: int, type: int}}}\nfeatures: !x {}\nfeatures: 1\n"
     )
     problems = check(tmp_path, text, capsys=capsys)
     assert [(one["code"], one["line"]) for one in problems] == [

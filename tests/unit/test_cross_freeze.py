@@ -13,8 +13,8 @@ import pytest
 
 from feature_cross import DataError, Engine, load
 from feature_cross.author.cli import main
-from feature_cross.author.golden.edge import EDGE_ROWS, edge_rows
-from feature_cross.author.golden.golden import check_golden, freeze, read_golden
+from feature_cross.author.guard.edge import EDGE_ROWS, edge_rows
+from feature_cross.author.guard.golden import check_golden, freeze, read_golden
 from feature_cross.config.loader import load_text
 from feature_cross.error import FlagError
 

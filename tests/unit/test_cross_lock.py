@@ -9,7 +9,7 @@ import pytest
 
 from feature_cross import ConfigError
 from feature_cross.author.cli import main
-from feature_cross.author.lock import read_previous
+from feature_cross.author.guard.lock import read_previous
 
 OLD = """\
 ids: {slot_bits: 6}

@@ -20,7 +20,7 @@ from ps_server.serve import complaint, data_port
 from ps_server.serve.data_port import DataPort
 from ps_server.serve.service import ParameterService
 from tests.data_peer import BIG, Counted, Peer, listener, serving, until
-from tests.fake_shard import FakeShard
+from tests.stub_shard import StubShard
 
 
 # ------------------------------------------------------------ frames
@@ -153,7 +153,7 @@ def test_a_busy_shard_answers_and_the_connection_goes_on(service: Counted, port:
 
 
 def test_the_service_answers_what_nobody_foresaw(caplog: pytest.LogCaptureFixture) -> None:
-    real, shard = ParameterService(3), FakeShard()
+    real, shard = ParameterService(3), StubShard()
     port = DataPort(real, 2)
     port.start(listener())
     with Peer(port) as peer:

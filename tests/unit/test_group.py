@@ -297,7 +297,7 @@ def test_a_refused_step_is_told_to_each_once_and_may_be_made_anew(rig: Rig) -> N
         (lambda r: r.join(0, deadline_ms=0), InvalidRequestError, "deadline_ms is 0"),
         (
             lambda r: (r.join(1), r.join(0, trainers=3)), InvalidRequestError,
-            r"trainer 0 \(host:0\) has trainers 3; trainer 1 \(host:1\), who joined before it, has",
+            r"trainer 0 \(host:0\) has world_size 3; trainer 1 \(host:1\), who joined before it, has",
         ),
         (
             lambda r: (r.join(1), r.join(0, go_on=True, deadline_ms=1500, pace=pb.PACE_SSP, staleness=4)),

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import yaml
+from rowhouse.document import dump
 
 from ps_server import psctl
 from ps_server.disk.directory import claim_data_dir
@@ -51,7 +51,7 @@ def test_a_config_makes_new_shards_and_their_state(
     pq.write_table(pa.table({"id": ids, "weights": lists}), tmp_path / "w.parquet")
     config = tmp_path / "cluster.yaml"
     keys = {"data_dir": "elsewhere", "tables": TABLES, "memory_budget": "16MiB", "shards": 2}
-    config.write_text(yaml.safe_dump(keys))
+    config.write_text(dump(keys))
     command = ["load", str(tmp_path / "new"), "user", str(tmp_path / "w.parquet")]
     assert psctl.main(command) == 74
     assert "no shard's directory" in capsys.readouterr().err
@@ -136,7 +136,7 @@ def test_a_data_dir_that_lacks_a_shard_is_not_taken_for_a_whole_one(
 def test_a_load_that_fails_leaves_all_shards_or_none(tmp_path: Path) -> None:
     config = tmp_path / "cluster.yaml"
     keys = {"data_dir": "x", "tables": TABLES, "memory_budget": "16MiB", "shards": 2}
-    config.write_text(yaml.safe_dump(keys))
+    config.write_text(dump(keys))
     lists = pa.FixedSizeListArray.from_arrays(pa.array(np.zeros(6, np.float32)), 3)
     pq.write_table(pa.table({"id": np.arange(2, dtype=np.uint64), "weights": lists}), tmp_path / "w.parquet")
     command = ["load", str(tmp_path / "new"), "user", str(tmp_path / "w.parquet"), "--config", str(config)]

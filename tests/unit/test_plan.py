@@ -14,7 +14,6 @@ from rowhouse.error import ConfigError
 from ps_server import psctl
 from ps_server.command import plan as plan_command
 from ps_server.command.plan import errors_of, parse_rows
-from ps_server.command.plan_flag import EVICTION_KINDS
 from ps_server.disk.row import RowLayout
 from ps_server.plan.constant import SHIPPED, Kind, Run, fit, read_runs, write_runs
 from ps_server.plan.measure import BASE_ROWS, CHECKED, KINDS, measure
@@ -28,6 +27,7 @@ from ps_server.plan.row_bytes import (
     raw_bytes,
     table_of,
 )
+from ps_server.psctl import EVICTION_KINDS
 from ps_server.table.budget import split
 
 CONSTANTS = Constants(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""psctl against a served fake shard: what it asks, prints and returns."""
+"""psctl against a served stub of a shard: what it asks, prints and returns."""
 
 import json
 from collections.abc import Iterator
@@ -12,16 +12,16 @@ from ps_server import psctl
 from ps_server.config.cluster import load_config
 from ps_server.serve.server import Server
 from tests.conftest import MakeConfig
-from tests.fake_shard import FakeShard
+from tests.stub_shard import StubShard
 
 
 @pytest.fixture
-def shard() -> FakeShard:
-    return FakeShard()
+def shard() -> StubShard:
+    return StubShard()
 
 
 @pytest.fixture
-def endpoint(shard: FakeShard, make_config: MakeConfig) -> Iterator[str]:
+def endpoint(shard: StubShard, make_config: MakeConfig) -> Iterator[str]:
     server = Server(load_config(make_config()), 0, lambda *_: shard)
     server.start()
     yield server.endpoint
@@ -47,7 +47,7 @@ def test_stats_for_scripts(endpoint: str, capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_a_poisoned_shard_says_why(
-    endpoint: str, shard: FakeShard, capsys: pytest.CaptureFixture[str]
+    endpoint: str, shard: StubShard, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shard.answers["GetStats"] = pb.GetStatsResponse(poison="disk full")
     assert psctl.main(["stats", "--endpoints", endpoint]) == 0
@@ -61,7 +61,7 @@ def test_checkpoint(endpoint: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert str(2**63) in capsys.readouterr().out
 
 
-def test_freeze_and_evict_name_the_table(endpoint: str, shard: FakeShard) -> None:
+def test_freeze_and_evict_name_the_table(endpoint: str, shard: StubShard) -> None:
     assert psctl.main(["freeze", "--endpoints", endpoint, "--table", "user", "--mode", "ignore"]) == 0
     evict = pb.EvictRowsRequest(table="user")
     freeze = pb.SetTableFreezeRequest(table="user", mode=pb.FREEZE_MODE_IGNORE)
@@ -71,7 +71,7 @@ def test_freeze_and_evict_name_the_table(endpoint: str, shard: FakeShard) -> Non
 
 
 def test_an_error_of_one_shard_is_printed_and_the_others_are_asked(
-    endpoint: str, shard: FakeShard, capsys: pytest.CaptureFixture[str]
+    endpoint: str, shard: StubShard, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Port 1 answers nobody; the worst exit code wins."""
     assert psctl.main(["stats", "--endpoints", f"127.0.0.1:1,{endpoint}", "--json"]) == 69
@@ -103,7 +103,7 @@ def test_wrong_flags(arguments: list[str], expected: str, capsys: pytest.Capture
 
 
 def test_what_changes_a_cluster_is_not_done_to_a_part_of_it(
-    endpoint: str, shard: FakeShard, capsys: pytest.CaptureFixture[str]
+    endpoint: str, shard: StubShard, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shard.endpoints = [endpoint, "127.0.0.1:1"]
     for command in (

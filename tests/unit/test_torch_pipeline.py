@@ -100,5 +100,7 @@ def test_prefetch_in_eval_mode_is_read_only_and_is_used() -> None:
 def test_prefetch_needs_a_pipeline() -> None:
     with local_client(make_shards(1)) as client:
         bag = EmbeddingBag(client, "user")
-        with pytest.raises(PreconditionError, match=r"make the module with client.pipeline\(\)"):
+        with pytest.raises(
+            PreconditionError, match=r"use what client.pipeline\(\) gives, or make the module with it"
+        ):
             bag.prefetch(torch.tensor([1]))

@@ -13,15 +13,17 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from rowhouse.document import Document
+from rowhouse.problem import Path, Problem
+
 from feature_cross.author.check.lint import check_config
 from feature_cross.author.check.survey import Survey, check_columns, survey
 from feature_cross.config.config import CrossConfig, Entity
-from feature_cross.config.document import parse
-from feature_cross.config.loader import read_text, validate
+from feature_cross.config.loader import read, validate
 from feature_cross.config.plan import build_plan
 from feature_cross.data.source import open_dataset
 from feature_cross.engine.engine import Engine
-from feature_cross.error import ConfigError, DataError, Path, Problem
+from feature_cross.error import ConfigError, DataError
 
 __all__ = ["Findings", "find"]
 
@@ -50,7 +52,7 @@ class _State:
     """What is left of a config, and the names that what was put aside had read."""
 
     data: Any
-    lines: dict[Path, int]
+    lines: Mapping[Path, int]
     source: str
     problems: list[Problem] = field(default_factory=list)
     aside: set[str] = field(default_factory=set)
@@ -60,7 +62,7 @@ class _State:
         """The largest part that was found to be right; None where nothing is left."""
         while self.data is not None:
             try:
-                config = validate(self.data, self.lines, self.source)
+                config = validate(Document(self.data, self.source, self.lines))
                 build_plan(config)
                 return config
             except ConfigError as error:
@@ -85,11 +87,8 @@ class _State:
     def _mend(self, path: Path) -> bool:
         """Leave out keys that belong to no feature and no attribute; false where that cannot be."""
         data = dict(self.data) if isinstance(self.data, dict) else {}
-        known = {key: value for key, value in data.items() if key in CrossConfig.model_fields}
         match path:
-            case () if len(known) < len(data):
-                self.data = known
-            case ("ids" | "version" as key, *_) if key in data:
+            case (str() as key, *_) if key in data and key not in ("entities", "features"):
                 self.data = {name: value for name, value in data.items() if name != key}
             case ("entities", name, *rest) if isinstance(data["entities"][name], dict):
                 entity = data["entities"][name]
@@ -158,8 +157,8 @@ def find(source: str, data: str | None) -> Findings:
     ConfigError
         The config cannot be read, or is no mapping of values.
     """
-    document, lines = parse(read_text(source), source)
-    state = _State(document, lines, source)
+    document = read(source)
+    state = _State(document.value, document.lines, source)
     config = state.config()
     found = Findings(state.problems, None if state.problems else config)
     if config is not None:
@@ -221,5 +220,5 @@ def _place(config: CrossConfig, message: str) -> Path:
     plan = build_plan(config)
     for use in plan.attributes:
         if re.search(rf"\({re.escape(use.label)}[,)]", message):
-            return ("entities", use.entity, "attributes", use.name)
+            return use.path
     return next((node.path for node in plan.nodes if message.startswith(f"{node.name} ")), ())

@@ -11,9 +11,10 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from rowhouse.problem import Path, Problem
+
 from feature_cross.config.config import CrossConfig
-from feature_cross.config.plan import AttributeUse, Node, NodeUse, Plan
-from feature_cross.error import Path, Problem
+from feature_cross.config.node import AttributeUse, Node, NodeUse, Plan, declared
 from feature_cross.id_format import OPERATION_TUPLE
 
 __all__ = ["FUTILE_RATIO", "FutilePair", "PairCount", "check_config", "cross_pairs", "futile_pairs"]
@@ -252,13 +253,7 @@ def _part(operand: AttributeUse | NodeUse, meanings: Mapping[str, int]) -> str:
 def _unused(config: CrossConfig, plan: Plan) -> list[Problem]:
     used = {use.label for use in plan.attributes}
     return [
-        _warning(
-            config,
-            "unused-attribute",
-            f"no feature uses {entity}.{name}",
-            ("entities", entity, "attributes", name),
-        )
-        for entity, declared in config.entities.items()
-        for name in declared.attributes
-        if f"{entity}.{name}" not in used
+        _warning(config, "unused-attribute", f"no feature uses {use.label}", use.path)
+        for use in declared(config)
+        if use.label not in used
     ]

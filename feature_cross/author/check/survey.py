@@ -11,25 +11,24 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from rowhouse.problem import Problem, nearest
 
 from feature_cross.author.check.lint import PairCount, cross_pairs, futile_pairs
-from feature_cross.config.config import AttributeFeature, Condition, CrossConfig, Feature, Ids, WeakFeature
-from feature_cross.config.loader import nearest
-from feature_cross.config.node import AttributeUse
+from feature_cross.author.distinct import DistinctIds
+from feature_cross.config.condition import Condition
+from feature_cross.config.config import AttributeFeature, CrossConfig, Feature, Ids, WeakFeature
+from feature_cross.config.node import declared
 from feature_cross.data.column import column_spec, hash_column
 from feature_cross.data.reading import read_attribute
 from feature_cross.data.source import read_batches
 from feature_cross.engine.engine import Engine
-from feature_cross.error import DataError, Problem
+from feature_cross.error import DataError
 from feature_cross.limit import BATCH_ROWS_DEFAULT
 
 __all__ = ["SURVEY_ROWS", "FeatureSurvey", "Survey", "check_columns", "survey"]
 
 SURVEY_ROWS = 1_000_000
 """Rows that are read: exact distinct counts hold every id, 8 bytes each."""
-
-_PENDING_MAX = 1 << 20
-"""Ids kept before they are merged into the distinct ones: merging at each batch would sort all again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,25 +54,17 @@ class Survey:
 
 @dataclass(slots=True)
 class _Count:
-    """Exact distinct ids, in at most twice their memory and _PENDING_MAX more."""
-
     covered_rows: int = 0
     ids: int = 0
-    kept: NDArray[np.uint64] = field(default_factory=lambda: np.empty(0, np.uint64))
-    pending: list[NDArray[np.uint64]] = field(default_factory=list)
-    pending_ids: int = 0
+    distinct: DistinctIds = field(default_factory=DistinctIds)
 
     def add(self, ids: NDArray[np.uint64], offsets: NDArray[np.int64]) -> None:
         self.covered_rows += int((np.diff(offsets) > 0).sum())
         self.ids += len(ids)
-        self.pending.append(np.unique(ids))
-        self.pending_ids += len(self.pending[-1])
-        if self.pending_ids > max(_PENDING_MAX, len(self.kept)):
-            self.merge()
+        self.distinct.add(ids)
 
-    def merge(self) -> None:
-        self.kept = np.unique(np.concatenate([self.kept, *self.pending]))
-        self.pending, self.pending_ids = [], 0
+    def __len__(self) -> int:
+        return len(self.distinct.all())
 
 
 def check_columns(engine: Engine, schema: pa.Schema, labels: Collection[str] = ()) -> list[Problem]:
@@ -83,28 +74,20 @@ def check_columns(engine: Engine, schema: pa.Schema, labels: Collection[str] = (
     """
     found = []
     empty = pa.RecordBatch.from_arrays([pa.nulls(0, kind) for kind in schema.types], names=schema.names)
-    uses = {
-        f"{entity}.{name}": AttributeUse(
-            entity, name, f"{entity}.{name}", attribute.column or name, attribute, attribute.missing
-        )
-        for entity, declared in engine.config.entities.items()
-        for name, attribute in declared.attributes.items()
-        if f"{entity}.{name}" in labels
-    }
-    for label, use in {**uses, **{use.label: use for use in engine.plan.attributes}}.items():
-        path = ("entities", use.entity, "attributes", use.name)
-        line = engine.config.line(path)
+    uses = {use.label: use for use in declared(engine.config) if use.label in labels}
+    for use in {**uses, **{use.label: use for use in engine.plan.attributes}}.values():
+        line = engine.config.line(use.path)
         lost = [column for column in use.columns if column not in schema.names]
         for column in lost:
-            message = f"column {column!r} is not in the data{nearest(column, schema.names)}"
-            found.append(Problem("unknown-column", message, path, line))
+            message = f"column {column!r} is not in the data; {nearest(column, schema.names)}"
+            found.append(Problem("unknown-column", message, use.path, line))
         if lost:
             continue
         try:  # an empty column has its type already
             array = read_attribute(empty, use).array
-            hash_column(array, column_spec(use.attribute, f"column {use.column!r} ({label})"))
+            hash_column(array, column_spec(use.attribute, use.title))
         except DataError as error:
-            found.append(Problem("mistyped-column", str(error), path, line))
+            found.append(Problem("mistyped-column", str(error), use.path, line))
     return found
 
 
@@ -131,16 +114,14 @@ def survey(engine: Engine, source: Any, rows_max: int = SURVEY_ROWS) -> Survey:
         rows += len(part)
         if rows >= rows_max:
             break
-    for count in (*counts.values(), *probe_counts.values()):
-        count.merge()
     ratios, counted = {}, {}
     for number, pair in enumerate(pairs):
         left, right, both = (probe_counts[f"{part}{number}"] for part in ("left", "right", "both"))
         if pair not in futile:
-            counted[pair] = PairCount(both.covered_rows, len(left.kept), len(right.kept), len(both.kept))
-        elif len(left.kept):
-            ratios[pair] = len(both.kept) / len(left.kept)
-    features = {name: FeatureSurvey(c.covered_rows, c.ids, len(c.kept)) for name, c in counts.items()}
+            counted[pair] = PairCount(both.covered_rows, len(left), len(right), len(both))
+        elif len(left):
+            ratios[pair] = len(both) / len(left)
+    features = {name: FeatureSurvey(c.covered_rows, c.ids, len(c)) for name, c in counts.items()}
     return Survey(rows, features, ratios, counted)
 
 

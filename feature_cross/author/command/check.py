@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`feature-cross check`: every problem of a config, with its line.
-
-Thread safety: a process's main thread.
-"""
+"""`feature-cross check`: every problem of a config, with its line."""
 
 import argparse
 import json
@@ -10,15 +7,14 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rowhouse.problem import Problem
 
 from feature_cross.author.check.finding import find
 from feature_cross.author.check.survey import Survey
-from feature_cross.author.lock import check_against, lock_path, read_previous
+from feature_cross.author.guard.lock import check_against, lock_path, read_previous
 from feature_cross.author.progress import counted
 from feature_cross.config.plan import build_plan
-from feature_cross.error import ConfigError, Problem
-
-__all__ = ["run"]
+from feature_cross.error import ConfigError
 
 
 def run(flags: argparse.Namespace) -> int:

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`feature-cross dictionary`: name the ids of a sample of rows.
-
-Thread safety: a process's main thread.
-"""
+"""`feature-cross dictionary`: name the ids of a sample of rows."""
 
 import argparse
 import json
@@ -10,12 +7,9 @@ import json
 from feature_cross.author.dictionary import write_dictionary
 from feature_cross.author.progress import progress_bar
 from feature_cross.config.loader import load
-from feature_cross.data.output import check_out
+from feature_cross.data.sink import check_out
 from feature_cross.data.source import count_rows
 from feature_cross.engine.engine import Engine
-from feature_cross.limit import BATCH_ROWS_DEFAULT
-
-__all__ = ["run"]
 
 
 def run(flags: argparse.Namespace) -> int:
@@ -29,7 +23,7 @@ def run(flags: argparse.Namespace) -> int:
             "name": bar.add_task("rows named", total=None),
         }
         report = write_dictionary(
-            engine, flags.data, flags.out, rows_max=flags.rows, batch_rows=BATCH_ROWS_DEFAULT,
+            engine, flags.data, flags.out, rows_max=flags.rows,
             progress=lambda step, rows: bar.update(tasks[step], completed=rows),
         )  # fmt: skip
     why = {"interrupt": " (interrupted)", "names": " (as many as a dictionary holds)"}.get(

@@ -1,28 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`feature-cross diff`: which ids a changed config changes, and whether trained rows are lost.
-
-Thread safety: a process's main thread.
-"""
+"""`feature-cross diff`: which ids a changed config changes, and whether trained rows are lost."""
 
 import argparse
 import json
 from typing import Any, Final
 
-from rich.console import Console
 from rich.table import Table
+from rowhouse.problem import nearest
 
-from feature_cross.author.diff.diff import ConfigDiff, FeatureDiff, diff_configs
-from feature_cross.author.diff.measure import DiffMeasure, measure
 from feature_cross.author.flag import row_shape
+from feature_cross.author.guard.diff import ConfigDiff, FeatureDiff, diff_configs
+from feature_cross.author.guard.measure import DiffMeasure, measure
 from feature_cross.author.limit import PAST_BOUND
-from feature_cross.author.progress import counted
+from feature_cross.author.progress import console, counted
 from feature_cross.author.size import RowShape, show_bytes
-from feature_cross.config.loader import load, nearest
+from feature_cross.config.loader import load
 from feature_cross.engine.engine import Engine
 from feature_cross.error import FlagError
-
-__all__ = ["run"]
-
 
 _EFFECTS: Final = {
     "none": "no id changes",
@@ -40,7 +34,7 @@ def run(flags: argparse.Namespace) -> int:
     for name in flags.allow:
         if name not in known:
             raise FlagError(
-                f"--allow is {name!r}, which is a feature of neither config{nearest(name, known)}"
+                f"--allow is {name!r}, which is a feature of neither config; {nearest(name, known)}"
             )
     measured = None
     if flags.data is not None:
@@ -131,8 +125,7 @@ def _print_diff(
     size = shape.row_bytes(flags.tier)
     table.add_section()
     table.add_row("bytes", show_bytes(measured.old_ids * size), show_bytes(measured.new_ids * size), "", "")
-    screen = Console()
-    screen = screen if screen.is_terminal else Console(width=max(screen.width, 120))
+    screen = console()
     screen.print(table)
     screen.print(shape.text(flags.tier))
 

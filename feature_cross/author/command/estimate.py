@@ -1,16 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`feature-cross estimate`: each feature's rows, growth, collisions and bytes.
-
-Thread safety: a process's main thread.
-"""
+"""`feature-cross estimate`: each feature's rows, growth, collisions and bytes."""
 
 import argparse
 import sys
 import time
 from dataclasses import replace
-from typing import Final
 
-from rich.console import Console
 from rich.progress import TimeRemainingColumn
 
 from feature_cross.author.estimate.growth import ROWS_MIN
@@ -21,17 +16,11 @@ from feature_cross.author.estimate.summary import Request, summarize
 from feature_cross.author.estimate.view import print_estimate
 from feature_cross.author.flag import row_shape
 from feature_cross.author.limit import INTERRUPTED, PAST_BOUND
-from feature_cross.author.progress import progress_bar
+from feature_cross.author.progress import console, progress_bar
 from feature_cross.config.config import CrossConfig
 from feature_cross.config.loader import load
 from feature_cross.config.plan import build_plan
 from feature_cross.data.source import count_rows
-from feature_cross.limit import BATCH_ROWS_DEFAULT
-
-__all__ = ["run"]
-
-
-_PIPE_WIDTH: Final = 120
 
 
 def run(flags: argparse.Namespace) -> int:
@@ -40,8 +29,7 @@ def run(flags: argparse.Namespace) -> int:
     if flags.json:
         print(estimate.model_dump_json())
     else:
-        console = Console()
-        print_estimate(estimate, console if console.is_terminal else Console(width=_PIPE_WIDTH))
+        print_estimate(estimate, console())
     if estimate.stopped == "interrupt":
         print(
             f"feature-cross: interrupted; this is of the first {estimate.rows_read:,} rows", file=sys.stderr
@@ -72,6 +60,6 @@ def _measured(flags: argparse.Namespace, config: CrossConfig, total: int | None)
         task = progress.add_task("rows (Ctrl-C tells what was read)", total=wanted)
         return measure(
             config, flags.data, rows_max=flags.read_rows, sample_ids=flags.sample_ids,
-            batch_rows=BATCH_ROWS_DEFAULT, threads=flags.threads,
+            threads=flags.threads,
             progress=lambda rows: progress.update(task, completed=rows),
         )  # fmt: skip

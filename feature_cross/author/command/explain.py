@@ -1,26 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`feature-cross explain`: from one row to its ids, step by step, or from an id back to names.
-
-Thread safety: a process's main thread.
-"""
+"""`feature-cross explain`: from one row to its ids, step by step, or from an id back to names."""
 
 import argparse
 import json
 import sys
 
 import pyarrow as pa
+from rowhouse.problem import nearest
 
 from feature_cross.author.dictionary import Named, look_up, parse_id
 from feature_cross.author.explain import Explanation, explain, why_absent
 from feature_cross.author.progress import counted
-from feature_cross.config.loader import load, nearest
+from feature_cross.config.loader import load
 from feature_cross.data.row import row_to_batch
 from feature_cross.data.source import read_batches
 from feature_cross.engine.engine import Engine
 from feature_cross.error import FlagError
 from feature_cross.limit import BATCH_ROWS_DEFAULT
-
-__all__ = ["run"]
 
 
 def run(flags: argparse.Namespace) -> int:
@@ -35,7 +31,7 @@ def run(flags: argparse.Namespace) -> int:
             known = list(engine.plan.outputs)
             raise FlagError(
                 f"--feature is {name!r}, which is no feature of the config: it has {known[:50]}"
-                f"{nearest(name, known)}"
+                f"; {nearest(name, known)}"
             )
     row = _one_row(flags, engine)
     steps = explain(engine, row)

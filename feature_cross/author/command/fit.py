@@ -1,17 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`feature-cross fit`: quantile edges into a config's own text.
-
-Thread safety: a process's main thread.
-"""
+"""`feature-cross fit`: quantile edges into a config's own text."""
 
 import argparse
 import json
 from pathlib import Path
 
 from feature_cross.author.fit import fit
-from feature_cross.data.output import check_out, write_text
-
-__all__ = ["run"]
+from feature_cross.data.sink import check_out, write_text
 
 
 def run(flags: argparse.Namespace) -> int:

@@ -1,25 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`feature-cross golden`: freeze the ids of some rows, and check that they are still the same.
-
-Thread safety: a process's main thread.
-"""
+"""`feature-cross golden`: freeze the ids of some rows, and check that they are still the same."""
 
 import argparse
 import json
 import os
 from pathlib import Path
 
-from feature_cross.author.golden.edge import edge_rows
-from feature_cross.author.golden.golden import GoldenCheck, check_golden, freeze, read_golden, rows_of
+from rowhouse.problem import nearest
+
+from feature_cross.author.guard.edge import edge_rows
+from feature_cross.author.guard.golden import GoldenCheck, check_golden, freeze, read_golden, rows_of
 from feature_cross.author.progress import counted
-from feature_cross.config.loader import load, nearest
-from feature_cross.data.output import check_out, write_text
+from feature_cross.config.loader import load
+from feature_cross.data.sink import check_out, write_text
 from feature_cross.data.source import read_batches
 from feature_cross.engine.engine import Engine
 from feature_cross.error import FlagError
 from feature_cross.limit import BATCH_ROWS_DEFAULT
-
-__all__ = ["run"]
 
 
 def run(flags: argparse.Namespace) -> int:
@@ -83,7 +80,7 @@ def _check(flags: argparse.Namespace, check: GoldenCheck) -> int:
     for name, count in by_feature.items():
         print(f"{name}: {count} of {check.rows} rows have other ids than {flags.check} froze")
     for name in check.absent:
-        print(f"{name}: frozen in {flags.check}, but not in {flags.config}{nearest(name, list(check.new))}")
+        print(f"{name}: frozen in {flags.check}, but not in {flags.config}; {nearest(name, list(check.new))}")
     for name in check.new:
         print(f"{name}: new, not frozen in {flags.check}")
     print(f"{flags.config}: {'ids are as frozen' if check.passed else 'ids have changed'}, {check.rows} rows")

@@ -1,20 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`feature-cross lock`: every feature's slot and seed into a file beside the config.
-
-Thread safety: a process's main thread.
-"""
+"""`feature-cross lock`: every feature's slot and seed into a file beside the config."""
 
 import argparse
 import json
 from pathlib import Path
 
-from feature_cross.author.lock import check_against, lock_path, make_lock, read_previous
+from feature_cross.author.guard.lock import check_against, lock_path, make_lock, read_previous
 from feature_cross.author.progress import counted
 from feature_cross.config.loader import load
 from feature_cross.config.plan import build_plan
-from feature_cross.data.output import check_out, write_text
-
-__all__ = ["run"]
+from feature_cross.data.sink import check_out, write_text
 
 
 def run(flags: argparse.Namespace) -> int:

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`feature-cross plot`: figures of a config and its estimate, into a folder.
-
-Thread safety: a process's main thread.
-"""
+"""`feature-cross plot`: figures of a config and its estimate, into a folder."""
 
 import argparse
 import json
@@ -17,8 +14,6 @@ from feature_cross.config.loader import load
 from feature_cross.config.node import Plan
 from feature_cross.config.plan import build_plan
 from feature_cross.error import DataError, FlagError
-
-__all__ = ["run"]
 
 
 def run(flags: argparse.Namespace) -> int:

@@ -1,28 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`feature-cross prune`: a config without the features that are worth nothing.
-
-Thread safety: a process's main thread.
-"""
+"""`feature-cross prune`: a config without the features that are worth nothing."""
 
 import argparse
 import json
 import time
-from pathlib import Path
+
+from rowhouse.document import read_text
 
 from feature_cross.author.command.rank import design, since
 from feature_cross.author.flag import row_shape
 from feature_cross.author.limit import INTERRUPTED
 from feature_cross.author.rank.edit import remove_features
 from feature_cross.author.rank.pruning import Limits, prune
-from feature_cross.author.rank.report import told
-from feature_cross.author.rank.search_report import (
-    print_pruned,
-    pruned_json,
-)
+from feature_cross.author.rank.report import print_pruned, pruned_json, told
 from feature_cross.config.loader import load
-from feature_cross.data.output import check_out, write_text
-
-__all__ = ["run"]
+from feature_cross.data.sink import check_out, write_text
 
 
 def run(flags: argparse.Namespace) -> int:
@@ -40,7 +32,7 @@ def run(flags: argparse.Namespace) -> int:
         pruned = prune(config, flags.data, design(flags), limits, threads=flags.threads, progress=progress)
     renamed: dict[str, str] = {}
     if not pruned.interrupted:
-        text = Path(flags.config).read_text(encoding="utf-8")
+        text = read_text(flags.config)
         if pruned.dropped:
             text, renamed = remove_features(text, flags.config, pruned.dropped)
         if flags.out is not None:

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`feature-cross rank`: what each cross gains.
-
-Thread safety: a process's main thread.
-"""
+"""`feature-cross rank`: what each cross gains."""
 
 import argparse
 import json
@@ -14,8 +11,6 @@ from feature_cross.author.rank.ranking import Judgement, rank
 from feature_cross.author.rank.report import print_ranking, ranking_json, told
 from feature_cross.author.rank.sample import Design
 from feature_cross.config.loader import load
-
-__all__ = ["run"]
 
 
 def run(flags: argparse.Namespace) -> int:
@@ -39,10 +34,12 @@ def run(flags: argparse.Namespace) -> int:
 
 
 def since(begin: float) -> float:
+    """Seconds since then, for a report."""
     return round(time.perf_counter() - begin, 3)
 
 
 def design(flags: argparse.Namespace) -> Design:
+    """What `add_rank_flags` took of the data and its division."""
     return Design(
         label=flags.label, time_column=flags.time_column, group_column=flags.group_column, seed=flags.seed,
         rows_max=flags.max_rows, shares=flags.split,

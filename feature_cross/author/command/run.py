@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`feature-cross run`: ids of a file or folder into one file.
-
-Thread safety: a process's main thread.
-"""
+"""`feature-cross run`: ids of a file or folder into one file."""
 
 import argparse
 import json
@@ -12,16 +9,14 @@ import time
 import pyarrow as pa
 from rich.console import Console
 from rich.table import Table
+from rowhouse.problem import nearest
 
 from feature_cross.author.progress import progress_bar
-from feature_cross.config.loader import load, nearest
-from feature_cross.data.output import check_out
-from feature_cross.data.sink import Sink
+from feature_cross.config.loader import load
+from feature_cross.data.sink import Sink, check_out
 from feature_cross.data.source import count_rows, open_dataset, read_batches
 from feature_cross.engine.engine import Engine
 from feature_cross.error import FlagError
-
-__all__ = ["run"]
 
 
 def run(flags: argparse.Namespace) -> int:
@@ -65,7 +60,7 @@ def _output_schema(engine: Engine, data: pa.Schema, keep: tuple[str, ...]) -> pa
         if name not in data.names:
             raise FlagError(
                 f"--keep is {name!r}, which is no column of the data: it has {data.names[:50]}"
-                f"{nearest(name, data.names)}"
+                f"; {nearest(name, data.names)}"
             )
         if name in engine.plan.outputs:
             raise FlagError(f"--keep is {name!r}, which is the name of a feature too; rename one")

@@ -1,15 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`feature-cross schema`: the JSON Schema of the config language.
-
-Thread safety: a process's main thread.
-"""
+"""`feature-cross schema`: the JSON Schema of the config language."""
 
 import argparse
 import json
 
 from feature_cross.config.config import CrossConfig
-
-__all__ = ["run"]
 
 
 def run(flags: argparse.Namespace) -> int:

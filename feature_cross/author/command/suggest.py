@@ -1,31 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`feature-cross suggest`: crosses that a config lacks, as YAML.
-
-Thread safety: a process's main thread.
-"""
+"""`feature-cross suggest`: crosses that a config lacks, as YAML."""
 
 import argparse
 import json
 import os
 import time
-from pathlib import Path
+
+from rowhouse.document import read_text
 
 from feature_cross.author.command.rank import design, since
 from feature_cross.author.flag import row_shape
 from feature_cross.author.limit import INTERRUPTED
 from feature_cross.author.rank.edit import add_features
 from feature_cross.author.rank.ranking import Judgement
-from feature_cross.author.rank.report import told
-from feature_cross.author.rank.search_report import (
-    figures,
-    print_found,
-    suggestions_json,
-)
+from feature_cross.author.rank.report import figures, print_found, suggestions_json, told
 from feature_cross.author.rank.suggestion import Search, suggest
 from feature_cross.config.loader import load
-from feature_cross.data.output import check_out, write_text
-
-__all__ = ["run"]
+from feature_cross.data.sink import check_out, write_text
 
 
 def run(flags: argparse.Namespace) -> int:
@@ -57,6 +48,6 @@ def run(flags: argparse.Namespace) -> int:
         shown = [one for one in found.suggestions if one.body is not None]
         new = {one.name: one.body or {} for one in shown}
         comments = {one.name: figures(one, found.z) for one in shown}
-        text = Path(flags.config).read_text(encoding="utf-8")
+        text = read_text(flags.config)
         write_text(flags.out, add_features(text, flags.config, new, comments) if new else text)
     return 0

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from feature_cross.author.lock import lock_path, read_previous
+from feature_cross.author.guard.lock import lock_path, read_previous
 from feature_cross.author.rank.coding import Coded, cross_arrangement, cross_product, cross_subsets
 from feature_cross.config.config import CrossConfig
-from feature_cross.config.plan import AttributeUse, Plan
+from feature_cross.config.node import AttributeUse, Plan
 from feature_cross.id_format import OPERATION_ARRANGEMENT, OPERATION_SUBSET, OPERATION_TUPLE
 from feature_cross.limit import IDS_PER_ROW_MAX, NAME_CHARACTERS_MAX
 

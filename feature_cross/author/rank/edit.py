@@ -3,21 +3,23 @@
 
 A feature that others derive from is kept with `emit: false`, a slot that others share goes to the first of
 them, and of a combination's three forms some may go: no id of what remains changes. That is checked with
-author/diff/diff.py before the text is given out. Where the features are not one block of lines (JSON,
-`{…}`, anchors), the whole text is written anew. Thread safety: pure functions.
+author/guard/diff.py before the text is given out. rowhouse/edit.py changes the text.
+Thread safety: pure functions.
 """
 
 from collections.abc import Collection, Mapping
 from typing import Any
 
-import yaml
+from rowhouse.document import dump, parse_document
+from rowhouse.edit import edit
+from rowhouse.problem import Path
 
-from feature_cross.author.diff.diff import diff_configs
+from feature_cross.author.guard.diff import diff_configs
 from feature_cross.config.config import CombinationFeature, CrossConfig
-from feature_cross.config.document import parse
 from feature_cross.config.loader import load_text
-from feature_cross.config.plan import FORMS, NodeUse, Plan, build_plan
-from feature_cross.error import ConfigError, InternalError
+from feature_cross.config.node import NodeUse, Plan
+from feature_cross.config.plan import FORMS, build_plan
+from feature_cross.error import InternalError
 
 __all__ = ["add_features", "declaration", "remove_features"]
 
@@ -26,10 +28,7 @@ _Entries = dict[str, dict[str, Any]]
 
 def declaration(name: str, body: Mapping[str, Any]) -> str:
     """One feature as a line of YAML, without indent."""
-    text = yaml.safe_dump(
-        dict(body), default_flow_style=True, sort_keys=False, width=10**6, allow_unicode=True
-    )
-    return f"{name}: {text.strip()}"
+    return f"{name}: {dump(dict(body), flow=True, width=1 << 30).strip()}"
 
 
 def add_features(
@@ -47,23 +46,12 @@ def add_features(
     features
         Declarations by name; names and slots are new.
     comments
-        A line to stand over a feature, by its name; where the whole text is written anew there is no place
-        for comments.
+        A line to stand over a feature, by its name; not where the features are `{…}`.
     """
-    lines = []
-    for name, body in features.items():
-        lines += [f"# {comments[name]}"] if comments and name in comments else []
-        lines.append(declaration(name, body))
-    blocks = _blocks(text)
-    if blocks is not None:
-        rows = text.splitlines()
-        indent, after = blocks[-1][3], blocks[-1][2]
-        rows[after + 1 : after + 1] = [indent + line for line in lines]
-        made = "\n".join(rows) + "\n"
-    else:
-        data, _ = parse(text, source)
-        data["features"] = {**data["features"], **{name: dict(body) for name, body in features.items()}}
-        made = yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
+    data = parse_document(text, source).value
+    added = {name: dict(body) for name, body in features.items()}
+    over: dict[Path, str] = {("features", name): comment for name, comment in (comments or {}).items()}
+    made = edit(text, source, {**data, "features": {**data["features"], **added}}, over)
     return _checked(text, made, source, frozenset())
 
 
@@ -82,21 +70,11 @@ def remove_features(text: str, source: str, dropped: Collection[str]) -> tuple[s
     The new text, and the new name of each form that had to become a feature of its own.
     """
     config = load_text(text, source)
-    data, _ = parse(text, source)
-    edit = _Edit(config, build_plan(config), data["features"], set(dropped))
-    entries = edit.entries()
-    blocks = _blocks(text)
-    made = None
-    if blocks is not None:
-        made = _rewritten(text, blocks, data["features"], entries)
-        try:
-            load_text(made, source)
-        except ConfigError:  # a line that was taken out held an anchor
-            made = None
-    if made is None:
-        whole = {name: body for group in entries.values() for name, body in group.items()}
-        made = yaml.safe_dump({**data, "features": whole}, sort_keys=False, allow_unicode=True)
-    return _checked(text, made, source, frozenset(dropped)), edit.renamed
+    data = parse_document(text, source).value
+    change = _Edit(config, build_plan(config), data["features"], set(dropped))
+    whole = {name: body for group in change.entries().values() for name, body in group.items()}
+    made = edit(text, source, {**data, "features": whole})
+    return _checked(text, made, source, frozenset(dropped)), change.renamed
 
 
 class _Edit:
@@ -186,44 +164,6 @@ class _Edit:
             body["of"] = [self.renamed.get(one, one) for one in of]
         if "share" in body:
             body["share"] = self.renamed.get(body["share"], body["share"])
-
-
-def _blocks(text: str) -> list[tuple[str, int, int, str]] | None:
-    """(name, first line, last line, indent) of each feature; None if they are not lines of their own."""
-    root = yaml.compose(text, Loader=yaml.SafeLoader)
-    if not isinstance(root, yaml.MappingNode):
-        return None
-    for key, value in root.value:
-        if key.value == "features":
-            if not isinstance(value, yaml.MappingNode) or value.flow_style or root.flow_style:
-                return None
-            return [
-                (name.value, name.start_mark.line, _last_line(body), " " * name.start_mark.column)
-                for name, body in value.value
-            ]
-    return None
-
-
-def _last_line(node: Any) -> int:
-    """The last line that a value is on; a block's own end is where the next key begins."""
-    if isinstance(node, yaml.ScalarNode) or node.flow_style:
-        end = node.end_mark
-        return int(end.line - 1 if end.column == 0 and end.line > node.start_mark.line else end.line)
-    parts = [part for pair in node.value for part in (pair if isinstance(pair, tuple) else (pair,))]
-    return max((_last_line(part) for part in parts), default=int(node.start_mark.line))
-
-
-def _rewritten(
-    text: str, blocks: list[tuple[str, int, int, str]], raw: _Entries, entries: dict[str, _Entries]
-) -> str:
-    rows: list[str | None] = list(text.splitlines())
-    for name, first, last, indent in blocks:
-        if entries[name] == {name: raw[name]}:
-            continue
-        lines = [indent + declaration(new, body) for new, body in entries[name].items()]
-        rows[first : last + 1] = [None] * (last + 1 - first)
-        rows[first] = "\n".join(lines) if lines else None
-    return "\n".join(row for row in rows if row is not None) + "\n"
 
 
 def _checked(old: str, new: str, source: str, dropped: Collection[str]) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 from feature_cross.config.attribute import Attribute
 from feature_cross.config.config import AttributeFeature, CombinationFeature, CrossConfig, Feature, Ids
-from feature_cross.config.plan import AttributeUse, Node, Plan
+from feature_cross.config.node import AttributeUse, Node, Plan, declared
 from feature_cross.id_format import OPERATION_TUPLE
 
 __all__ = ["Probe", "is_cross", "make_probe"]
@@ -58,11 +58,9 @@ def make_probe(config: CrossConfig, plan: Plan, available: Collection[str] = ())
     """
     operands = [operand for node in plan.nodes for operand in node.operands]
     uses = [(o.label, o.missing, o.attribute.list) for o in operands if isinstance(o, AttributeUse)]
-    for entity, declared in config.entities.items():
-        for name, attribute in declared.attributes.items():
-            columns_read = {attribute.column or name, *attribute.columns.values()}
-            if _has_ids(attribute) and columns_read <= set(available):
-                uses.append((f"{entity}.{name}", attribute.missing, attribute.list))
+    for use in declared(config):
+        if _has_ids(use.attribute) and set(use.columns) <= set(available):
+            uses.append((use.label, use.missing, use.attribute.list))
     prefix = "part"
     while any(name.startswith(prefix) for name in config.features):
         prefix += "_"

@@ -15,6 +15,7 @@ from statistics import NormalDist
 from typing import Any
 
 import numpy as np
+from rowhouse.problem import nearest
 
 from feature_cross.author.rank.inference import Estimate, Gain, compare, compare_losses
 from feature_cross.author.rank.model import Model, Trainer
@@ -23,8 +24,8 @@ from feature_cross.author.rank.sample import Design, Sample, read_sample
 from feature_cross.author.rank.work import Progress, no_progress, run_tasks
 from feature_cross.author.size import RowShape
 from feature_cross.config.config import CrossConfig
-from feature_cross.config.loader import nearest
-from feature_cross.config.plan import Plan, build_plan
+from feature_cross.config.node import Plan
+from feature_cross.config.plan import build_plan
 from feature_cross.error import FlagError
 
 __all__ = ["Limits", "Pruned", "Verdict", "prune"]
@@ -160,11 +161,9 @@ def prune(
     for name in limits.keep:
         if name not in plan.outputs:
             message = f"--keep is {name!r}, which is no feature of the config"
-            raise FlagError(f"{message}{nearest(name, list(plan.outputs))}")
+            raise FlagError(f"{message}; {nearest(name, list(plan.outputs))}")
     probe = make_probe(config, plan)
-    progress("read rows", 0, 1)
-    sample = read_sample(probe.config, source, design)
-    progress("read rows", 1, 1)
+    sample = read_sample(probe.config, source, design, progress)
     pruner = _Pruner(sample, plan, limits, threads, progress)
     return pruner.result(pruner.run())
 
@@ -312,9 +311,8 @@ class _Pruner:
             for name in self.names
             if name in self.hurt
         )  # fmt: skip
-        first, second, last = self.sample.bounds
         return Pruned(
             verdicts, tuple(self.dropped), self.margin, loss, harmless, self.z, self._bytes(self.names),
-            self._bytes(self._left()), (first, second - first, last - second), self.sample.rows_total,
+            self._bytes(self._left()), self.sample.rows, self.sample.rows_total,
             interrupted,
         )  # fmt: skip

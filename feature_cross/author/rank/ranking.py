@@ -10,11 +10,12 @@ Thread safety: pure functions.
 import threading
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
+from rowhouse.problem import nearest
 
 from feature_cross.author.rank.inference import Gain, adjust, compare, z_value
 from feature_cross.author.rank.model import Model, Trainer
@@ -22,8 +23,8 @@ from feature_cross.author.rank.part import Probe, is_cross, make_probe, unique
 from feature_cross.author.rank.sample import Design, Sample, read_sample
 from feature_cross.author.rank.work import Progress, no_progress, run_tasks
 from feature_cross.config.config import CrossConfig
-from feature_cross.config.loader import nearest
-from feature_cross.config.plan import Node, build_plan
+from feature_cross.config.node import Node
+from feature_cross.config.plan import build_plan
 from feature_cross.error import FlagError
 
 __all__ = ["CrossGain", "Judgement", "Ranking", "rank"]
@@ -138,23 +139,16 @@ def rank(
     plan = build_plan(config)
     nodes = _wanted([node for node in plan.nodes if is_cross(node)], list(features), config)
     probe = make_probe(config, plan)
-    progress("read rows", 0, 1)
-    sample = read_sample(probe.config, source, design)
-    progress("read rows", 1, 1)
+    sample = read_sample(probe.config, source, design, progress)
     ranker = _Ranker(sample, probe, over, [node.name for node in plan.nodes])
     ranker.expect(node.name for node in nodes)
     tasks = [partial(ranker.judge, node.name) for node in nodes]
     done, interrupted = run_tasks("crosses", tasks, threads, progress, ranker.trainer.stop)
     z = z_value(judgement.level, len(nodes))
     return Ranking(
-        _judged(list(done.values()), judgement, len(nodes)), len(nodes), z, _rows(sample), sample.rows_total,
+        _judged(list(done.values()), judgement, len(nodes)), len(nodes), z, sample.rows, sample.rows_total,
         interrupted,
     )  # fmt: skip
-
-
-def _rows(sample: Sample) -> tuple[int, int, int]:
-    first, second, last = sample.bounds
-    return first, second - first, last - second
 
 
 def _wanted(crosses: list[Node], names: list[str], config: CrossConfig) -> list[Node]:
@@ -163,18 +157,8 @@ def _wanted(crosses: list[Node], names: list[str], config: CrossConfig) -> list[
         raise FlagError(f"{config.source} has no cross to rank: every feature is one column")
     for name in names:
         if name not in known:
-            raise FlagError(f"--feature is {name!r}, which is no cross of the config{nearest(name, known)}")
+            raise FlagError(f"--feature is {name!r}, which is no cross of the config; {nearest(name, known)}")
     return [node for node in crosses if not names or node.name in names]
-
-
-@dataclass(frozen=True, slots=True)
-class _Found:
-    name: str
-    over: tuple[str, ...]
-    distinct: int
-    known_rows: float
-    penalty: float | None
-    gain: Gain
 
 
 class _Ranker:
@@ -199,7 +183,7 @@ class _Ranker:
         over = self._over(name)
         return frozenset([*self._over(""), *over, name] if self.over == "rest" else over)
 
-    def judge(self, name: str) -> _Found:
+    def judge(self, name: str) -> CrossGain:
         column = self.sample.columns[name]
         over = self._over(name)
         if self.over == "rest":
@@ -216,7 +200,11 @@ class _Ranker:
             self.trainer.final_groups,
         )  # fmt: skip
         labels = tuple(unique(self.probe.labels[part] for part in over))
-        return _Found(name, labels, column.size, self._known(name), better.penalties.get(name), gain)
+        p_value = gain.log_loss.p_value
+        return CrossGain(
+            name, labels, column.size, self._known(name), better.penalties.get(name), gain, p_value, p_value,
+            False,
+        )  # fmt: skip
 
     def _over(self, name: str) -> tuple[str, ...]:
         if self.over == "parts":
@@ -248,14 +236,11 @@ class _Ranker:
         return float((totals[offsets[1:]] > totals[offsets[:-1]]).mean())
 
 
-def _judged(found: list[_Found], judgement: Judgement, planned: int) -> tuple[CrossGain, ...]:
-    p_values = [one.gain.log_loss.p_value for one in found]
-    adjusted = adjust(p_values, judgement.correction, planned)
+def _judged(found: list[CrossGain], judgement: Judgement, planned: int) -> tuple[CrossGain, ...]:
+    """Corrected for the number of tests, the best first."""
+    adjusted = adjust([one.p_value for one in found], judgement.correction, planned)
     gains = [
-        CrossGain(
-            one.name, one.over, one.distinct, one.known_rows, one.penalty, one.gain, p, corrected,
-            corrected < 1 - judgement.level,
-        )
-        for one, p, corrected in zip(found, p_values, adjusted, strict=True)
-    ]  # fmt: skip
+        replace(one, p_adjusted=p, significant=p < 1 - judgement.level)
+        for one, p in zip(found, adjusted, strict=True)
+    ]
     return tuple(sorted(gains, key=lambda one: (-one.gain.log_loss.value, one.name)))

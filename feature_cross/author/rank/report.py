@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the figures of `rank`, `prune` and `suggest` look: tables for people, plain values for scripts.
+"""How the outcomes of `rank`, `prune` and `suggest` look: tables for people, plain values for scripts.
 
 Thread safety: a process's main thread.
 """
@@ -8,25 +8,25 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
-from feature_cross.author.progress import progress_bar
+from feature_cross.author.progress import console, counted, progress_bar
+from feature_cross.author.rank.edit import declaration
 from feature_cross.author.rank.inference import Estimate, Gain
+from feature_cross.author.rank.pruning import Pruned
 from feature_cross.author.rank.ranking import CrossGain, Judgement, Ranking
+from feature_cross.author.rank.suggestion import Found, Suggestion
 from feature_cross.author.rank.work import Progress as Callback
 from feature_cross.author.size import RowShape, show_bytes
 
-__all__ = ["console", "print_ranking", "ranking_json", "rows_json", "show_estimate", "show_judgement", "told"]
+__all__ = ["figures", "print_found", "print_pruned", "print_ranking", "pruned_json", "ranking_json",
+           "suggestions_json", "told"]  # fmt: skip
 
 _WIDTH_MIN = 150
-"""Columns of a table that is not for a terminal: a log or a file wraps its own lines."""
+"""Columns of a table that is not for a terminal."""
 
-
-def console() -> Console:
-    """Standard output, wide enough for a table where it is no terminal."""
-    found = Console()
-    return found if found.is_terminal else Console(width=max(found.width, _WIDTH_MIN))
+_SCREENED_SHOWN = 20
+"""Candidates that an interrupted search shows."""
 
 
 @contextmanager
@@ -111,7 +111,7 @@ def print_ranking(ranking: Ranking, judgement: Judgement, over: str, shape: RowS
     table = Table("cross", "ids", "bytes", "known", "log-loss gain", "AUC gain", "p", "", title=title)
     for one in ranking.crosses:
         table.add_row(*_ranking_cells(one, ranking.z, shape.row_bytes(tier)))
-    screen = console()
+    screen = console(_WIDTH_MIN)
     screen.print(table)
     screen.print(
         f"{show_judgement(judgement, ranking.planned)}. known: final rows with an id that training has."
@@ -131,3 +131,167 @@ def _ranking_cells(one: CrossGain, z: float, bytes_per_row: int) -> list[str]:
         show_estimate(one.gain.log_loss, z), show_estimate(one.gain.auc, z, 4), show_p(one.p_adjusted),
         verdict,
     ]  # fmt: skip
+
+
+def snippet(found: Found, source: str) -> str:
+    """YAML to paste under `features:`; each line of figures stands over its feature."""
+    shown = [one for one in found.suggestions if one.body is not None]
+    lines = [
+        f"  # feature-cross suggest on {source}: {show_rows(found.rows, found.rows_total)};",
+        "  # gains on the final rows, each over the ones above it",
+    ]
+    for one in shown:
+        lines += [f"  # {figures(one, found.z)}", f"  {declaration(one.name, one.body or {})}"]
+    return "\n".join(lines) + "\n" if shown else ""
+
+
+def figures(one: Suggestion, z: float) -> str:
+    """Gain, intervals, ids and bytes in a line, for a comment."""
+    gains = f"log loss {show_estimate(one.gain.log_loss, z)}, AUC {show_estimate(one.gain.auc, z, 4)}"
+    return f"{gains}, {one.distinct:,} ids, {show_bytes(one.size_bytes)}"
+
+
+def suggestions_json(found: Found, judgement: Judgement, source: str) -> dict[str, Any]:
+    """The whole outcome as plain values."""
+    return {
+        "rows": rows_json(found.rows, found.rows_total),
+        "level": judgement.level,
+        "correction": judgement.correction,
+        "candidates": found.planned,
+        "family": len(found.suggestions),
+        "interrupted": found.interrupted,
+        "suggestions": [
+            {
+                "name": one.name,
+                "of": list(one.candidate.operands),
+                "declaration": one.body,
+                "distinct_ids": one.distinct,
+                "bytes": one.size_bytes,
+                **gain_json(one.gain, found.z, one.gain.log_loss.p_value, one.p_adjusted, one.significant),
+            }
+            for one in found.suggestions
+        ],
+        "total": None if found.total is None else found.total.to_json(found.z),
+        "screened": [
+            {
+                "of": list(step.candidate.operands), "distinct_ids": step.distinct, "bytes": step.size_bytes,
+                "selection_gain": step.gain.value, "selection_error": step.gain.error,
+                "left_aside": step.reason,
+            }
+            for step in found.screened
+        ],
+        "yaml": snippet(found, source),
+    }  # fmt: skip
+
+
+def print_found(found: Found, judgement: Judgement, source: str, meaning: str) -> None:
+    """Tables, then the YAML to paste; `meaning` says what the bytes are."""
+    screen = console(_WIDTH_MIN)
+    tried = len(found.screened)
+    if found.interrupted:
+        screen.print(f"interrupted: {tried} of {found.planned} candidates so far were tried")
+    if found.interrupted and not found.suggestions:
+        if not tried:
+            return
+        table = Table(
+            "cross", "ids", "bytes", "log-loss gain on selection rows", title="best candidates so far"
+        )
+        for step in [step for step in found.screened if not step.reason][:_SCREENED_SHOWN]:
+            cells = (f"{step.distinct:,}", show_bytes(step.size_bytes), f"{step.gain.value:+.5f}")
+            table.add_row(step.candidate.label, *cells)
+        screen.print(table)
+        screen.print("these figures chose the candidates, so they are too good: no p goes with them")
+        return
+    title = f"{tried} candidates tried; {show_rows(found.rows, found.rows_total)}"
+    table = Table("cross", "ids", "bytes", "log-loss gain", "AUC gain", "p", "", title=title)
+    for one in found.suggestions:
+        table.add_row(
+            one.candidate.label, f"{one.distinct:,}", show_bytes(one.size_bytes),
+            show_estimate(one.gain.log_loss, found.z), show_estimate(one.gain.auc, found.z, 4),
+            show_p(one.p_adjusted), "gain" if one.significant else "not shown",
+        )  # fmt: skip
+    screen.print(table)
+    for reason, count in _reasons(found).items():
+        screen.print(f"{counted(count, 'candidate')} left aside: {reason}")
+    screen.print(meaning)
+    if not found.suggestions:
+        screen.print("no candidate helps on selection rows")
+        return
+    screen.print(f"each over the ones above it; {show_judgement(judgement, len(found.suggestions))}")
+    if found.total is not None:
+        total, z = found.total, found.z
+        loss, auc = show_estimate(total.log_loss, z), show_estimate(total.auc, z, 4)
+        screen.print(
+            f"all together: log loss {total.base_log_loss:.5f} {loss} better, AUC {total.base_auc:.4f} {auc}"
+        )
+    print()
+    print(snippet(found, source) or "  # no cross is shown to gain", end="\n")
+
+
+def _reasons(found: Found) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for step in found.screened:
+        if step.reason:
+            kind = step.reason.split(":")[0] if step.reason.startswith("futile") else step.reason
+            counts[kind] = counts.get(kind, 0) + 1
+    return counts
+
+
+def pruned_json(pruned: Pruned, renamed: dict[str, str], out: str | None) -> dict[str, Any]:
+    """The whole outcome as plain values."""
+    loss = None
+    if pruned.loss is not None:
+        loss = {**pruned.loss.to_json(pruned.z), "bound": pruned.loss.log_loss.interval(pruned.z)[1]}
+    return {
+        "rows": rows_json(pruned.rows, pruned.rows_total),
+        "interrupted": pruned.interrupted,
+        "margin": pruned.margin,
+        "dropped": list(pruned.dropped),
+        "features": [
+            {
+                "feature": one.name, "distinct_ids": one.distinct, "bytes": one.size_bytes,
+                "selection_hurt": one.hurt.value, "selection_error": one.hurt.error, "dropped": one.dropped,
+                "same_as": one.same_as or None,
+            }
+            for one in pruned.verdicts
+        ],
+        "bytes_before": pruned.bytes_before,
+        "bytes_after": pruned.bytes_after,
+        "final": loss,
+        "harmless": pruned.harmless,
+        "renamed": renamed,
+        "out": out,
+    }  # fmt: skip
+
+
+def print_pruned(pruned: Pruned, renamed: dict[str, str], out: str | None, meaning: str) -> None:
+    """What goes, what stays, and what the final rows say; `meaning` says what the bytes are."""
+    screen = console(_WIDTH_MIN)
+    title = f"log loss that each feature's removal costs; {show_rows(pruned.rows, pruned.rows_total)}"
+    table = Table("feature", "ids", "bytes", "cost on selection rows", "", title=title)
+    for one in sorted(pruned.verdicts, key=lambda one: (-one.hurt.value, one.name)):
+        what = {"harmless": "dropped", "budget": "dropped for the budget"}.get(one.dropped, "stays")
+        what = f"dropped: the same as {one.same_as}" if one.same_as else what
+        cost = f"{one.hurt.value:+.5f} (at most {one.hurt.interval(pruned.z)[1]:+.5f})"
+        table.add_row(one.name, f"{one.distinct:,}", show_bytes(one.size_bytes), cost, what)
+    screen.print(table)
+    screen.print(
+        f"{show_bytes(pruned.bytes_before)} -> {show_bytes(pruned.bytes_after)};"
+        f" {counted(len(pruned.dropped), 'feature')} dropped: {', '.join(pruned.dropped) or 'none'}"
+    )
+    screen.print(meaning)
+    if pruned.loss is not None:
+        bound = pruned.loss.log_loss.interval(pruned.z)[1]
+        sure = pruned.loss.log_loss.interval(pruned.z)[0] > pruned.margin
+        verdict = "more than the tolerance" if sure else "harm is not ruled out"
+        verdict = "no harm" if pruned.harmless else verdict
+        screen.print(
+            f"on the final rows the pruned model loses {pruned.loss.log_loss.value:+.5f} log loss, at most"
+            f" {bound:+.5f} (tolerance {pruned.margin:.5f}), and {pruned.loss.auc.value:+.4f} AUC: {verdict}"
+        )
+    for old, new in renamed.items():
+        screen.print(f"{old} is now called {new}; its ids are the same")
+    if pruned.interrupted:
+        screen.print("interrupted: no config was written")
+    elif out is not None:
+        screen.print(f"{out}: written")

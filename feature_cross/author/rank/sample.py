@@ -15,10 +15,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset
 from numpy.typing import NDArray
+from rowhouse.problem import nearest
 
 from feature_cross.author.rank.coding import Coded, code_ids
+from feature_cross.author.rank.work import Progress, no_progress
 from feature_cross.config.config import CrossConfig
-from feature_cross.config.loader import nearest
 from feature_cross.data.source import open_dataset, read_batches, scan_rows
 from feature_cross.engine.bag import PLAIN
 from feature_cross.engine.engine import Engine
@@ -88,8 +89,14 @@ class Sample:
     bounds: tuple[int, int, int]
     rows_total: int
 
+    @property
+    def rows(self) -> tuple[int, int, int]:
+        """Rows of training, selection and final."""
+        first, second, last = self.bounds
+        return first, second - first, last - second
 
-def read_sample(config: CrossConfig, source: Any, design: Design) -> Sample:
+
+def read_sample(config: CrossConfig, source: Any, design: Design, progress: Progress = no_progress) -> Sample:
     """Read and divide labelled rows.
 
     Parameters
@@ -100,6 +107,8 @@ def read_sample(config: CrossConfig, source: Any, design: Design) -> Sample:
         Path of a file or folder, a pyarrow dataset or Table.
     design
         Which rows, and where they go.
+    progress
+        Is told of the stage "read rows".
 
     Raises
     ------
@@ -110,6 +119,7 @@ def read_sample(config: CrossConfig, source: Any, design: Design) -> Sample:
     LimitError
         More ids than fit.
     """
+    progress("read rows", 0, 1)
     engine = Engine(config)
     if not isinstance(source, pa.dataset.Dataset | pa.Table):
         source = open_dataset(str(source), engine.plan)
@@ -119,7 +129,9 @@ def read_sample(config: CrossConfig, source: Any, design: Design) -> Sample:
     if design.time_column is not None:
         reader.cuts = _time_cuts(reader, source, design)
     reader.read(source)
-    return reader.sample(total)
+    sample = reader.sample(total)
+    progress("read rows", 1, 1)
+    return sample
 
 
 def _check_columns(names: list[str], engine: Engine, design: Design) -> None:
@@ -132,12 +144,11 @@ def _check_columns(names: list[str], engine: Engine, design: Design) -> None:
         if name is not None and name not in names:
             raise FlagError(
                 f"{flag} is {name!r}, which is no column of the data: it has {names[:50]}"
-                f"{nearest(name, names)}"
+                f"; {nearest(name, names)}"
             )
     for use in engine.plan.attributes:
         if design.label in use.columns:
-            path = ("entities", use.entity, "attributes", use.name)
-            line = engine.config.line(path)
+            line = engine.config.line(use.path)
             place = f" (line {line} of {engine.config.source})" if line else ""
             raise FlagError(
                 f"--label is {design.label!r}, which {use.label}{place} reads:"

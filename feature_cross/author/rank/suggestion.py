@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import numpy as np
 import pyarrow as pa
 import pyarrow.dataset
+from rowhouse.problem import nearest
 
 from feature_cross.author.check.lint import FUTILE_RATIO
 from feature_cross.author.rank.candidate import (
@@ -38,8 +39,8 @@ from feature_cross.author.rank.sample import Design, Sample, read_sample
 from feature_cross.author.rank.work import Progress, no_progress, run_tasks
 from feature_cross.author.size import RowShape
 from feature_cross.config.config import CrossConfig
-from feature_cross.config.loader import nearest
-from feature_cross.config.plan import Plan, build_plan
+from feature_cross.config.node import Plan, declared
+from feature_cross.config.plan import build_plan
 from feature_cross.data.source import open_dataset
 from feature_cross.error import FlagError, LimitError
 
@@ -180,9 +181,7 @@ def suggest(
     source = source if path is None else open_dataset(path, build_plan(probe.config))
     labels = _labels(config, probe, search)
     _check_slots(config, plan, search)
-    progress("read rows", 0, 1)
-    sample = read_sample(probe.config, source, design)
-    progress("read rows", 1, 1)
+    sample = read_sample(probe.config, source, design, progress)
     searcher = _Searcher(config, plan, probe, sample, search, labels, threads, progress)
     interrupted = searcher.screen()
     steps: list[tuple[Step, Model, Model]] = []
@@ -193,15 +192,11 @@ def suggest(
 
 def _labels(config: CrossConfig, probe: Probe, search: Search) -> list[str]:
     """Plain columns that are read with their own missing policy."""
-    known = []
-    for entity, declared in config.entities.items():
-        for name, attribute in declared.attributes.items():
-            if (f"{entity}.{name}", attribute.missing) in probe.columns:
-                known.append(f"{entity}.{name}")
+    known = [use.label for use in declared(config) if (use.label, use.missing) in probe.columns]
     for name in search.columns:
         if name not in known:
             raise FlagError(
-                f"--column is {name!r}, which is no plain column of the data{nearest(name, known)}"
+                f"--column is {name!r}, which is no plain column of the data; {nearest(name, known)}"
             )
     chosen = [label for label in known if not search.columns or label in search.columns]
     if len(chosen) < 2:
@@ -227,12 +222,11 @@ class _Searcher:
         self.sample, self.threads, self.progress = sample, threads, progress
         self.trainer = Trainer(sample)
         self.labels = list(labels)
-        self.columns: dict[str, Coded] = {}
-        for entity, declared in config.entities.items():
-            for name, attribute in declared.attributes.items():
-                label = f"{entity}.{name}"
-                if label in self.labels:
-                    self.columns[label] = sample.columns[probe.columns[label, attribute.missing]]
+        self.columns: dict[str, Coded] = {
+            use.label: sample.columns[probe.columns[use.label, use.missing]]
+            for use in declared(config)
+            if use.label in self.labels
+        }
         self.base: Model = self.trainer.start()
         self.screened: dict[Candidate, Step] = {}
         self.planned = 0
@@ -370,12 +364,12 @@ class _Searcher:
         shown = [
             step.candidate for (step, _, _), p in zip(steps, adjusted, strict=True) if p < 1 - judgement.level
         ]
-        declared = dict(
+        written = dict(
             zip(shown, declare(self.config, self.plan, shown, self._lengths()).items(), strict=True)
         )
         suggestions = []
         for (step, _, _), gain, p in zip(steps, gains, adjusted, strict=True):
-            name, body = declared.get(step.candidate, (step.candidate.label, None))
+            name, body = written.get(step.candidate, (step.candidate.label, None))
             suggestions.append(
                 Suggestion(
                     name, body, step.candidate, step.distinct, step.size_bytes, gain, p, body is not None
@@ -385,11 +379,10 @@ class _Searcher:
         if steps:
             margins = trainer.final_margins(self.base), trainer.final_margins(steps[-1][2])
             total = compare(*margins, trainer.final_labels, trainer.final_groups)
-        first, second, last = self.sample.bounds
         rest = sorted(self.screened.values(), key=lambda step: (-step.gain.value, step.candidate))
         return Found(
             tuple(suggestions), total, tuple(rest), self.planned, z_value(judgement.level, len(steps)),
-            (first, second - first, last - second), self.sample.rows_total, interrupted,
+            self.sample.rows, self.sample.rows_total, interrupted,
         )  # fmt: skip
 
 
