@@ -2,7 +2,7 @@
 """The contract between trainers and shards: messages, codec, placement, errors, limits.
 
 It imports neither side. `ps_client` and `ps_server` import it and never each other; see
-docs/ARCHITECTURE.md, "One way through the house".
+docs/ARCHITECTURE.md, "The floors".
 """
 
 

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from rowhouse.document import dump, parse_document, read_document
 
@@ -19,7 +21,10 @@ from ps_client import connect
 from tests.process import ServerProcess
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
-MODULES = {"psctl": "ps_server.psctl", "ps-server": "ps_server.cli", "torchrun": "torch.distributed.run"}
+MODULES = {
+    "psctl": "ps_server.psctl", "ps-server": "ps_server.cli", "feature-cross": "feature_cross.author.cli",
+    "torchrun": "torch.distributed.run",
+}  # fmt: skip
 
 
 def page(name: str) -> str:
@@ -32,13 +37,14 @@ def commands(text: str) -> list[str]:
     return [line.removeprefix("$ ").split("#")[0].strip() for line in "".join(found).splitlines()]
 
 
-def run(command: str, folder: Path) -> str:
+def run(command: str, folder: Path, *codes: int) -> str:
+    """What a command prints; its exit code is 0, or one of `codes`."""
     program, *flags = command.split()
     done = subprocess.run(
         [sys.executable, "-m", MODULES[program], *flags],
         cwd=folder, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
-    assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+    assert done.returncode in (0, *codes), f"{command}\n{done.stdout}{done.stderr}"
     return done.stdout
 
 
@@ -101,3 +107,29 @@ def test_two_trainers_run_as_the_page_says(cluster: ServerProcess, tmp_path: Pat
     (command,) = [line for line in commands(text) if line.startswith("torchrun")]
     printed = run(re.sub(r"127\.0\.0\.1:7470,127\.0\.0\.1:7471", cluster.endpoints(), command), tmp_path)
     assert sorted(printed.splitlines()) == ["trainer 0: 50 steps", "trainer 1: 50 steps"]
+
+
+def test_the_commands_of_crosses_run(tmp_path: Path) -> None:
+    """On rows of the page's click log; an explained id is looked up where it is in the dictionary."""
+    blocks = re.findall(r"^```yaml\n(.*?)^```$", page("feature_cross.md"), re.DOTALL | re.MULTILINE)
+    (tmp_path / "crosses.yaml").write_text(blocks[0], encoding="utf-8")
+    rng, rows = np.random.default_rng(0), 6000
+    columns = {
+        "user_id": rng.integers(0, 500, rows), "age_band": rng.choice(["18-25", "26-35"], rows),
+        "city": rng.choice(["Oslo", "Turin"], rows), "item_id": rng.integers(0, 300, rows),
+        "category": rng.choice(["shoes", "books", "games"], rows), "price": rng.random(rows) * 90,
+        "recent_categories": [list(rng.choice(["shoes", "books"], 2)) for _ in range(rows)],
+        "time": np.arange(rows), "clicked": rng.random(rows) < 0.3,
+    }  # fmt: skip
+    columns["label"] = columns["clicked"]
+    pq.write_table(pa.table(columns), tmp_path / "clicks.parquet")
+    asked = commands(page("feature_cross.md")) + commands(page("estimate.md"))
+    assert len(asked) >= 10
+    for command in asked:
+        names = tmp_path / "names.parquet"
+        known = hex(pq.read_table(names)["id"][0].as_py()) if names.exists() else ""
+        run(re.sub(r"\b0x[0-9a-f]+", known, command), tmp_path, 3)  # 3: past the budget
+    estimate = run("feature-cross estimate crosses.yaml clicks.parquet --json", tmp_path)
+    (tmp_path / "estimate.json").write_text(estimate, encoding="utf-8")
+    (plan,) = [line for line in commands(page("plan.md")) if "--estimate" in line]
+    assert "machines" in run(plan, tmp_path)

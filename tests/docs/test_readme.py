@@ -52,7 +52,7 @@ def test_the_fifteen_lines_are_fifteen_and_learn(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", first], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=True
     )
-    assert float(done.stdout.removeprefix("loss ")) < 0.35  # about 0.1, a coin 0.69
+    assert float(done.stdout.removeprefix("loss ")) < 0.35  # below 0.1 mostly, a coin 0.69
 
 
 def test_the_first_config_of_a_cluster_is_valid(tmp_path: Path) -> None:
@@ -120,25 +120,3 @@ def test_the_readmes_figures_are_in_the_measured_table() -> None:
         re.findall(r"[\d.,]*\d", re.sub(r"\d-way", "", " ".join(cell for row in rows for cell in row)))
     )
     assert shown <= known, shown - known
-
-
-PAGE_LINK = re.compile(r"\]\(([^)\s:]+)\)")
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_a_link_leads_somewhere(page: Path) -> None:
-    """To a file, and to a heading that is there."""
-    for link in PAGE_LINK.findall(
-        re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
-    ):
-        name, _, anchor = link.partition("#")
-        target = page.parent / name if name else page
-        assert target.is_file(), f"{page.name}: {link}"
-        assert not anchor or anchor in anchors(target), f"{page.name}: {link}"
-
-
-def anchors(page: Path) -> set[str]:
-    """What a code host and the site call the headings of a page."""
-    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
-    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
