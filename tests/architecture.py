@@ -50,8 +50,8 @@ PRIVATE_LIBRARIES = {"rocksdict": "ps_server/disk/store.py", "torch": "ps_client
 
 FLOORS: dict[str, tuple[str, ...]] = {
     "rowhouse": (
-        "codec control document edit frame program validation", "dtype kernel message placement",
-        "distribution error ids limit malloc mix problem v1",
+        "codec control document edit frame validation", "dtype kernel message placement",
+        "distribution error ids limit malloc mix problem program v1",
     ),
     "ps_server": (
         "cli psctl", "command", "plan", "serve", "bulk", "shard", "life", "config", "table", "disk",

@@ -18,9 +18,9 @@ from types import FrameType, ModuleType
 from typing import Final
 
 from rowhouse.distribution import install_hint
+from rowhouse.program import INTERRUPTED, run_program
 
-from feature_cross.author.limit import INTERRUPTED
-from feature_cross.error import CrossError, FlagError
+from feature_cross.error import FlagError
 
 __all__ = ["main"]
 
@@ -30,22 +30,10 @@ _EXTRA: Final = ("datasketches", "matplotlib")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """One command; returns the exit code. SystemExit, with 0 or 2, from argparse."""
-    try:
-        code = _run(arguments)
-        sys.stdout.flush()  # here, where a reader that has gone is no error
-    except CrossError as error:
-        print(f"feature-cross: {error}", file=sys.stderr)
-        return error.exit_code
-    except BrokenPipeError:  # the reader of our output (head) has enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except (KeyboardInterrupt, SystemError) as error:
-        # an interrupt inside a compiled kernel comes out of it as the cause of a SystemError
-        if not isinstance(error, KeyboardInterrupt) and not isinstance(error.__cause__, KeyboardInterrupt):
-            raise
-        print("feature-cross: interrupted; nothing was written", file=sys.stderr)
-        return INTERRUPTED
-    return code
+    return run_program(
+        "feature-cross", lambda: _run(arguments),
+        named=False, interrupted="interrupted; nothing was written", refused=1,
+    )  # fmt: skip
 
 
 def _run(arguments: Sequence[str] | None) -> int:

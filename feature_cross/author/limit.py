@@ -21,6 +21,3 @@ OVER: Final = ("parts", "columns", "rest")
 PAST_BOUND: Final = 3
 """Exit code when `estimate`'s sum is past the budget, and when `diff` loses trained rows: not 1, which says
 that data does not fit."""
-
-INTERRUPTED: Final = 130
-"""Exit code after Ctrl-C, as shells give it; what is known by then is told."""

@@ -9,13 +9,17 @@ import sys
 from collections.abc import Callable
 from typing import Final
 
-from rowhouse.error import RowhouseError, StoreError
+STORE_CODE: Final = 74
+"""Exit code when the system refuses a file: that of rowhouse.error.StoreError."""
 
 INTERRUPTED: Final = 130
 """Exit code after Ctrl-C, as shells give it."""
 
 
-def run_program(name: str, work: Callable[[], int | None], *, interrupted: str = "interrupted") -> int:
+def run_program(
+    name: str, work: Callable[[], int | None], *, named: bool = True, interrupted: str = "interrupted",
+    refused: int = STORE_CODE,
+) -> int:  # fmt: skip
     """Do the work of a command, and turn what goes wrong into its exit code.
 
     Parameters
@@ -24,34 +28,36 @@ def run_program(name: str, work: Callable[[], int | None], *, interrupted: str =
         Of the command, for the line on stderr.
     work
         Gives the exit code; None is 0.
+    named
+        Whether the line has the name of the error's class.
     interrupted
         What Ctrl-C is told as.
+    refused
+        Exit code of an error of the system (a file that cannot be read or written).
 
     Returns
     -------
     int
-        The work's code; the `exit_code` of an error of ours; 74 for an error of the system; 130 after Ctrl-C;
-        0 when the reader of the output (`head`) had enough.
+        The work's code; the `exit_code` of an error that has one (those of rowhouse and feature_cross);
+        `refused`; 130 after Ctrl-C; 0 when the reader of the output (`head`) had enough.
     """
     try:
         code = work() or 0
         sys.stdout.flush()  # here, where a reader that has gone is no error
-    except RowhouseError as error:
-        return _told(name, error, error.exit_code)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except OSError as error:
-        return _told(name, error, StoreError.exit_code)
     except (KeyboardInterrupt, SystemError) as error:
         # an interrupt inside a compiled kernel comes out of it as the cause of a SystemError
         if not isinstance(error, KeyboardInterrupt) and not isinstance(error.__cause__, KeyboardInterrupt):
             raise
         print(f"{name}: {interrupted}", file=sys.stderr, flush=True)
         return INTERRUPTED
-    return code
-
-
-def _told(name: str, error: Exception, code: int) -> int:
-    print(f"{name}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+    except Exception as error:
+        told = getattr(error, "exit_code", refused if isinstance(error, OSError) else None)
+        if told is None:
+            raise
+        kind = f"{type(error).__name__}: " if named else ""
+        print(f"{name}: {kind}{error}", file=sys.stderr, flush=True)
+        return int(told)
     return code

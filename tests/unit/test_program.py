@@ -8,8 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from rowhouse.error import ConfigError, CorruptionError, RowhouseError, UnavailableError
-from rowhouse.program import INTERRUPTED, run_program
+from rowhouse.error import ConfigError, CorruptionError, RowhouseError, StoreError, UnavailableError
+from rowhouse.program import INTERRUPTED, STORE_CODE, run_program
+
+from feature_cross.error import DataError
 
 
 def raising(error: BaseException) -> int:
@@ -29,8 +31,19 @@ def test_an_error_of_ours_is_one_line_and_its_code(
     assert capsys.readouterr().err == f"it: {kind.__name__}: dim is 0\n"
 
 
+def test_a_command_may_tell_errors_in_its_own_way(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_program("it", lambda: raising(DataError("column 'a' is missing")), named=False) == 1
+    assert capsys.readouterr().err == "it: column 'a' is missing\n"
+    assert run_program("it", lambda: raising(PermissionError("no")), refused=5) == 5
+
+
 def test_an_error_of_the_system_is_74(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_program("it", lambda: len((tmp_path / "none").read_text())) == 74
+    assert (
+        run_program("it", lambda: len((tmp_path / "none").read_text()))
+        == STORE_CODE
+        == StoreError.exit_code
+        == 74
+    )
     assert "it: FileNotFoundError: " in capsys.readouterr().err
 
 

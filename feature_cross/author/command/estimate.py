@@ -7,6 +7,7 @@ import time
 from dataclasses import replace
 
 from rich.progress import TimeRemainingColumn
+from rowhouse.program import INTERRUPTED
 
 from feature_cross.author.estimate.growth import ROWS_MIN
 from feature_cross.author.estimate.measure import Measurement, measure
@@ -15,7 +16,7 @@ from feature_cross.author.estimate.report import Estimate
 from feature_cross.author.estimate.summary import Request, summarize
 from feature_cross.author.estimate.view import print_estimate
 from feature_cross.author.flag import row_shape
-from feature_cross.author.limit import INTERRUPTED, PAST_BOUND
+from feature_cross.author.limit import PAST_BOUND
 from feature_cross.author.progress import console, progress_bar
 from feature_cross.config.config import CrossConfig
 from feature_cross.config.loader import load

@@ -6,10 +6,10 @@ import json
 import time
 
 from rowhouse.document import read_text
+from rowhouse.program import INTERRUPTED
 
 from feature_cross.author.command.rank import design, since
 from feature_cross.author.flag import row_shape
-from feature_cross.author.limit import INTERRUPTED
 from feature_cross.author.rank.edit import remove_features
 from feature_cross.author.rank.pruning import Limits, prune
 from feature_cross.author.rank.report import print_pruned, pruned_json, told

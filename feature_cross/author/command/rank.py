@@ -5,8 +5,9 @@ import argparse
 import json
 import time
 
+from rowhouse.program import INTERRUPTED
+
 from feature_cross.author.flag import row_shape
-from feature_cross.author.limit import INTERRUPTED
 from feature_cross.author.rank.ranking import Judgement, rank
 from feature_cross.author.rank.report import print_ranking, ranking_json, told
 from feature_cross.author.rank.sample import Design

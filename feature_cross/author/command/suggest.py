@@ -7,10 +7,10 @@ import os
 import time
 
 from rowhouse.document import read_text
+from rowhouse.program import INTERRUPTED
 
 from feature_cross.author.command.rank import design, since
 from feature_cross.author.flag import row_shape
-from feature_cross.author.limit import INTERRUPTED
 from feature_cross.author.rank.edit import add_features
 from feature_cross.author.rank.ranking import Judgement
 from feature_cross.author.rank.report import figures, print_found, suggestions_json, told
