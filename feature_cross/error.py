@@ -19,7 +19,13 @@ from rowhouse.problem import DocumentError
 
 __all__ = [
     "ConfigError", "CrossError", "DataError", "FlagError", "InternalError", "LimitError", "config_errors",
+    "shortened",
 ]  # fmt: skip
+
+
+def shortened(text: str, most: int = 60) -> str:
+    """At most so many characters of a text, for a message; where some are left out it ends in dots."""
+    return text if len(text) <= most else text[: most - 3] + "..."
 
 
 class CrossError(Exception):

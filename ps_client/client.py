@@ -101,13 +101,7 @@ class Client(StepClient):
     def pipeline(
         self, *, staleness: int = 0, prefetch_max: int = PREFETCH_MAX, push_max: int = PUSH_MAX
     ) -> Pipeline:
-        """Pulls ahead of the model and pushes behind it, over this client; see Pipeline.
-
-        Parameters
-        ----------
-        staleness, prefetch_max, push_max
-            As for Pipeline.
-        """
+        """Pulls ahead of the model and pushes behind it, over this client; see Pipeline."""
         self._check_usable()
         return Pipeline(self, staleness=staleness, prefetch_max=prefetch_max, push_max=push_max)
 
@@ -123,13 +117,7 @@ class Client(StepClient):
         on_lost: Literal["stop", "go_on"] = "stop",
         journal: str | Path | None = None,
     ) -> Trainer:
-        """Take part in a group of trainers that keep pace; see Trainer.
-
-        Parameters
-        ----------
-        group, rank, world_size, pace, staleness, deadline_s, on_lost, journal
-            As for Trainer.
-        """
+        """Take part in a group of trainers that keep pace; see Trainer."""
         self._check_usable()
         made = Trainer(
             self, self._cluster, self._exchange, group=group, rank=rank, world_size=world_size, pace=pace,

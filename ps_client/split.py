@@ -2,7 +2,7 @@
 """The pure core of a step: which distinct ids go to which shard, and where their rows belong.
 
     ids of a table ── distinct ──▶ Distinct(ids, inverse) ── split_pull ──▶ {shard: [Piece, …]}
-    gradients ── sum_duplicates ──▶ TableGradients ── split_push ──▶ {shard: [TableGradients, …]}
+    gradients ── sum_groups ──▶ TableGradients ── split_push ──▶ {shard: [TableGradients, …]}
 
 No call is made here, so a blocking and an asyncio client share it. A piece that a shard refused,
 because the partition map had changed, is split again by the same functions.
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from rowhouse import dtype
 from rowhouse.error import InternalError, LimitExceededError
 from rowhouse.ids import as_read_only, ascend
+from rowhouse.kernel import deduplicate
 from rowhouse.limit import (
     IDS_PER_REQUEST_MAX,
     MESSAGE_BYTES_MAX,
@@ -30,7 +31,7 @@ from rowhouse.limit import (
 from rowhouse.message import PullRequest, PullResponse, TableGradients, TableIds
 from rowhouse.placement import PartitionMap
 
-from ps_client.kernel import deduplicate, group_by_shard
+from ps_client.kernel import group_by_shard
 from ps_client.table import Table
 
 TABLE_HEAD_BYTES_MAX: Final = TABLE_NAME_BYTES_MAX + 64

@@ -21,9 +21,10 @@ from numpy.typing import ArrayLike, NDArray
 from rowhouse import dtype
 from rowhouse.error import PreconditionError
 from rowhouse.ids import as_read_only
+from rowhouse.kernel import sum_groups
 from rowhouse.message import TableGradients
 
-from ps_client.kernel import gather, sum_duplicates
+from ps_client.kernel import gather
 from ps_client.split import distinct
 from ps_client.table import Table, find_table
 from ps_client.validation import as_events, as_gradients, as_ids, check_learning_rate, check_out
@@ -220,13 +221,7 @@ class StepClient(ABC):
         return {table.name: unique for (table, _), unique in zip(asked, found, strict=True)}
 
     def prefetch(self, ids: Mapping[str, ArrayLike], *, read_only: bool = False) -> None:
-        """Start the pull of a later step, where this is a Pipeline; else PreconditionError.
-
-        Parameters
-        ----------
-        ids, read_only
-            As for Pipeline.prefetch.
-        """
+        """Start the pull of a later step, where this is a Pipeline; else PreconditionError."""
         raise PreconditionError(
             "prefetch needs a pipeline: use what client.pipeline() gives, or make the module with it"
         )
@@ -343,7 +338,7 @@ class StepClient(ABC):
         unique = distinct(table, ids)
         count = unique.ids.shape[0]
         if count < ids.shape[0]:
-            sums = sum_duplicates(as_read_only(gradients), unique.inverse, count)
+            sums = sum_groups(as_read_only(gradients), unique.inverse, count)
             sums = as_gradients(
                 table, unique.ids, sums, self._wire_dtype
             )  # a sum of finite ones may overflow
@@ -355,7 +350,7 @@ class StepClient(ABC):
         elif shows is None and count < ids.shape[0]:
             shows = np.ones(ids.shape[0], np.float32)  # each duplicate is a show of its own
         events = [
-            e if e is None else sum_duplicates(as_read_only(e[:, np.newaxis]), unique.inverse, count)[:, 0]
+            e if e is None else sum_groups(as_read_only(e[:, np.newaxis]), unique.inverse, count)[:, 0]
             for e in (shows, clicks)
         ]
         return TableGradients(table.name, self._wire_dtype, unique.ids, narrow, rate, *events)

@@ -16,9 +16,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from rowhouse import dtype
 from rowhouse.error import InvalidRequestError, LimitExceededError
+from rowhouse.ids import as_read_only
+from rowhouse.kernel import first_not_below
 from rowhouse.limit import IDS_PER_REQUEST_MAX
 
-from ps_client.kernel import magnitude_bound
 from ps_client.table import Table
 
 WIRE_MAX: Final = {
@@ -26,6 +27,9 @@ WIRE_MAX: Final = {
     dtype.BFLOAT16: float(np.array(0x7F7F0000, np.uint32).view(np.float32)),
 }  # fmt: skip
 """Largest finite value of each narrow wire dtype; a gradient beyond it could turn into an infinity."""
+
+WIRE_BOUND: Final = {code: float(np.nextafter(np.float32(most), np.inf)) for code, most in WIRE_MAX.items()}
+"""What a gradient's elements must stay below in magnitude for that."""
 
 
 def as_ids(table: Table, ids: ArrayLike) -> NDArray[np.uint64]:
@@ -112,18 +116,20 @@ def as_gradients(
         )
     with np.errstate(over="ignore"):  # a float64 beyond fp32 turns into an infinity, refused below
         values = np.ascontiguousarray(array, np.float32)
-    below = magnitude_bound(values)
-    if below == math.inf:
-        _refuse_gradient(what, ids, values, ~np.isfinite(values), "gradients must be finite in fp32")
-    if below > table.gradient_bound:
-        kind, bound = table.config["optimizer"]["kind"], table.gradient_bound
-        reason = f"{kind} sums squares: it must be below {bound:g}, or clip_value be set"
-        _refuse_gradient(what, ids, values, np.abs(values) >= table.gradient_bound, reason)
-    limit = WIRE_MAX.get(wire_dtype)
-    if limit is not None and values.size and np.abs(values).max() > limit:
-        reason = f"an element on a wire of {dtype.NAMES[wire_dtype]} is at most {limit:g}"
-        _refuse_gradient(what, ids, values, np.abs(values) > limit, reason)
-    return values
+    optimizer_bound, wire_bound = table.gradient_bound, WIRE_BOUND.get(wire_dtype, math.inf)
+    bad = first_not_below(as_read_only(values), min(optimizer_bound, wire_bound))
+    if bad < 0:
+        return values
+    row, column = divmod(bad, table.dim)
+    value = values[row, column]
+    if not np.isfinite(value):
+        reason = "gradients must be finite in fp32"
+    elif abs(value) >= optimizer_bound:
+        kind = table.config["optimizer"]["kind"]
+        reason = f"{kind} sums squares: it must be below {optimizer_bound:g}, or clip_value be set"
+    else:
+        reason = f"an element on a wire of {dtype.NAMES[wire_dtype]} is at most {WIRE_MAX[wire_dtype]:g}"
+    raise InvalidRequestError(f"{what}[{row}, {column}] is {value!s} for id {ids[row]}; {reason}")
 
 
 def as_events(
@@ -155,15 +161,6 @@ def as_events(
             f"{what}[{first}] is {values[first]!s} for id {ids[first]}; it must be finite and not negative"
         )
     return values
-
-
-def _refuse_gradient(
-    what: str, ids: NDArray[np.uint64], values: NDArray[np.float32], bad: NDArray[np.bool_], reason: str
-) -> None:
-    row, column = (int(index) for index in np.unravel_index(int(np.argmax(bad)), bad.shape))
-    raise InvalidRequestError(
-        f"{what}[{row}, {column}] is {values[row, column]!s} for id {ids[row]}; {reason}"
-    )
 
 
 def check_out(table: Table, count: int, out: NDArray[np.float32]) -> None:

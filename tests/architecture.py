@@ -50,7 +50,7 @@ PRIVATE_LIBRARIES = {"rocksdict": "ps_server/disk/store.py", "torch": "ps_client
 
 FLOORS: dict[str, tuple[str, ...]] = {
     "rowhouse": (
-        "codec control document edit frame program validation", "message placement dtype",
+        "codec control document edit frame program validation", "dtype kernel message placement",
         "distribution error ids limit malloc mix problem v1",
     ),
     "ps_server": (

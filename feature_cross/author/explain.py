@@ -19,7 +19,7 @@ from feature_cross.data.column import canonical_values, column_spec, number_colu
 from feature_cross.data.reading import read_attribute
 from feature_cross.engine.engine import Engine
 from feature_cross.engine.gate import compile_gate
-from feature_cross.error import InternalError
+from feature_cross.error import InternalError, shortened
 from feature_cross.id_format import OPERATION_SUBSET, TAG_NULL, mix, start, to_id, value_hash
 
 __all__ = ["Explanation", "Operand", "explain", "meets", "why_absent"]
@@ -192,8 +192,7 @@ class _Steps:
 
 
 def _shown(value: Any) -> str:
-    text = json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False, default=str)
-    return text if len(text) <= 60 else text[:57] + "..."
+    return shortened(json.dumps(value, ensure_ascii=False, default=str))
 
 
 def _subsets(operands: list[Operand], node: Node) -> Iterator[tuple[Operand, ...]]:

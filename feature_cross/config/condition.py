@@ -11,6 +11,7 @@ from typing import Annotated, Any, Final
 from pydantic import Field, field_validator, model_validator
 
 from feature_cross.config.attribute import Attribute, Model
+from feature_cross.error import shortened
 from feature_cross.limit import CONDITION_VALUES_MAX
 
 __all__ = ["Condition", "unfit"]
@@ -87,4 +88,4 @@ def _shown(value: Any) -> str:
     text = (
         repr(value) if not isinstance(value, int) or value.bit_length() < 200 else "a number of many digits"
     )
-    return text if len(text) <= 60 else text[:57] + "..."
+    return shortened(text)

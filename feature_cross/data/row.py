@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from feature_cross.config.node import AttributeUse
-from feature_cross.error import DataError
+from feature_cross.error import DataError, shortened
 
 __all__ = ["row_to_batch"]
 
@@ -64,6 +64,5 @@ def _flat(values: list[Any], many: bool, kind: str, label: str) -> pa.Array:
         big = any(isinstance(value, int) and value >= 1 << 63 for value in values)
         return pa.array(values, pa.uint64() if big else None, from_pandas=True)
     except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, UnicodeEncodeError) as error:
-        shown = repr(values if many else values[0])
-        shown = shown if len(shown) <= 80 else shown[:77] + "..."
+        shown = shortened(repr(values if many else values[0]), 80)
         raise DataError(f"{label} is {shown}, not {kind}: {error}") from error

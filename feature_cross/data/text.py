@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from feature_cross.config.attribute import Attribute
-from feature_cross.error import DataError
+from feature_cross.error import DataError, shortened
 from feature_cross.kernel.jagged import all_ascii
 
 __all__ = ["as_text", "check_strings", "check_utf8", "normalise_strings", "reason"]
@@ -28,8 +28,7 @@ _NORMALISERS: Final[dict[str, Callable[[pa.Array], pa.Array]]] = {
 
 def reason(error: Exception) -> str:
     """The first line of what Arrow says, at most 200 characters of it."""
-    text = str(error).splitlines()[0]
-    return text if len(text) <= 200 else text[:197] + "..."
+    return shortened(str(error).splitlines()[0], 200)
 
 
 def as_text(array: pa.Array, attribute: Attribute, label: str) -> pa.Array:

@@ -16,7 +16,8 @@ immutable by convention.
 import io
 import os
 import re
-from collections.abc import Iterator, Mapping
+import reprlib
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, NoReturn
 
@@ -30,10 +31,7 @@ from ruamel.yaml.events import (
     ScalarEvent,
     StreamEndEvent,
 )
-from ruamel.yaml.nodes import ScalarNode
 from ruamel.yaml.representer import SafeRepresenter
-from ruamel.yaml.resolver import BaseResolver
-from ruamel.yaml.tag import Tag
 
 from rowhouse.problem import PROBLEMS_MAX, DocumentError, Path, Problem, line_of
 
@@ -54,10 +52,18 @@ _SCALAR: Final = re.compile(
     r"|(?P<float>[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?"
     r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))"
 )
-"""The core schema: a plain scalar that is none of these is text."""
+"""The core schema: a bare scalar that is none of these is text."""
+
+_READ: Final[dict[str, Callable[[str], Any]]] = {
+    "null": lambda text: None,
+    "bool": lambda text: text.lower() == "true",
+    "int": lambda text: int(text, 8 if text.startswith("0o") else 16 if text.startswith("0x") else 10),
+    "float": lambda text: float(text.lower().replace(".inf", "inf").replace(".nan", "nan")),
+    "str": str,
+}
 
 _BARE: Final = re.compile(r"[\w./](?:[\w./@+ -]|:(?=[\w./]))*")
-"""Texts that may be written without quotes, if they are no other scalar."""
+"""Texts that may be written without quotes."""
 
 
 @dataclass(frozen=True)
@@ -152,43 +158,25 @@ def dump(value: Any, flow: bool | None = False, width: int = 80) -> str:
     writer.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
     writer.brace_single_entry_mapping_in_flow_sequence = True
     writer.width = width
-    writer.Resolver = _Resolver
     writer.Representer = _Representer
     out = io.StringIO()
     writer.dump(value, out)
     return out.getvalue()
 
 
-def scalar_kind(text: str) -> str:
-    """What an unquoted scalar is: null, bool, int, float or str."""
+def _kind(text: str) -> str:
+    """What a bare scalar is: null, bool, int, float or str."""
     found = _SCALAR.fullmatch(text)
     return str(found.lastgroup) if found else "str"
-
-
-class _Resolver(BaseResolver):
-    """Tells ruamel.yaml what an unquoted scalar is; its own rules go beyond the core schema."""
-
-    def __init__(self, version: Any = None, loader: Any = None) -> None:
-        super().__init__(loader)
-
-    def resolve(self, kind: Any, value: Any, implicit: Any) -> Any:
-        """The tag of a node that has none."""
-        if kind is ScalarNode and implicit[0]:
-            return Tag(suffix=_TAG + scalar_kind(value))
-        return super().resolve(kind, value, implicit)
-
-    @property
-    def processing_version(self) -> tuple[int, int]:
-        """YAML 1.2, whatever a directive says."""
-        return (1, 2)
 
 
 class _Representer(SafeRepresenter):
     """Quotes every text that may not stand bare; ruamel.yaml writes `{:a: 1}`, which it cannot read."""
 
     def represent_str(self, data: str) -> Any:
-        """A text, bare where it is words."""
-        return self.represent_scalar(_TAG + "str", data, style=None if _BARE.fullmatch(data) else "'")
+        """A text, bare where it is words and no other scalar."""
+        bare = _BARE.fullmatch(data) and _kind(data) == "str"
+        return self.represent_scalar(_TAG + "str", data, style=None if bare else "'")
 
 
 _Representer.add_representer(str, _Representer.represent_str)
@@ -253,7 +241,8 @@ class _Parser:
         found: dict[str, Any] = {}
         while not isinstance(event := next(self._events), CollectionEndEvent):
             line = event.start_mark.line + 1
-            key = self._key(event, path)
+            bare = isinstance(event, ScalarEvent) and not event.anchor
+            key = self._scalar(event, path) if bare else self._value(event, (*path, "a key"))
             if not isinstance(key, str):
                 self._add("key-type", f"a key is {key!r}; it must be text, in quotes if need be", path, event)
                 self._value(next(self._events), (*path, repr(key)))
@@ -266,11 +255,6 @@ class _Parser:
                 self.lines[(*path, key)] = line
                 found[key] = self._value(next(self._events), (*path, key))
         return found
-
-    def _key(self, event: Any, path: Path) -> Any:
-        if isinstance(event, ScalarEvent) and not event.anchor:
-            return self._scalar(event, path)
-        return self._value(event, (*path, "a key"))
 
     def _anchored(self, event: Any) -> tuple[Any, Path]:
         if event.anchor not in self._anchors:
@@ -292,37 +276,20 @@ class _Parser:
 
     def _scalar(self, event: Any, path: Path) -> Any:
         text, tag = str(event.value), event.tag
-        plain = scalar_kind(text)
-        if tag is None:
-            kind = plain if event.implicit[0] else "str"
-        elif tag == "!":
-            kind = "str"
+        plain = _kind(text)
+        if tag is None or tag == "!":
+            kind = plain if event.implicit[0] and tag is None else "str"
         else:
             kind = tag.removeprefix(_TAG)
-            if kind == "float" and plain == "int":
-                plain = "float"
-        match kind:
-            case "str":
-                return text
-            case "null" | "bool" | "int" | "float" if kind != plain:
-                self._add("yaml", f"value {text!r} cannot be read as {kind}", path, event)
-            case "bool":
-                return text.lower() == "true"
-            case "int":
-                return self._int(text, path, event)
-            case "float":
-                return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
-            case "null":
-                return None
-            case _:
-                self._tag(event, path)
-        return None
-
-    def _int(self, text: str, path: Path, event: Any) -> int | None:
+        if kind not in _READ:
+            self._tag(event, path)
+            return None
         try:
-            return int(text, 8 if text.startswith("0o") else 16 if text.startswith("0x") else 10)
-        except ValueError:  # more digits than Python reads
-            self._add("yaml", f"a number of {len(text)} digits cannot be read as int", path, event)
+            if kind not in (plain, "str") and (kind, plain) != ("float", "int"):
+                raise ValueError
+            return _READ[kind](text)
+        except ValueError:  # not what the tag says, or more digits than Python reads
+            self._add("yaml", f"value {reprlib.repr(text)} cannot be read as {kind}", path, event)
             return None
 
     def _counted(self, path: Path, event: Any) -> None:

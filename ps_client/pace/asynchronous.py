@@ -83,37 +83,19 @@ class AsyncClient:
 
     # ------------------------------------------------------------ steps
     async def pull(self, table: str, ids: ArrayLike, *, read_only: bool = False) -> NDArray[np.float32]:
-        """As Client.pull; the rows are a new array.
-
-        Parameters
-        ----------
-        table, ids, read_only
-            As for Client.pull.
-        """
+        """As Client.pull; the rows are a new array."""
         return await self._call(self._client.pull, table, deepcopy(ids), read_only=read_only)
 
     async def pull_many(
         self, ids: Mapping[str, ArrayLike], *, read_only: bool = False
     ) -> dict[str, NDArray[np.float32]]:
-        """As Client.pull_many.
-
-        Parameters
-        ----------
-        ids, read_only
-            As for Client.pull_many.
-        """
+        """As Client.pull_many."""
         return await self._call(self._client.pull_many, deepcopy(ids), read_only=read_only)
 
     async def pull_unique(
         self, ids: Mapping[str, ArrayLike], *, read_only: bool = False
     ) -> dict[str, UniqueRows]:
-        """As Client.pull_unique.
-
-        Parameters
-        ----------
-        ids, read_only
-            As for Client.pull_unique.
-        """
+        """As Client.pull_unique."""
         return await self._call(self._client.pull_unique, deepcopy(ids), read_only=read_only)
 
     async def push(
@@ -126,13 +108,7 @@ class AsyncClient:
         shows: ArrayLike | None = None,
         clicks: ArrayLike | None = None,
     ) -> None:
-        """As Client.push. Cancelled under way it is applied all the same; `flush` waits for it.
-
-        Parameters
-        ----------
-        table, ids, gradients, learning_rate, shows, clicks
-            As for Client.push.
-        """
+        """As Client.push. Cancelled under way it is applied all the same; `flush` waits for it."""
         ids, gradients, shows, clicks = deepcopy((ids, gradients, shows, clicks))
         step = partial(self._client.push, table, ids, gradients, learning_rate, shows=shows, clicks=clicks)
         await self._call_kept(step)
@@ -140,47 +116,23 @@ class AsyncClient:
     async def push_many(
         self, gradients: Mapping[str, tuple[ArrayLike, ArrayLike]], learning_rate: float | None = None
     ) -> None:
-        """As Client.push_many. Cancelled under way it is applied all the same; `flush` waits for it.
-
-        Parameters
-        ----------
-        gradients, learning_rate
-            As for Client.push_many.
-        """
+        """As Client.push_many. Cancelled under way it is applied all the same; `flush` waits for it."""
         await self._call_kept(partial(self._client.push_many, deepcopy(gradients), learning_rate))
 
     async def push_unique(
         self, gradients: Mapping[str, tuple[NDArray[np.uint64], NDArray[np.float32]]]
     ) -> None:
-        """As Client.push_unique. Cancelled under way it is applied all the same; `flush` waits for it.
-
-        Parameters
-        ----------
-        gradients
-            As for Client.push_unique; copied.
-        """
+        """As Client.push_unique. Cancelled under way it is applied all the same; `flush` waits for it."""
         await self._call_kept(partial(self._client.push_unique, deepcopy(dict(gradients))))
 
     async def prefetch(self, ids: Mapping[str, ArrayLike], *, read_only: bool = False) -> None:
-        """As Pipeline.prefetch; PreconditionError when this is not made over a pipeline.
-
-        Parameters
-        ----------
-        ids, read_only
-            As for Pipeline.prefetch.
-        """
+        """As Pipeline.prefetch; PreconditionError when this is not made over a pipeline."""
         await self._call(self._client.prefetch, deepcopy(ids), read_only=read_only)
 
     def pipeline(
         self, *, staleness: int = 0, prefetch_max: int = PREFETCH_MAX, push_max: int = PUSH_MAX
     ) -> "AsyncClient":
-        """As Client.pipeline: an AsyncClient that pulls ahead and pushes behind.
-
-        Parameters
-        ----------
-        staleness, prefetch_max, push_max
-            As for Client.pipeline.
-        """
+        """As Client.pipeline: an AsyncClient that pulls ahead and pushes behind."""
         made = self._whole.pipeline(staleness=staleness, prefetch_max=prefetch_max, push_max=push_max)
         return AsyncClient(made)
 
@@ -191,43 +143,19 @@ class AsyncClient:
         await self._call(self._client.flush)
 
     async def checkpoint(self, timeout_s: float | None = None) -> Sequence[Checkpoint]:
-        """As Client.checkpoint.
-
-        Parameters
-        ----------
-        timeout_s
-            As for Client.checkpoint.
-        """
+        """As Client.checkpoint."""
         return await self._call(self._whole.checkpoint, timeout_s)
 
     async def save_tables(self, name: str, timeout_s: float | None = None) -> SavedTables:
-        """As Client.save_tables.
-
-        Parameters
-        ----------
-        name, timeout_s
-            As for Client.save_tables.
-        """
+        """As Client.save_tables."""
         return await self._call(self._whole.save_tables, name, timeout_s)
 
     async def check_tables(self, saved: SavedTables) -> None:
-        """As Client.check_tables.
-
-        Parameters
-        ----------
-        saved
-            As for Client.check_tables.
-        """
+        """As Client.check_tables."""
         await self._call(self._whole.check_tables, saved)
 
     async def drop_tables(self, name: str) -> bool:
-        """As Client.drop_tables.
-
-        Parameters
-        ----------
-        name
-            As for Client.drop_tables.
-        """
+        """As Client.drop_tables."""
         return await self._call(self._whole.drop_tables, name)
 
     async def stats(self) -> Sequence[ShardStats]:
@@ -235,23 +163,11 @@ class AsyncClient:
         return await self._call(self._whole.stats)
 
     async def freeze(self, table: str, mode: Literal["off", "refuse", "ignore"]) -> None:
-        """As Client.freeze.
-
-        Parameters
-        ----------
-        table, mode
-            As for Client.freeze.
-        """
+        """As Client.freeze."""
         await self._call(self._whole.freeze, table, mode)
 
     async def evict(self, table: str, timeout_s: float | None = None) -> int:
-        """As Client.evict.
-
-        Parameters
-        ----------
-        table, timeout_s
-            As for Client.evict.
-        """
+        """As Client.evict."""
         return await self._call(self._whole.evict, table, timeout_s)
 
     async def close(self) -> None:

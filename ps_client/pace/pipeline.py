@@ -28,9 +28,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from rowhouse.error import ConfigError, LimitExceededError, PreconditionError
 from rowhouse.ids import as_read_only
+from rowhouse.kernel import deduplicate
 from rowhouse.message import TableGradients
 
-from ps_client.kernel import deduplicate, scatter
+from ps_client.kernel import scatter
 from ps_client.step import Asked, StepClient, UniqueRows
 from ps_client.table import Table
 

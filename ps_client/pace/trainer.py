@@ -304,13 +304,7 @@ class Trainer(StepClient):
         self._client.flush()
 
     def prefetch(self, ids: Mapping[str, ArrayLike], *, read_only: bool = False) -> NoReturn:
-        """PreconditionError, always; see `pipeline`.
-
-        Parameters
-        ----------
-        ids, read_only
-            As for Pipeline.prefetch.
-        """
+        """PreconditionError, always; see `pipeline`."""
         self.pipeline()
 
     def pipeline(self, **_settings: object) -> NoReturn:

@@ -10,100 +10,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 from rowhouse.ids import as_read_only, ascend
-from rowhouse.mix import mix64_scalar
-
-from ps_server.kernel.intrinsic import float_bits
-
-_U32, _U64 = np.uint32, np.uint64
-_CHECK_BLOCK = 4096
-
-
-@njit(nogil=True, cache=True, error_model="numpy")
-def first_not_below(gradients: NDArray[np.float32], bound: float) -> int:
-    """Flat index of the first element of `gradients` (n, dim) float32 that is NaN or not below `bound`
-    (greater than 0, infinity for any finite one) in magnitude; -1 if there is none."""
-    bits = gradients.reshape(-1).view(_U32)
-    limit = float_bits(np.float32(bound))
-    count = bits.shape[0]
-    for begin in range(0, count, _CHECK_BLOCK):
-        block = bits[begin : min(begin + _CHECK_BLOCK, count)]
-        largest = _U32(0)  # an integer maximum is one vector instruction; a search with an exit is not
-        for i in range(block.shape[0]):
-            largest = max(largest, _U32(block[i] & _U32(0x7FFFFFFF)))
-        if largest >= limit:
-            for i in range(block.shape[0]):
-                if block[i] & _U32(0x7FFFFFFF) >= limit:
-                    return begin + i
-    return -1
-
-
-@njit(nogil=True, cache=True, error_model="numpy")
-def group_ids(ids: NDArray[np.uint64]) -> tuple[NDArray[np.uint64], NDArray[np.int32]]:
-    """Distinct ids and where each id of a batch went.
-
-    Parameters
-    ----------
-    ids
-        (n,) uint64, any values.
-
-    Returns
-    -------
-    tuple
-        The distinct ids in order of first appearance, (m,) uint64, and for each input its index among
-        them, (n,) int32. Open addressing with linear probing, at most half full.
-    """
-    count = ids.shape[0]
-    bits = 4
-    while (1 << bits) < 2 * count:
-        bits += 1
-    table = np.zeros(1 << bits, np.int32)  # index among the distinct ids, plus one; 0 is free
-    mask, shift = _U64((1 << bits) - 1), _U64(64 - bits)
-    unique = np.empty(count, _U64)
-    group = np.empty(count, np.int32)
-    found = 0
-    for i in range(count):
-        at = mix64_scalar(ids[i]) >> shift
-        while table[at] != 0 and unique[table[at] - 1] != ids[i]:
-            at = (at + _U64(1)) & mask
-        if table[at] == 0:
-            unique[found] = ids[i]
-            found += 1
-            table[at] = found
-        group[i] = table[at] - 1
-    return unique[:found], group
-
-
-@njit(nogil=True, cache=True, error_model="numpy")
-def sum_groups(gradients: NDArray[np.float32], group: NDArray[np.int32], count: int) -> NDArray[np.float32]:
-    """Sum the rows of each group.
-
-    Parameters
-    ----------
-    gradients
-        (n, dim) float32.
-    group
-        (n,) int32, from `group_ids`: each group's first appearance comes in ascending order.
-    count
-        Number of groups, m.
-
-    Returns
-    -------
-    NDArray
-        A new (m, dim) float32 array.
-    """
-    dim = gradients.shape[1]
-    out = np.empty((count, dim), np.float32)
-    seen = 0
-    for i in range(group.shape[0]):
-        row = group[i]
-        if row == seen:
-            seen += 1
-            for j in range(dim):
-                out[row, j] = gradients[i, j]
-        else:
-            for j in range(dim):
-                out[row, j] += gradients[i, j]
-    return out
+from rowhouse.kernel import deduplicate, first_not_below, sum_groups
 
 
 def sum_duplicates(
@@ -126,7 +33,8 @@ def sum_duplicates(
     """
     if ascend(ids):  # as np.unique and torch.unique leave them
         return ids, gradients
-    unique, group = group_ids(as_read_only(ids))
+    group = np.empty(ids.shape[0], np.int32)
+    unique = deduplicate(as_read_only(ids), group)
     if unique.shape[0] == ids.shape[0]:
         return ids, gradients
     return unique, sum_groups(gradients, group, unique.shape[0])

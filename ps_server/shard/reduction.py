@@ -11,9 +11,9 @@ from typing import Final
 import numpy as np
 from rowhouse import message
 from rowhouse.error import InvalidRequestError, LimitExceededError
+from rowhouse.kernel import first_not_below
 from rowhouse.limit import IDS_PER_REQUEST_MAX, MESSAGE_BYTES_MAX, TABLES_PER_REQUEST_MAX
 
-from ps_server.kernel.gradient import first_not_below
 from ps_server.table.push import TablePush
 from ps_server.table.table import Table
 

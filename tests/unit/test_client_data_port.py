@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from rowhouse import dtype, error, frame, message
+from rowhouse.control import METHODS
 from rowhouse.v1 import rowhouse_pb2 as pb
 
 from ps_client.transport import fallback
@@ -123,6 +124,14 @@ def test_every_hot_call_takes_the_data_port(rig: Rig) -> None:
     with pytest.raises(error.BusyError, match=f"^shard at {rig.endpoint}: later$"):
         rig.push(3)
     rig.shard.fail = None
+
+
+def test_every_control_call_goes_by_its_name(rig: Rig) -> None:
+    for name, method in METHODS.items():
+        assert type(rig.transport.call(name, method.request(), 5)) is method.response
+        assert rig.shard.calls[-1] == (name, method.request())
+    with pytest.raises(error.InvalidRequestError, match="method 'Walk' is unknown"):
+        rig.transport.call("Walk", pb.GetStatsRequest(), 5)
 
 
 def test_what_is_begun_waits_for_no_connection(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:

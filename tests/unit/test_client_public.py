@@ -79,6 +79,8 @@ def test_each_thing_tells_what_it_is_in_one_line() -> None:
         assert repr(pipeline) == f"<Pipeline of staleness 2 over {shown}>"
         assert repr(AsyncClient(pipeline)) == f"<AsyncClient over {pipeline!r}>"
     assert repr(pipeline).startswith("<Pipeline of staleness 2, closed over")
+    trainer = client.trainer(group="run", rank=1, world_size=2, pace="async")
+    assert repr(trainer) == "<Trainer rank 1 of world_size 2 in group 'run', async, 0 steps>"
     client.close()
     assert repr(client) == "<Client of 2 shards, closed: user (dim 4), item (dim 3)>"
 

@@ -393,5 +393,5 @@ def test_a_missing_extra_is_named(
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "datasketches", None)
     assert run("estimate", files / "c.yaml", files / "t.parquet") == 2
-    told = "estimate needs datasketches, which is not installed: pip install 'rowhouse[author]'"
+    told = "estimate needs datasketches, which is not installed: pip install 'rowhouse-ps[author]'"
     assert told in capsys.readouterr().err

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 from rowhouse.error import InvalidRequestError
 
-from ps_server.kernel.gradient import clip, first_not_below, sum_duplicates
+from ps_server.kernel.gradient import clip, sum_duplicates
 from ps_server.table import optimizer
 from ps_server.table.optimizer import Adagrad, Adam, Ftrl, Optimizer, OptimizerConfig, Sgd
 from tests import naive
@@ -109,30 +109,7 @@ def test_zero_limits_of_the_kernel_change_nothing() -> None:
     np.testing.assert_array_equal(out, gradients)
 
 
-# ------------------------------------------------------------------ checks and duplicates
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, -np.nan])
-@pytest.mark.parametrize("place", [0, 1, 4095, 4096, 9998])
-def test_the_first_bad_gradient_is_found(bad: float, place: int) -> None:
-    gradients = np.full((3333, 3), 3.4e38, np.float32)
-    assert first_not_below(gradients, np.inf) == -1
-    gradients.reshape(-1)[[place, 9998]] = bad
-    assert first_not_below(gradients, np.inf) == place
-
-
-@pytest.mark.parametrize("sign", [1.0, -1.0])
-def test_the_first_gradient_that_is_not_below_a_bound_is_found(sign: float) -> None:
-    gradients = np.full((2000, 3), np.nextafter(np.float32(2.0), np.float32(0)) * np.float32(sign))
-    assert first_not_below(gradients, 2.0) == -1
-    gradients[1500:, 1] = 2.0 * sign
-    assert first_not_below(gradients, 2.0) == 4501
-    gradients[100, 0] = np.nan
-    assert first_not_below(gradients, 2.0) == 300
-
-
-def test_no_gradients_are_finite() -> None:
-    assert first_not_below(np.empty((0, 16), np.float32), 1.0) == -1
-
-
+# ------------------------------------------------------------------ duplicates
 IDS = st.lists(st.sampled_from([0, 1, 2, 3, 2**32, 2**63, 2**64 - 1, 2**64 - 2]), max_size=40)
 
 
@@ -161,7 +138,6 @@ def test_arguments_may_be_read_only() -> None:
     ids.flags.writeable = gradients.flags.writeable = False  # views of a received message are
     unique, sums = sum_duplicates(ids, gradients)
     assert unique.tolist() == [7] and (sums == 2).all()
-    assert first_not_below(gradients, np.inf) == -1
     assert (Sgd(clip_value=0.5).clipped(gradients) == 0.5).all()
 
 

@@ -16,7 +16,7 @@ from feature_cross.author.progress import console, counted
 from feature_cross.author.size import RowShape, show_bytes
 from feature_cross.config.loader import load
 from feature_cross.engine.engine import Engine
-from feature_cross.error import FlagError
+from feature_cross.error import FlagError, shortened
 
 _EFFECTS: Final = {
     "none": "no id changes",
@@ -132,5 +132,4 @@ def _print_diff(
 
 def _short(value: Any) -> str:
     """As YAML has it: no Python tuples, None or quotes of its own."""
-    text = "nothing" if value is None else json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= 60 else text[:57] + "..."
+    return "nothing" if value is None else shortened(json.dumps(value, ensure_ascii=False, default=str))

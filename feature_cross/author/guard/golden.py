@@ -24,7 +24,7 @@ import xxhash
 from feature_cross.config.node import AttributeUse, NodeUse, Plan
 from feature_cross.engine.batch import CrossBatch
 from feature_cross.engine.engine import Engine
-from feature_cross.error import DataError
+from feature_cross.error import DataError, shortened
 from feature_cross.id_format import FORMAT_VERSION
 
 __all__ = ["GOLDEN_BYTES_MAX", "Golden", "GoldenCheck", "Mismatch", "check_golden", "freeze", "read_golden"]
@@ -294,10 +294,8 @@ def _dump(body: dict[str, Any]) -> str:
 
 
 def _short(value: Any) -> str:
-    text = (
-        ", ".join(value) if isinstance(value, list) and value and isinstance(value[0], str) else repr(value)
-    )
-    return text if len(text) <= 80 else text[:77] + "..."
+    names = isinstance(value, list) and value and isinstance(value[0], str)
+    return shortened(", ".join(value) if names else repr(value), 80)
 
 
 def rows_of(batches: Iterable[pa.RecordBatch], wanted: int) -> pa.RecordBatch:

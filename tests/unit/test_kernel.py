@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Kernels that client and server share, against naive oracles (rowhouse/kernel.py, invariants 1 and 2)."""
+
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from numpy.typing import NDArray
+from rowhouse.kernel import deduplicate, first_not_below, sum_groups
+from rowhouse.placement import PartitionMap
+
+IDS = hnp.arrays(
+    np.uint64, st.integers(0, 200), elements=st.integers(0, 40) | st.integers(2**64 - 3, 2**64 - 1)
+)
+
+
+def naive_distinct(ids: list[int]) -> list[list[int]]:
+    """Invariant 1: the order of first appearance, which a dict keeps."""
+    position = {row_id: i for i, row_id in enumerate(dict.fromkeys(ids))}
+    return [list(position), [position[row_id] for row_id in ids]]
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.int32])
+@given(ids=IDS)
+def test_deduplicate_equals_a_dict(kind: type[np.int64], ids: NDArray[np.uint64]) -> None:
+    inverse = np.full(ids.shape, -7, kind)
+    distinct = deduplicate(ids, inverse)
+    assert [distinct.tolist(), inverse.tolist()] == naive_distinct(ids.tolist())
+
+
+def test_deduplicate_of_a_zipf_batch_and_of_a_full_table() -> None:
+    rng = np.random.default_rng(7)
+    for ids in (
+        rng.zipf(1.2, 26_624).astype(np.uint64),
+        np.arange(1 << 16, dtype=np.uint64) << np.uint64(48),
+    ):
+        inverse = np.empty(ids.shape, np.int64)
+        distinct = deduplicate(ids, inverse)
+        assert [distinct.tolist(), inverse.tolist()] == naive_distinct(ids.tolist())
+
+
+def test_the_ids_of_one_shard_take_no_longer_than_any_others() -> None:
+    """They share the high bits of their hash; a table that goes by those takes a thousand times as long."""
+    ids = np.random.default_rng(3).integers(0, 2**64, 320_000, dtype=np.uint64)
+    taken_s = []
+    for chosen in (ids[:20_000], ids[PartitionMap.even(16).shards_of(ids) == 5][:19_000]):
+        inverse = np.empty(chosen.shape, np.int64)
+        deduplicate(chosen, inverse)  # compiled
+        began_s = time.perf_counter()
+        deduplicate(chosen, inverse)
+        taken_s.append(time.perf_counter() - began_s)
+    assert taken_s[1] < 50 * taken_s[0]
+
+
+@given(IDS, st.integers(1, 5), st.integers(0, 2**32))
+def test_sum_groups_adds_in_the_order_of_appearance(ids: NDArray[np.uint64], dim: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    gradients = rng.normal(size=(ids.shape[0], dim)).astype(np.float32) * np.float32(1e3)
+    inverse = np.empty(ids.shape, np.int64)
+    count = deduplicate(ids, inverse).shape[0]
+    naive: dict[int, NDArray[np.float32]] = {}
+    for row_id, gradient in zip(ids.tolist(), gradients, strict=True):
+        naive[row_id] = naive[row_id] + gradient if row_id in naive else gradient
+    sums = sum_groups(gradients, inverse, count)
+    np.testing.assert_array_equal(sums, np.array(list(naive.values()), np.float32).reshape(count, dim))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, -np.nan])
+@pytest.mark.parametrize("place", [0, 1, 4095, 4096, 9998])
+def test_the_first_bad_gradient_is_found(bad: float, place: int) -> None:
+    gradients = np.full((3333, 3), 3.4e38, np.float32)
+    assert first_not_below(gradients, np.inf) == -1
+    gradients.reshape(-1)[[place, 9998]] = bad
+    assert first_not_below(gradients, np.inf) == place
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_the_first_gradient_that_is_not_below_a_bound_is_found(sign: float) -> None:
+    gradients = np.full((2000, 3), np.nextafter(np.float32(2.0), np.float32(0)) * np.float32(sign))
+    assert first_not_below(gradients, 2.0) == -1
+    gradients[1500:, 1] = 2.0 * sign
+    assert first_not_below(gradients, 2.0) == 4501
+    gradients[100, 0] = np.nan
+    assert first_not_below(gradients, 2.0) == 300
+
+
+def test_no_gradients_are_finite() -> None:
+    assert first_not_below(np.empty((0, 16), np.float32), 1.0) == -1
