@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rowhouse import dtype
 from rowhouse.error import BusyError, DeadlineExceededError, RowhouseError, StalePartitionMapError
-from rowhouse.ids import as_read_only
+from rowhouse.kernel import as_read_only
 from rowhouse.message import PullRequest, PullResponse, PushResponse, TableGradients
 from rowhouse.placement import PartitionMap
 

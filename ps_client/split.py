@@ -20,8 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rowhouse import dtype
 from rowhouse.error import InternalError, LimitExceededError
-from rowhouse.ids import as_read_only, ascend
-from rowhouse.kernel import deduplicate
+from rowhouse.kernel import as_read_only, ascend, deduplicate
 from rowhouse.limit import (
     IDS_PER_REQUEST_MAX,
     MESSAGE_BYTES_MAX,

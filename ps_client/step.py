@@ -20,8 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from rowhouse import dtype
 from rowhouse.error import PreconditionError
-from rowhouse.ids import as_read_only
-from rowhouse.kernel import sum_groups
+from rowhouse.kernel import as_read_only, sum_groups
 from rowhouse.message import TableGradients
 
 from ps_client.kernel import gather

@@ -16,8 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from rowhouse import dtype
 from rowhouse.error import InvalidRequestError, LimitExceededError
-from rowhouse.ids import as_read_only
-from rowhouse.kernel import first_not_below
+from rowhouse.kernel import as_read_only, first_not_below
 from rowhouse.limit import IDS_PER_REQUEST_MAX
 
 from ps_client.table import Table

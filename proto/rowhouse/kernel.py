@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Kernels that client and server both need: dedup with inverse, sums of duplicates, a bound on magnitudes.
+"""What client and server both do to a batch: dedup with inverse, sums of duplicates, a bound on magnitudes.
 
 A client sums before it sends; a shard sums again, because any stub may push an id twice, and several trainers
 may push the same one. Free functions over arrays that release the GIL, each with a naive oracle in
@@ -10,6 +10,8 @@ fp32 in the order of appearance, so a push has the same bits wherever it is summ
 Thread safety: pure functions.
 """
 
+from typing import TypeVar
+
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
@@ -17,7 +19,31 @@ from numpy.typing import NDArray
 from rowhouse.mix import mix64_scalar
 
 _U32, _U64 = np.uint32, np.uint64
+_ASCEND_BLOCK = 256
 _CHECK_BLOCK = 4096
+
+Scalar = TypeVar("Scalar", bound=np.generic)
+
+
+def as_read_only(array: NDArray[Scalar]) -> NDArray[Scalar]:
+    """A view that kernels see as one type wherever the array came from, so that they compile once."""
+    view = array.view()
+    view.flags.writeable = False
+    return view
+
+
+@njit(nogil=True, cache=True)
+def ascend(ids: NDArray[np.uint64]) -> bool:
+    """Whether each of `ids` ((n,) uint64) is greater than the one before it, as np.unique and torch.unique
+    leave them; then none is there twice. A batch in another order is told within a block."""
+    for begin in range(0, ids.shape[0], _ASCEND_BLOCK):
+        block = ids[begin : min(begin + _ASCEND_BLOCK + 1, ids.shape[0])]
+        falls = np.int64(0)
+        for i in range(1, block.shape[0]):  # counted without an exit, in vectors
+            falls += np.int64(block[i] <= block[i - 1])
+        if falls:
+            return False
+    return True
 
 
 @njit(nogil=True, cache=True, error_model="numpy")

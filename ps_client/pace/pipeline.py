@@ -27,8 +27,7 @@ from typing import Any, ClassVar, Final, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from rowhouse.error import ConfigError, LimitExceededError, PreconditionError
-from rowhouse.ids import as_read_only
-from rowhouse.kernel import deduplicate
+from rowhouse.kernel import as_read_only, deduplicate
 from rowhouse.message import TableGradients
 
 from ps_client.kernel import scatter

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rowhouse.ids import as_read_only
+from rowhouse.kernel import as_read_only
 from torch import Tensor
 from torch.nn import functional
 

@@ -24,7 +24,7 @@ from rowhouse import message
 from rowhouse.codec import Part, encode_push_request
 from rowhouse.control import method_of
 from rowhouse.error import CorruptionError, PoisonedError, StoreError, TableFrozenError
-from rowhouse.ids import as_read_only
+from rowhouse.kernel import as_read_only
 from rowhouse.placement import PartitionMap
 from rowhouse.v1 import rowhouse_pb2 as pb
 

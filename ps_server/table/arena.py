@@ -17,7 +17,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 from rowhouse import dtype
-from rowhouse.ids import as_read_only
+from rowhouse.kernel import as_read_only
 
 from ps_server.disk.row import RowLayout
 from ps_server.kernel import index, record

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from rowhouse import dtype, message
 from rowhouse.error import InvalidRequestError
+from rowhouse.kernel import as_read_only, ascend, deduplicate, first_not_below, sum_groups
 
 from ps_server.disk.row import RowLayout
-from ps_server.kernel.gradient import sum_below, sum_duplicates
 from ps_server.table.config import TableConfig
 
 Ids = NDArray[np.uint64]
@@ -116,3 +116,48 @@ def _events(part: message.TableGradients, layout: RowLayout) -> NDArray[np.float
     events[:, 0] = 1.0 if part.shows is None else part.shows
     events[:, 1] = 0.0 if part.clicks is None else part.clicks
     return sum_duplicates(part.ids, events)[1]
+
+
+def sum_duplicates(
+    ids: NDArray[np.uint64], gradients: NDArray[np.float32]
+) -> tuple[NDArray[np.uint64], NDArray[np.float32]]:
+    """Ids without duplicates, and the sum of each one's gradients.
+
+    Parameters
+    ----------
+    ids
+        (n,) uint64, contiguous.
+    gradients
+        (n, dim) float32, C-contiguous.
+
+    Returns
+    -------
+    tuple
+        Ids in order of first appearance, (m,) uint64, and summed gradients, (m, dim) float32. The
+        arguments themselves, not copies, if no id appears twice.
+    """
+    if ascend(ids):  # as np.unique and torch.unique leave them
+        return ids, gradients
+    group = np.empty(ids.shape[0], np.int32)
+    unique = deduplicate(as_read_only(ids), group)
+    if unique.shape[0] == ids.shape[0]:
+        return ids, gradients
+    return unique, sum_groups(gradients, group, unique.shape[0])
+
+
+def sum_below(
+    ids: NDArray[np.uint64], gradients: NDArray[np.float32], bound: float
+) -> tuple[NDArray[np.uint64], NDArray[np.float32], int]:
+    """`sum_duplicates`, where no element reaches `bound` in magnitude, before or after the sum.
+
+    Returns
+    -------
+    tuple
+        What `sum_duplicates` returns, and -1. Or the ids and gradients in which an element is a NaN or not
+        below `bound` (greater than 0, infinity for any finite one), and its flat index.
+    """
+    bad = int(first_not_below(gradients, bound))
+    if bad >= 0:
+        return ids, gradients, bad
+    unique, sums = sum_duplicates(ids, gradients)
+    return unique, sums, -1 if sums is gradients else int(first_not_below(sums, bound))

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
-from rowhouse.kernel import deduplicate, first_not_below, sum_groups
+from rowhouse.kernel import ascend, deduplicate, first_not_below, sum_groups
 from rowhouse.placement import PartitionMap
 
 IDS = hnp.arrays(
@@ -89,3 +89,14 @@ def test_the_first_gradient_that_is_not_below_a_bound_is_found(sign: float) -> N
 
 def test_no_gradients_are_finite() -> None:
     assert first_not_below(np.empty((0, 16), np.float32), 1.0) == -1
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 256, 257, 258, 1000])
+def test_ascending_ids_are_told_from_others(count: int) -> None:
+    ids = np.arange(count, dtype=np.uint64) + np.uint64(2**64 - 1 - count)
+    assert ascend(ids)
+    for place in {1, 255, 256, 257, count - 1} & set(range(1, count)):
+        for wrong in (ids[place - 1], np.uint64(0)):
+            other = ids.copy()
+            other[place] = wrong
+            assert not ascend(other)

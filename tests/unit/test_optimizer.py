@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 from rowhouse.error import InvalidRequestError
 
-from ps_server.kernel.gradient import clip, sum_duplicates
+from ps_server.kernel.gradient import clip
 from ps_server.table import optimizer
 from ps_server.table.optimizer import Adagrad, Adam, Ftrl, Optimizer, OptimizerConfig, Sgd
+from ps_server.table.push import sum_duplicates
 from tests import naive
 
 ADAPTER: TypeAdapter[Any] = TypeAdapter(OptimizerConfig)

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from rowhouse import dtype
 from rowhouse.limit import GRADIENT_BOUND
 
-from ps_server.kernel.gradient import sum_duplicates
 from ps_server.kernel.rounding import round_rows, widen_rows
 from ps_server.table.optimizer import (
     Adagrad,
@@ -26,6 +25,7 @@ from ps_server.table.optimizer import (
     RowwiseAdagrad,
     Sgd,
 )
+from ps_server.table.push import sum_duplicates
 from tests import naive
 
 from .optimizer_kernel import kernel_of
