@@ -154,7 +154,7 @@ def _get_cluster(transport: Transport, backoff: Backoff) -> pb.GetClusterRespons
     if PartitionMap.from_bytes(answer.partition_shards).version != answer.map_version:
         raise InternalError(
             f"shard at {transport.endpoint} names partition map {answer.map_version:#x}, "
-            "which is not the version of the map it sent"
+            "but the map in its answer has another version"
         )
     return answer
 

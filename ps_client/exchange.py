@@ -254,7 +254,7 @@ class Exchange:
                 raise
             raise type(final)(
                 f"{final}; whether push {lane.sequence} was applied is not known: it is kept and sent again, "
-                "under its number, before the next push to this shard (do not push it anew)"
+                "under its number, before the next push to this shard; do not push it again yourself"
             ) from failure
 
     def every_shard(self, method: str, request: Any, timeout_s: float | None = None) -> list[Any]:

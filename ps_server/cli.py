@@ -78,18 +78,7 @@ def _shards_flag(text: str) -> int | list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point of `ps-server`.
-
-    Parameters
-    ----------
-    argv
-        Arguments without the program's name; None takes those of the process.
-
-    Returns
-    -------
-    int
-        The exit code.
-    """
+    """Entry point of `ps-server`; returns the exit code. `argv` is without the program's name."""
     arguments = _parser().parse_args(argv)
     who = f"shard {arguments.shard}" if arguments.command == "serve" else arguments.command
     of_many = getattr(arguments, "parent_pid", None) is not None  # `up` shows what all its shards say

@@ -167,18 +167,7 @@ def _endpoints_flag(text: str) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point of `psctl`.
-
-    Parameters
-    ----------
-    argv
-        Arguments without the program's name; None takes those of the process.
-
-    Returns
-    -------
-    int
-        The exit code.
-    """
+    """Entry point of `psctl`; returns the exit code. `argv` is without the program's name."""
     arguments = _parser().parse_args(argv)
     return run_program("psctl", lambda: _run(arguments))
 

@@ -153,7 +153,7 @@ def add_estimate_flags(parser: argparse.ArgumentParser) -> None:
         To add them to.
     """
     parser.add_argument(
-        "--rows", type=number(1, _ROWS_MAX), help="also project to so many rows (1e9 will do)"
+        "--rows", type=number(1, _ROWS_MAX), help="also project to this number of rows, for instance 1e9"
     )
     add_row_flags(parser)
     parser.add_argument(

@@ -57,7 +57,9 @@ class Condition(Model):
         if not given:
             raise ValueError(f"give one of {', '.join(type(self).model_fields)}")
         if self.present is not None and len(given) > 1:
-            raise ValueError("present stands alone: the other keys hold for present values only")
+            raise ValueError(
+                "present must be the only key: the other keys already ask for a value that is present"
+            )
         if self.at_least is not None and self.below is not None and self.at_least >= self.below:
             raise ValueError(f"no number is at least {self.at_least} and below {self.below}")
         return self

@@ -185,7 +185,7 @@ class Trainer(StepClient):
             if (rate := rates.get(part.table, part.learning_rate)) != part.learning_rate:
                 raise InvalidRequestError(
                     f"table {part.table!r}: learning_rate is {part.learning_rate}, and {rate} in an earlier "
-                    f"push of step {self.steps + 1}; it must be one in a step"
+                    f"push of step {self.steps + 1}; a step has one learning_rate for each table"
                 )
         self._parts += parts
 

@@ -134,7 +134,7 @@ class EmbeddingBag(nn.Module):
             raise ValueError(f"input has shape {tuple(ids.shape)}; it must have one or two dimensions")
         if (ids.dim() == 1) == (offsets is None):
             raise ValueError(
-                f"input has {ids.dim()} dimensions; offsets are for one dimension, and needed there"
+                f"input has {ids.dim()} dimensions; offsets must be given with one dimension, and only then"
             )
         if offsets is not None and offsets.dim() != 1:
             raise ValueError(f"offsets have shape {tuple(offsets.shape)}; they must have one dimension")

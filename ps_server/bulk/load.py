@@ -169,7 +169,7 @@ def _pack(opened: OpenTable, batch: LoadBatch, spool: Spool, skip_others: bool) 
         if opened.initial_state is None:
             raise InvalidRequestError(
                 f"table {opened.name!r} keeps {layout.state_size} values of optimizer state per row: give "
-                "them as `state`, or load with a config, which knows how they begin"
+                "them in the column `state`, or load with a config, so that each row starts with new state"
             )
         state = opened.initial_state.reshape(1, layout.state_size)
     keys = mix64(ids)

@@ -185,7 +185,7 @@ def restore_tables(directories: Sequence[Path], name: str) -> list[int]:
             raise StoreError(f"{directory}: no tables are saved as {name!r}; there are {found}")
         marks.append(_read_mark(source / MARK))
     if len({mark[0]["token"] for mark in marks}) > 1:
-        raise StoreError(f"saved tables {name!r}: the shards' copies are not of one save")
+        raise StoreError(f"saved tables {name!r}: the copies of the shards come from different saves")
     with ExitStack() as stack:
         for directory in directories:
             if (directory / "store" / "LOCK").exists():

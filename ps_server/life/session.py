@@ -34,7 +34,7 @@ class Sessions:
         if sequence != last + 1:
             raise SequenceGapError(
                 f"client {client_id}: push {sequence} came, but the last one here is {last}: pushes "
-                f"{last + 1} to {sequence - 1} were lost (durability: none?) or never sent"
+                f"{last + 1} to {sequence - 1} were never sent, or were lost by a crash (durability none)"
             )
         return None
 

@@ -219,7 +219,7 @@ def _notes(demands: Sequence[Demand], site: Site, constants: Constants) -> tuple
         disk = disk_row(demand.table.layout, constants)
         if disk.low < disk.high:
             notes.append(
-                f"table {demand.table.name!r}: whether RocksDB keeps its compressed blocks cannot be told; a "
+                f"table {demand.table.name!r}: it is not known whether RocksDB will compress its blocks; a "
                 f"row takes {disk.low:.0f} to {disk.high:.0f} bytes of disk"
             )
         admission = demand.table.admission

@@ -202,7 +202,7 @@ class Supervisor:
         if missing:
             raise StoreError(
                 f"{self.config.data_dir}: {missing[0]} is missing, one of {self.config.shard_count} shards "
-                "that the data is split over: bring it back (or remove a data_dir that never held rows)"
+                "that the data is split over: put the folder back (or remove a data_dir that never had rows)"
             )
 
     def _start(self, child: Child) -> None:

@@ -137,7 +137,7 @@ class Groups:
         _check_member(member)
         if member.pace != pb.PACE_BSP or push.client_id != member.group:
             raise InvalidRequestError(
-                f"group {member.group:#x}: a contribution is for bsp, and its client id is the group"
+                f"group {member.group:#x}: a contribution must have pace bsp and the group as its client id"
             )
         tables: dict[str, Table] = {}
         if push.sequence > self._shard.last_sequence(member.group):
@@ -220,7 +220,7 @@ class Groups:
         if step > last + 1 or step < 1:
             raise SequenceGapError(
                 f"group {member.group:#x}: step {step} came, but the last one here is {last}: the steps "
-                "between were lost (durability: none?) or never made"
+                "between were never made, or were lost by a crash (durability none)"
             )
         return step <= last
 
@@ -319,9 +319,9 @@ def _settings(member: pb.Member) -> dict[str, str]:
 
 def _check_member(member: pb.Member) -> None:
     if not 1 <= member.trainers <= TRAINERS_MAX:
-        raise LimitExceededError(f"trainers is {member.trainers}; it must be 1 to {TRAINERS_MAX}")
+        raise LimitExceededError(f"world_size is {member.trainers}; it must be 1 to {TRAINERS_MAX}")
     if member.trainer >= member.trainers:
-        raise InvalidRequestError(f"trainer is {member.trainer}; it must be 0 to {member.trainers - 1}")
+        raise InvalidRequestError(f"rank is {member.trainer}; it must be 0 to {member.trainers - 1}")
     if member.pace not in PACES:
         known = " or ".join(f"{number} ({name})" for number, name in PACES.items())
         raise InvalidRequestError(f"pace is {member.pace}; it must be {known}")

@@ -201,7 +201,8 @@ class AdmissionFilter:
         digest.update(payload)
         if magic != STATE_MAGIC or digest.intdigest() != checksum:
             raise CorruptionError(
-                f"admission state: magic {magic!r} (want {STATE_MAGIC!r}) or checksum is wrong"
+                f"admission state: its magic number or its checksum is wrong (it is {magic!r}, and must be "
+                f"{STATE_MAGIC!r})"
             )
         own = (self._counters.shape[0].bit_length() - 1, self._counters.itemsize, int(self._seed))
         if (bits, item, seed) != own:

@@ -222,7 +222,9 @@ class _FtrlLike(Optimizer):
     @model_validator(mode="after")
     def _convention_is_kept(self) -> Self:
         if self.convention == "tensorflow" and self.beta != 0:
-            raise ValueError(f"beta is {self.beta}; convention tensorflow has none, plain takes one")
+            raise ValueError(
+                f"beta is {self.beta}; it must be 0 with convention tensorflow; convention plain has a beta"
+            )
         return self
 
     def state_size(self, dim: int) -> int:

@@ -188,7 +188,7 @@ class Tier:
         """PoisonedError once a push or a write broke off: memory and store do not fit together any more."""
         if self._broken:
             raise PoisonedError(
-                f"table {self._name!r}: a push or a write broke off; its rows are not written any more"
+                f"table {self._name!r}: a push or a write failed half way; its rows are not written any more"
             )
 
     def _note_stored(self, flags: NDArray[np.uint8]) -> None:

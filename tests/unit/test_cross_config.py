@@ -199,7 +199,7 @@ CASES = [
         GOOD + "  g: {kind: attribute, slot: 2, of: user.id, when: {user.id: {present: true, below: 3}}}",
         "value",
         14,
-        "present stands alone",
+        "present must be the only key",
     ),
     (
         GOOD + "  g: {kind: attribute, slot: 2, of: user.id, when: {user.id: {below: .inf}}}",

@@ -290,9 +290,9 @@ def test_a_refused_step_is_told_to_each_once_and_may_be_made_anew(rig: Rig) -> N
         (lambda r: r.contribute(0, 1, [1], np.nan), InvalidRequestError, "must be finite"),
         (lambda r: r.contribute(0, 1, [1], group=78), InvalidRequestError, "its client id is the group"),
         (lambda r: r.contribute(0, 1, [1], pace=pb.PACE_SSP), InvalidRequestError, "contribution is for bsp"),
-        (lambda r: r.join(2), InvalidRequestError, "trainer is 2; it must be 0 to 1"),
-        (lambda r: r.join(0, trainers=0), LimitExceededError, "trainers is 0; it must be 1 to 1024"),
-        (lambda r: r.join(0, trainers=1025), LimitExceededError, "trainers is 1025"),
+        (lambda r: r.join(2), InvalidRequestError, "rank is 2; it must be 0 to 1"),
+        (lambda r: r.join(0, trainers=0), LimitExceededError, "world_size is 0; it must be 1 to 1024"),
+        (lambda r: r.join(0, trainers=1025), LimitExceededError, "world_size is 1025"),
         (lambda r: r.join(0, pace=0), InvalidRequestError, "pace is 0"),
         (lambda r: r.join(0, deadline_ms=0), InvalidRequestError, "deadline_ms is 0"),
         (

@@ -146,7 +146,9 @@ def test_the_check_holds_kinds_out_of_the_fit() -> None:
 
 
 def test_too_few_runs_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"1 runs are plain on disk and 0 packed: a fit needs two lengths"):
+    with pytest.raises(
+        ConfigError, match=r"1 runs have rows that are not compressed and 0 have compressed rows"
+    ):
         fit([run_of(KINDS[4], CONSTANTS)])
 
 

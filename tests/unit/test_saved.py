@@ -190,7 +190,7 @@ def test_what_cannot_be_restored_is_named_and_changes_nothing(driver: Driver, tm
     other = Driver(shard_config(tmp_path / "other", TABLES), tmp_path / "other" / "shard-0000")
     save(other, token=6)
     other.shard.close()
-    with pytest.raises(StoreError, match="the shards' copies are not of one save"):
+    with pytest.raises(StoreError, match="the copies of the shards come from different saves"):
         restore_tables([driver.directory, other.directory], "a")
     mark = driver.directory / "saved" / "a" / "mark.json"
     text = mark.read_text()

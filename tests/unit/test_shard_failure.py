@@ -54,7 +54,7 @@ def test_half_a_push_never_reaches_the_store(
     monkeypatch.setattr(user, "_step", interrupted)
     with pytest.raises(KeyboardInterrupt):
         driver.push({"user": (IDS, ones(3))})
-    with pytest.raises(PoisonedError, match="a push or a write broke off"):
+    with pytest.raises(PoisonedError, match="a push or a write failed half way"):
         write_back(driver)
     with pytest.raises(PoisonedError, match="KeyboardInterrupt"):
         driver.pull("user", IDS)

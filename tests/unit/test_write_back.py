@@ -138,11 +138,11 @@ def test_after_a_failed_write_no_row_leaves_memory(
         sector = int(np.argmax(tier.arena._counts))
         with pytest.raises(StoreError):
             tier.write_back_sector(sector)
-    with pytest.raises(PoisonedError, match="a push or a write broke off"), tier.lock:
+    with pytest.raises(PoisonedError, match="a push or a write failed half way"), tier.lock:
         tier.make_room(tier.arena.rows_max)
-    with pytest.raises(PoisonedError, match="a push or a write broke off"):
+    with pytest.raises(PoisonedError, match="a push or a write failed half way"):
         tier.remove(ids, 9)
-    with pytest.raises(PoisonedError, match="a push or a write broke off"):
+    with pytest.raises(PoisonedError, match="a push or a write failed half way"):
         tier.replace_stored(lambda: None, 0, 9)
     assert len(tier.arena) == ids.shape[0]
     np.testing.assert_array_equal(driver.pull("t", ids[:3]), driver.pull("t", ids[:3]))

@@ -174,4 +174,4 @@ def _name(candidate: Candidate, taken: set[str]) -> str:
     for name in itertools.chain(names, (f"{names[-1]}_{number}" for number in itertools.count(2))):
         if name not in taken:
             return name
-    raise AssertionError("counting does not end")
+    raise AssertionError("unreachable: one of the names is free")
