@@ -118,8 +118,8 @@ def fit(config: str | os.PathLike[str], data: Any, refit: bool = False) -> Fit:
     for use in uses:
         found = quantile_edges(samples[use.label].values, _buckets(use).quantiles or 0)
         if not found:
-            message = f"{use.title} has {samples[use.label].seen} values, all the same"
-            raise DataError(f"{message} or none; quantiles need two different values")
+            message = f"{use.title} has {samples[use.label].seen} values"
+            raise DataError(f"{message} but not two different ones; quantiles need two")
         edges[use.label] = found
     for use in uses:
         attribute = document.value["entities"][use.entity]["attributes"][use.name]

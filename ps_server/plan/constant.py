@@ -139,8 +139,8 @@ def _disk(runs: Sequence[Run]) -> tuple[float, float, list[float]]:
     if np.unique(lengths).shape[0] < 2 or np.linalg.matrix_rank(matrix) < 3:
         raise ConfigError(
             f"{len(plain)} runs have rows that are not compressed and {len(packed)} have compressed rows; the "
-            "constants need two lengths of rows that are not compressed, and compressed rows without state, of "
-            "several sizes and of bf16"
+            "constants need two lengths of the former, and of the latter rows without state, of several sizes "
+            "and of bf16"
         )
     slope, start = np.polyfit(lengths, np.array([run.disk_bytes for run in plain]), 1)
     saved = [start + slope * run.kind.layout.value_bytes - run.disk_bytes for run in packed]

@@ -153,7 +153,7 @@ def test_what_cannot_be_fitted_is_named(shop: Path, capsys: pytest.CaptureFixtur
         return pa.table({"price": [1.0, 2.0], "sold": [1, 2]} | columns)
 
     with pytest.raises(
-        DataError, match=r"column 'price' \(item.price\) has 2 values, and not two different ones"
+        DataError, match=r"column 'price' \(item.price\) has 2 values but not two different ones"
     ):
         fit(shop / "c.yaml", table(price=[1.0, 1.0]))
     with pytest.raises(DataError, match=r"column 'price' \(item.price\) has Arrow type string"):
