@@ -138,9 +138,9 @@ def _disk(runs: Sequence[Run]) -> tuple[float, float, list[float]]:
     matrix = np.array([_saving(run.kind) for run in packed], float).reshape(-1, 3)
     if np.unique(lengths).shape[0] < 2 or np.linalg.matrix_rank(matrix) < 3:
         raise ConfigError(
-            f"{len(plain)} runs have rows that are not compressed and {len(packed)} have compressed rows; the "
-            "constants need two lengths of the former, and of the latter rows without state, of several sizes "
-            "and of bf16"
+            f"{len(plain)} runs have rows that are not compressed and {len(packed)} have compressed rows; "
+            "the constants need two lengths of the former, and of the latter rows without state, of several "
+            "sizes and of bf16"
         )
     slope, start = np.polyfit(lengths, np.array([run.disk_bytes for run in plain]), 1)
     saved = [start + slope * run.kind.layout.value_bytes - run.disk_bytes for run in packed]
