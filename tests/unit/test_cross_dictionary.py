@@ -12,9 +12,9 @@ import pytest
 
 from feature_cross import DataError, Engine, load
 from feature_cross.author import dictionary as dictionary_module
-from feature_cross.author.cli import main
 from feature_cross.author.dictionary import DictionaryReport, look_up, parse_id, write_dictionary
 from feature_cross.error import FlagError
+from tests.cross_files import run
 
 CONFIG = """\
 ids: {slot_bits: 8}
@@ -45,10 +45,6 @@ def files(tmp_path: Path) -> Path:
     pa.parquet.write_table(table(), tmp_path / "t.parquet")
     (tmp_path / "c.yaml").write_text(CONFIG)
     return tmp_path
-
-
-def run(*arguments: object) -> int:
-    return main([str(argument) for argument in arguments])
 
 
 def make(files: Path, rows_max: int = 10_000, batch_rows: int = 65_536) -> DictionaryReport:

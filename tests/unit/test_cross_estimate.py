@@ -11,7 +11,6 @@ import pyarrow.parquet
 import pytest
 
 from feature_cross import DataError, Engine, load
-from feature_cross.author.cli import main
 from feature_cross.author.estimate.collision import (
     CheckedEngine,
     ValueCheck,
@@ -22,6 +21,7 @@ from feature_cross.author.estimate.collision import (
 from feature_cross.author.estimate.measure import measure
 from feature_cross.author.estimate.report import Estimate, read_estimate
 from feature_cross.config import loader
+from tests.cross_files import run
 
 CONFIG = """\
 ids: {slot_bits: 8}
@@ -65,10 +65,6 @@ def files(tmp_path: Path) -> Path:
     pa.parquet.write_table(table(), tmp_path / "t.parquet", row_group_size=1000)
     (tmp_path / "c.yaml").write_text(CONFIG)
     return tmp_path
-
-
-def run(*arguments: object) -> int:
-    return main([str(argument) for argument in arguments])
 
 
 def estimate(capsys: pytest.CaptureFixture[str], *arguments: object) -> Estimate:

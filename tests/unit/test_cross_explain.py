@@ -6,12 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from feature_cross.author.cli import main
-
-
-def run(*arguments: object) -> int:
-    return main([str(argument) for argument in arguments])
-
+from tests.cross_files import run
 
 CHOSEN = """\
 entities:

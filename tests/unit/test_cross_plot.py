@@ -14,7 +14,6 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from feature_cross import load
-from feature_cross.author.cli import main
 from feature_cross.author.estimate.report import Estimate, read_estimate
 from feature_cross.author.plot.chart import (
     LINES_MAX,
@@ -26,6 +25,7 @@ from feature_cross.author.plot.chart import (
 from feature_cross.author.plot.graph import NODES_MAX, graph_figure
 from feature_cross.author.plot.style import _apart
 from feature_cross.config.plan import build_plan
+from tests.cross_files import run
 
 NAMES = ["graph", "cardinality", "frequency", "growth", "collision"]
 CONFIG = """\
@@ -38,10 +38,6 @@ features:
   hidden: {kind: interaction, emit: false, of: [user.city, item.category]}
   deep: {kind: weak, slot: 2, of: [user.id, hidden]}
 """
-
-
-def run(*arguments: object) -> int:
-    return main([str(argument) for argument in arguments])
 
 
 @pytest.fixture

@@ -12,7 +12,6 @@ import pyarrow.parquet
 import pytest
 
 from feature_cross import CrossConfig, DataError, load
-from feature_cross.author.cli import main
 from feature_cross.author.rank import ranking as ranking_module
 from feature_cross.author.rank.model import StoppedError, Trainer
 from feature_cross.author.rank.part import make_probe
@@ -20,6 +19,7 @@ from feature_cross.author.rank.ranking import Judgement, rank
 from feature_cross.author.rank.sample import Design, Sample, read_sample
 from feature_cross.config.plan import build_plan
 from feature_cross.error import FlagError
+from tests.cross_files import run
 
 CONFIG = """\
 ids: {slot_bits: 8}
@@ -81,10 +81,6 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "c.yaml").write_text(CONFIG)
     pa.parquet.write_table(planted(6000, 1), folder / "t.parquet", row_group_size=1000)
     return folder
-
-
-def run(*arguments: object) -> int:
-    return main([str(argument) for argument in arguments])
 
 
 @pytest.mark.parametrize("over", ["parts", "columns", "rest"])

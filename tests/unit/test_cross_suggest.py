@@ -12,7 +12,6 @@ import pytest
 
 from feature_cross import Engine, load
 from feature_cross.author.check.lint import check_config
-from feature_cross.author.cli import main
 from feature_cross.author.rank.candidate import Candidate, declare
 from feature_cross.author.rank.edit import add_features
 from feature_cross.author.rank.pruning import Limits, _Pruner, prune
@@ -21,6 +20,7 @@ from feature_cross.author.rank.suggestion import Search, _Searcher, suggest
 from feature_cross.config.loader import load_text
 from feature_cross.config.plan import build_plan
 from feature_cross.error import FlagError
+from tests.cross_files import run
 
 CONFIG = """\
 ids: {slot_bits: 8}
@@ -132,10 +132,6 @@ def files(tmp_path: Path) -> Path:
     (tmp_path / "c.yaml").write_text(CONFIG)
     pa.parquet.write_table(planted(6000, 1), tmp_path / "t.parquet")
     return tmp_path
-
-
-def run(*arguments: object) -> int:
-    return main([str(argument) for argument in arguments])
 
 
 def test_suggest_prints_yaml_that_can_be_pasted(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
