@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What every tier shares: where the repository is, hypothesis settings, small configs."""
 
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,9 @@ if str(ROOT) not in sys.path:  # `pytest` alone does not add it; tests import te
 # The first call of a kernel compiles it, so a deadline would fail on the machine, not on the code.
 settings.register_profile("house", deadline=None, print_blob=True)
 settings.load_profile("house")
+
+# A shell starts what it puts into the background with interrupts ignored, and processes inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 MakeConfig = Callable[..., dict[str, Any]]
 

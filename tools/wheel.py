@@ -35,7 +35,9 @@ def build_wheel(sdist: Path, folder: Path) -> Path:
     """Write the wheel of an sdist into `folder`; its path."""
     with tempfile.TemporaryDirectory() as unpacked:
         with tarfile.open(sdist) as archive:
-            archive.extractall(unpacked, filter="data")
+            # Our own archive; Python 3.11 before 3.11.4 has no filter, and later ones warn without one.
+            safely = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
+            archive.extractall(unpacked, **safely)  # type: ignore[arg-type]
         (source,) = Path(unpacked).iterdir()
         return _built("wheel", source, folder)
 
