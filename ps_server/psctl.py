@@ -44,7 +44,7 @@ examples, each on a stopped shard or data_dir:
 
 _PLAN_EXAMPLES: Final = """\
 examples:
-  psctl plan                                         (what 72 and 40 bytes become)
+  psctl plan                                         (the real size of rows of 72 and 40 bytes)
   psctl plan --rows 14e9 --dim 16 --optimizer adagrad --share 0.1 --shards 64
   feature-cross estimate features.yaml data.parquet --json > estimate.json
   psctl plan --estimate estimate.json --shards 8 --share 0.2 --json
