@@ -178,8 +178,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
     console = Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH)
     room = "plan" if arguments.command == "plan" else "offline" if arguments.command in _OFFLINE else "online"
-    code: int = import_module(f"ps_server.command.{room}").run(arguments, console)
-    return code
+    return int(import_module(f"ps_server.command.{room}").run(arguments, console))
 
 
 if __name__ == "__main__":

@@ -164,16 +164,12 @@ class InternalError(RowhouseError):
     code = StatusCode.INTERNAL
 
 
-def _tree(root: type[RowhouseError]) -> dict[str, type[RowhouseError]]:
+def error_class_names(root: type[RowhouseError] = RowhouseError) -> dict[str, type[RowhouseError]]:
+    """Every class of the tree below `root` by its name, `root` included."""
     classes = {root.__name__: root}
     for child in root.__subclasses__():
-        classes.update(_tree(child))
+        classes.update(error_class_names(child))
     return classes
-
-
-def error_class_names() -> dict[str, type[RowhouseError]]:
-    """Every class of the tree by its name, the base included."""
-    return _tree(RowhouseError)
 
 
 _BY_CODE: Final[dict[int, type[RowhouseError]]] = {

@@ -183,7 +183,7 @@ class _Series:
         while done < order.shape[0]:
             if self._file is None:
                 self.files.append(Path(f"{self._job.stem}-{len(self.files):04d}.sst"))
-                self._file = SortedFile(self.files[-1], self._job.record_bytes - KEY_BYTES)
+                self._file = SortedFile(self.files[-1])
                 self._room = self._job.file_rows
             chosen = order[done : done + min(PIECE_ROWS, self._room)]
             self._file.append(whole.take(chosen).view(np.uint8).reshape(-1, records.shape[1]))

@@ -289,8 +289,8 @@ class RowFamily:
 class SortedFile:
     """Writer of one SST file for RowFamily.ingest; keys must ascend over all its appends."""
 
-    def __init__(self, path: Path, value_bytes: int) -> None:
-        self.path, self._width = path, value_bytes
+    def __init__(self, path: Path) -> None:
+        self.path = path
         options = _row_options(rocksdict.Cache(1 << 20), 1 << 20)
         # the last level's, because RocksDB's SstFileWriter compresses for that one where it is set
         options.set_bottommost_compression_options(-14, LOAD_ZSTD_LEVEL, 0, 0, True)

@@ -184,12 +184,7 @@ class ParameterService:
             Whatever the call raises; InternalError for anything unforeseen.
         """
         try:
-            shard = self._served()
-            if kind == frame.PULL:
-                return codec.pull_response_parts(self._pulled(shard, data, hold))
-            if kind == frame.PUSH:
-                return [codec.encode_push_response(shard.push(codec.decode_push_request(data), data))]
-            return [shard.contribute(codec.decode_contribution(data)).SerializeToString()]
+            return _answered(self._served(), kind, data, hold)
         except RowhouseError:
             raise
         except Exception as error:
@@ -197,13 +192,11 @@ class ParameterService:
 
     def handler(self) -> grpc.GenericRpcHandler:
         """The gRPC handler to register under SERVICE_NAME."""
-        raw: dict[str, Call]
-        raw = {"Pull": self._pull, "Push": self._push, "Contribute": self._contribute}
+        hot = {"Pull": frame.PULL, "Push": frame.PUSH, "Contribute": frame.CONTRIBUTE}
+        calls = {name: self._hot(kind) for name, kind in hot.items()}
+        calls |= {name: self._control(method) for name, method in METHODS.items()}
         methods: dict[str, grpc.RpcMethodHandler[Any, Any]]
-        methods = {n: grpc.unary_unary_rpc_method_handler(self._guard(call)) for n, call in raw.items()}
-        for method in METHODS.values():
-            call = self._guard(self._control(method))
-            methods[method.name] = grpc.unary_unary_rpc_method_handler(call)
+        methods = {n: grpc.unary_unary_rpc_method_handler(self._guard(call)) for n, call in calls.items()}
         return grpc.method_handlers_generic_handler(SERVICE_NAME, methods)
 
     def _guard(self, call: Call) -> Callable[[Any, grpc.ServicerContext], Any]:
@@ -241,30 +234,35 @@ class ParameterService:
 
         return decode_and_call
 
-    def _contribute(self, shard: ServedShard, data: bytes, _context: grpc.ServicerContext) -> bytes:
-        with self._in_flight.hold(len(data)):
-            return shard.contribute(codec.decode_contribution(data)).SerializeToString()
+    def _hot(self, kind: int) -> Call:
+        """A call of a training step from bytes to bytes."""
 
-    def _pull(self, shard: ServedShard, data: bytes, context: grpc.ServicerContext) -> bytes:
-        with ExitStack() as held:
-            hold = held.enter_context(self._in_flight.hold(len(data)))
-            answer = codec.encode_pull_response(self._pulled(shard, data, hold))
-            # gRPC keeps the answer until the peer has read it, which may be never: only then the call ends
-            unread = held.pop_all()
-        if not context.add_callback(unread.close):
-            unread.close()  # it has ended already
+        def answer(shard: ServedShard, data: bytes, context: grpc.ServicerContext) -> bytes:
+            with ExitStack() as held:
+                hold = held.enter_context(self._in_flight.hold(len(data)))
+                answer = b"".join(_answered(shard, kind, data, hold))
+                if kind != frame.PULL:
+                    return answer
+                # gRPC keeps the rows until the peer has read them, which may be never; then the call ends
+                unread = held.pop_all()
+            if not context.add_callback(unread.close):
+                unread.close()  # it has ended already
+            return answer
+
         return answer
 
-    def _pulled(
-        self, shard: ServedShard, data: bytes | memoryview, hold: Callable[[int], None]
-    ) -> PullResponse:
-        request = codec.decode_pull_request(data)
-        hold(_answer_bytes(request))
-        return shard.pull(request)
 
-    def _push(self, shard: ServedShard, data: bytes, _context: grpc.ServicerContext) -> bytes:
-        with self._in_flight.hold(len(data)):
-            return codec.encode_push_response(shard.push(codec.decode_push_request(data), data))
+def _answered(
+    shard: ServedShard, kind: int, data: bytes | memoryview, hold: Callable[[int], None]
+) -> list[codec.Part]:
+    """The answer to a hot call, in pieces; `hold` counts the bytes of its rows before they are there."""
+    if kind == frame.PULL:
+        pull = codec.decode_pull_request(data)
+        hold(_answer_bytes(pull))
+        return codec.pull_response_parts(shard.pull(pull))
+    if kind == frame.PUSH:
+        return [codec.encode_push_response(shard.push(codec.decode_push_request(data), data))]
+    return [shard.contribute(codec.decode_contribution(data)).SerializeToString()]
 
 
 def _answer_bytes(request: PullRequest) -> int:
