@@ -65,6 +65,8 @@ def connect(
     """
     if not (isinstance(timeout_s, int | float) and timeout_s > 0):
         raise ConfigError(f"timeout_s is {timeout_s!r}; it must be above 0")
+    if not isinstance(target, str):
+        raise ConfigError(f"target is {target!r}; it must be text: 'host:port,…' or '{EMBEDDED_PREFIX}DIR'")
     directory = target.removeprefix(EMBEDDED_PREFIX)
     embedded = directory != target
     if embedded and not directory:

@@ -137,6 +137,8 @@ def test_an_embedded_target_needs_a_directory() -> None:
 def test_wrong_options_are_errors() -> None:
     with pytest.raises(ConfigError, match="timeout_s is 0"):
         connect("a:1", timeout_s=0)
+    with pytest.raises(ConfigError, match="target is 7470; it must be text"):
+        connect(7470)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="config is for an embedded target"):
         connect("a:1", config={})
     with pytest.raises(error.InvalidRequestError, match="wire_dtype is 'int8'"):
