@@ -14,6 +14,7 @@ from typing import Final
 
 from rowhouse.error import ConfigError
 
+from ps_server.config.cluster import MEMORY_BUDGET_MIN_BYTES
 from ps_server.disk.row import ID_BYTES
 from ps_server.plan.row_bytes import FILTER_BYTES, Constants, RowBytes, disk_row, memory_row, raw_bytes
 from ps_server.table.budget import least_budget, split
@@ -182,7 +183,7 @@ def make_plan(demands: Sequence[Demand], site: Site, constants: Constants) -> Pl
         filter_bytes += FILTER_BYTES * demand.rows / site.shards
     charged = sum(d.table.layout.cost_bytes * d.rows * site.share for d in demands) / site.shards
     sketch_bytes = sum(d.table.admission.sketch_bytes for d in demands if d.table.admission)
-    budget = least_budget(math.ceil(charged) + sketch_bytes)
+    budget = max(least_budget(math.ceil(charged) + sketch_bytes), MEMORY_BUDGET_MIN_BYTES)
     store_bytes = float(split(budget)[0])
     memory["admission sketches"] = float(sketch_bytes * site.shards)
     memory["RocksDB cache and memtables"] = store_bytes * site.shards

@@ -14,6 +14,7 @@ from rowhouse.error import ConfigError
 from ps_server import psctl
 from ps_server.command import plan as plan_command
 from ps_server.command.plan import errors_of, parse_rows
+from ps_server.config.cluster import MEMORY_BUDGET_MIN_BYTES
 from ps_server.disk.row import RowLayout
 from ps_server.plan.constant import SHIPPED, Kind, Run, fit, read_runs, write_runs
 from ps_server.plan.measure import BASE_ROWS, CHECKED, KINDS, measure
@@ -99,7 +100,13 @@ def test_a_plan_sums_and_its_budget_holds_the_rows() -> None:
     assert "rows per counter" in " ".join(plan.notes)
 
 
-@pytest.mark.parametrize("hot_rows", [1e3, 1e6, 3e7, 1e8])
+def test_a_small_plans_budget_is_one_that_a_config_may_have() -> None:
+    table = table_of("t", dim=16, dtype_name="fp32", optimizer="sgd")
+    plan = make_plan([Demand(table=table, rows=100)], SITE, CONSTANTS)
+    assert plan.memory_budget_bytes == MEMORY_BUDGET_MIN_BYTES
+
+
+@pytest.mark.parametrize("hot_rows", [2e4, 1e6, 3e7, 1e8])
 def test_a_budget_of_any_size_holds_its_rows(hot_rows: float) -> None:
     table = table_of("t", dim=16, dtype_name="fp32", optimizer="sgd")
     site = replace(SITE, shards=1, share=1.0)
