@@ -12,14 +12,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from rowhouse.error import ConfigError, CorruptionError, DirectoryInUseError, StoreError
 from rowhouse.placement import PartitionMap
 
 from ps_server.disk import checkpoint
+from ps_server.disk.file import write_synced
 from ps_server.disk.row import LSN_BYTES, ROW_FORMAT_VERSION, RowLayout
 from ps_server.disk.store import Store
+
+NOTE_NAME: Final = "cluster.json"
 
 MAINTENANCE_CACHE_BYTES: Final = 64 << 20
 """Scans read each block once; the cache is for index and filter blocks."""
@@ -68,23 +71,36 @@ def claim_data_dir(data_dir: Path, shard_count: int) -> None:
     Raises ConfigError, before anything is made or changed, when the data was made with another number:
     a shard more would own ids whose rows lie elsewhere. StoreError when the note cannot be written.
     """
-    note = data_dir / "cluster.json"
+    note = data_dir / NOTE_NAME
     wanted = {"shard_count": shard_count, "map_version": PartitionMap.even(shard_count).version}
+    if note.is_file():
+        known = _read_note(note)
+        if known != wanted:
+            raise ConfigError(
+                f"shards is {shard_count}; the data in {str(data_dir)!r} is split over "
+                f"{known['shard_count']}: psctl export and load move it to another number"
+            )
+        return
     try:
-        if note.is_file():
-            known = json.loads(note.read_text(encoding="utf-8"))
-            if known != wanted:
-                raise ConfigError(
-                    f"shards is {shard_count}; the data in {str(data_dir)!r} is split over "
-                    f"{known.get('shard_count')}: psctl export and load move it to another number"
-                )
-            return
         data_dir.mkdir(parents=True, exist_ok=True)
-        temporary = note.with_name(f"{note.name}.{os.getpid()}")
-        temporary.write_text(json.dumps(wanted) + "\n", encoding="utf-8")
-        os.replace(temporary, note)
-    except (OSError, ValueError) as error:
-        raise StoreError(f"{str(note)!r}: {error}") from None
+    except OSError as error:
+        raise StoreError(f"{str(data_dir)!r}: {error.strerror or error}") from None
+    write_synced(note, json.dumps(wanted) + "\n")
+
+
+def _read_note(note: Path) -> dict[str, Any]:
+    """What a data_dir's note says; StoreError when it cannot be read, CorruptionError when it is none."""
+    try:
+        known = json.loads(note.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise StoreError(f"{str(note)!r}: {error.strerror or error}") from None
+    except ValueError:
+        known = None
+    if not isinstance(known, dict) or not isinstance(known.get("shard_count"), int):
+        raise CorruptionError(
+            f"{str(note)!r} is damaged: it must say the shard_count and map_version of the data"
+        )
+    return known
 
 
 def is_made(directory: Path) -> bool:
@@ -116,11 +132,8 @@ def shard_directories(path: Path) -> list[Path]:
 
 def missing_shards(data_dir: Path) -> list[str]:
     """Names of the shards that `data_dir` has not, though it has others and its note counts them."""
-    note = data_dir / "cluster.json"
-    try:
-        count = int(json.loads(note.read_text(encoding="utf-8"))["shard_count"]) if note.is_file() else 0
-    except (OSError, ValueError, KeyError) as error:
-        raise StoreError(f"{str(note)!r}: {error}") from None
+    note = data_dir / NOTE_NAME
+    count = _read_note(note)["shard_count"] if note.is_file() else 0
     names = [f"shard-{index:04d}" for index in range(count)]
     missing = [name for name in names if not is_made(data_dir / name)]
     return missing if len(missing) < count else []

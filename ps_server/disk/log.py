@@ -26,6 +26,7 @@ from typing import Final
 import xxhash
 from rowhouse.error import StoreError
 
+from ps_server.disk.file import sync_directory
 from ps_server.disk.segment import (
     MAGIC,
     SEGMENT_HEADER,
@@ -33,7 +34,6 @@ from ps_server.disk.segment import (
     encode_record,
     list_segments,
     segment_path,
-    sync_directory,
 )
 
 PREALLOCATE_MIN_BYTES: Final = 1 << 20

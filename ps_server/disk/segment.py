@@ -19,6 +19,8 @@ import xxhash
 from numpy.typing import NDArray
 from rowhouse.error import CorruptionError
 
+from ps_server.disk.file import sync_directory
+
 MAGIC: Final = b"RWHSLOG1"
 """Name and format version of a segment file."""
 
@@ -67,15 +69,6 @@ def encode_record(record: Record) -> tuple[bytes, bytes | memoryview, bytes]:
     head = RECORD_HEADER.pack(*fields, xxhash.xxh3_64_intdigest(record.payload), 0)[:-8]
     check = xxhash.xxh3_64_intdigest(head).to_bytes(8, "little")
     return head + check, record.payload, check
-
-
-def sync_directory(directory: Path) -> None:
-    """Make the names in a folder durable."""
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def read_header(file: BinaryIO, path: Path) -> tuple[int, int] | None:

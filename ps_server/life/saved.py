@@ -28,7 +28,7 @@ from rowhouse.error import CorruptionError, InvalidRequestError, PreconditionErr
 from rowhouse.v1 import rowhouse_pb2 as pb
 
 from ps_server.disk.directory import held
-from ps_server.disk.segment import sync_directory
+from ps_server.disk.file import sync_directory, write_synced
 from ps_server.disk.store import Store
 
 FOLDER: Final = "saved"
@@ -108,9 +108,9 @@ class SavedTables:
                 _remove(fresh)
                 fresh.mkdir(parents=True)
                 self._shard.store.link_to(fresh / "store")
-                _write_synced(fresh / MARK, _sealed(saves))
+                write_synced(fresh / MARK, _sealed(saves))
                 if self._shard.settled_lsn() == lsn:  # a push under way counts as one that came meanwhile
-                    _write_synced(self._shard.directory / MARK, _sealed(saves))
+                    write_synced(self._shard.directory / MARK, _sealed(saves))
                     os.rename(fresh, final)
                     sync_directory(final.parent)
                     return self._saved(save)
@@ -191,7 +191,7 @@ def restore_tables(directories: Sequence[Path], name: str) -> list[int]:
             if (directory / "store" / "LOCK").exists():
                 stack.enter_context(held(directory))
         for directory, mark in zip(directories, marks, strict=True):
-            _write_synced(directory / RESTORING, _sealed(mark))
+            write_synced(directory / RESTORING, _sealed(mark))
         for directory, mark in zip(directories, marks, strict=True):
             _restore_one(directory, directory / FOLDER / name, mark)
         for directory in directories:  # only now: until all of them are done no shard may be opened
@@ -217,7 +217,7 @@ def _restore_one(directory: Path, source: Path, mark: list[Save]) -> None:
         os.rename(directory / "store", old)
     _remove(directory / "log")  # pushes after the save
     os.rename(fresh, directory / "store")
-    _write_synced(directory / MARK, _sealed(mark))
+    write_synced(directory / MARK, _sealed(mark))
     _remove(old)
 
 
@@ -243,17 +243,3 @@ def _read_mark(path: Path) -> list[Save]:
         raise CorruptionError(f"{path}: has version {document['version']}; this version reads 1")
     saves: list[Save] = document["saves"]
     return saves
-
-
-def _write_synced(path: Path, text: str) -> None:
-    """Write a file whole or not at all, and have it on disk."""
-    temporary = path.with_name(path.name + ".new")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        sync_directory(path.parent)
-    except OSError as error:
-        raise StoreError(f"{path} cannot be written: {error.strerror}") from None

@@ -10,7 +10,6 @@ the rows on disk is refused by the shard, and changes nothing.
 Thread safety: a function; the shard it returns is thread-safe.
 """
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -18,7 +17,8 @@ from typing import Any, Final
 from rowhouse.error import ConfigError, StoreError
 from rowhouse.malloc import keep_large_blocks
 
-from ps_server.config.cluster import ClusterConfig, load_config, shard_directory
+from ps_server.config.cluster import load_config, shard_directory
+from ps_server.disk.file import write_synced
 from ps_server.life.saved import check_no_restore
 from ps_server.shard.shard import Shard
 
@@ -74,18 +74,11 @@ def open_embedded(directory: str | Path, config: str | Path | Mapping[str, Any] 
         raise StoreError(f"directory {str(folder)!r}: {error.strerror}") from None
     check_no_restore(shard_directory(resolved, 0))
     shard = Shard.open(resolved, 0, shard_directory(resolved, 0))
+    text = resolved.to_yaml()
     try:
-        _store_config(resolved, stored)
-    except OSError as error:
+        if not stored.is_file() or stored.read_bytes() != text.encode():
+            write_synced(stored, text)
+    except StoreError:
         shard.close()
-        raise StoreError(f"{str(stored)!r} cannot be written: {error.strerror}") from None
+        raise
     return shard
-
-
-def _store_config(config: ClusterConfig, path: Path) -> None:
-    text = config.to_yaml()
-    if path.is_file() and path.read_text(encoding="utf-8") == text:
-        return
-    temporary = path.with_name(path.name + ".new")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)

@@ -34,6 +34,7 @@ from rowhouse.error import ConfigError, DirectoryInUseError, StoreError, Unavail
 from ps_server.config.cluster import ClusterConfig
 from ps_server.config.endpoint import socket_path, split_endpoint
 from ps_server.disk.directory import claim_data_dir, missing_shards
+from ps_server.disk.file import write_synced
 from ps_server.serve.binding import clear_socket_file
 from ps_server.serve.server import StopFlag
 
@@ -182,7 +183,7 @@ class Supervisor:
             claim_data_dir(self.config.data_dir, self.config.shard_count)
             self._check_shards()
             self.config = resolve_ports(self.config)
-            _write_atomically(self._path("resolved.yaml"), self.config.to_yaml())
+            write_synced(self._path("resolved.yaml"), self.config.to_yaml())
             self.children = [Child(i, e) for i, e in enumerate(self.config.endpoints)]
             try:
                 for child in self.children:
@@ -218,7 +219,7 @@ class Supervisor:
             "supervisor_pid": os.getpid(),
         }
         try:
-            _write_atomically(self._path("endpoints.json"), json.dumps(facts, indent=2) + "\n")
+            write_synced(self._path("endpoints.json"), json.dumps(facts, indent=2) + "\n")
         except StoreError as error:  # a full disk: shards that run are worth more than this file
             _log.warning("%s", error)
 
@@ -299,12 +300,3 @@ def _lock_directory(data_dir: Path) -> int:
         os.close(lock)
         raise DirectoryInUseError(f"data_dir {str(data_dir)!r}: another `ps-server up` runs on it") from None
     return lock
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".new")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    except OSError as error:
-        raise StoreError(f"{str(path)!r} cannot be written: {error.strerror}") from None

@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Small files that are whole or absent, also after a power cut.
+
+Thread safety: any number of threads and processes may write one file; the last one that renames wins.
+"""
+
+import os
+from pathlib import Path
+
+from rowhouse.error import StoreError
+
+
+def sync_directory(directory: Path) -> None:
+    """Make the names in a folder durable."""
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_synced(path: Path, text: str) -> None:
+    """Write a file: into another name, synced, renamed, and the folder synced.
+
+    Raises StoreError when the system refuses; the file that was there before is there still.
+    """
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.new")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        sync_directory(path.parent)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise StoreError(f"{str(path)!r} cannot be written: {error.strerror or error}") from None
