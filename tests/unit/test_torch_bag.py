@@ -191,7 +191,7 @@ def test_autocast_and_a_frozen_part_of_the_model() -> None:
     ("shape", "offsets", "weights", "text"),
     [
         ((4,), None, None, "offsets must be given with one dimension"),
-        ((2, 2), torch.tensor([0]), None, "offsets are for one dimension"),
+        ((2, 2), torch.tensor([0]), None, "offsets must be given with one dimension"),
         ((1, 1, 1), None, None, r"shape \(1, 1, 1\); it must have one or two"),
         ((4,), torch.tensor([[0]]), None, r"offsets have shape \(1, 1\)"),
         ((4,), torch.tensor([0]), torch.ones(3), r"shapes \(3,\) and \(4,\)"),
