@@ -289,7 +289,7 @@ def test_a_refused_step_is_told_to_each_once_and_may_be_made_anew(rig: Rig) -> N
         (lambda r: r.wait(0, 0), SequenceGapError, "step 0 came"),
         (lambda r: r.contribute(0, 1, [1], np.nan), InvalidRequestError, "must be finite"),
         (lambda r: r.contribute(0, 1, [1], group=78), InvalidRequestError, "the group as its client id"),
-        (lambda r: r.contribute(0, 1, [1], pace=pb.PACE_SSP), InvalidRequestError, "contribution must have pace bsp"),
+        (lambda r: r.contribute(0, 1, [1], pace=pb.PACE_SSP), InvalidRequestError, "must have pace bsp"),
         (lambda r: r.join(2), InvalidRequestError, "rank is 2; it must be 0 to 1"),
         (lambda r: r.join(0, trainers=0), LimitExceededError, "world_size is 0; it must be 1 to 1024"),
         (lambda r: r.join(0, trainers=1025), LimitExceededError, "world_size is 1025"),
