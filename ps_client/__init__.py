@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a trainer imports: pull rows, push gradients. `ps_client.torch` has the PyTorch modules.
 
-client = connect("embedded:/data/model", config={"tables": [{"name": "user", "dim": 16}]})
-rows = client.pull("user", ids)
-client.push("user", ids, gradients)
+    client = connect("embedded:/data/model", config={"tables": [{"name": "user", "dim": 16}]})
+    rows = client.pull("user", ids)
+    client.push("user", ids, gradients)
 
 Each name is imported when it is first used: kernels and gRPC take half a second to load, and a program that
 reads a config or prints its help needs neither.
