@@ -10,6 +10,7 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Final
 
 from rowhouse.program import run_program
@@ -84,14 +85,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     of_many = getattr(arguments, "parent_pid", None) is not None  # `up` shows what all its shards say
     name = f"ps-server: {who}" if of_many else "ps-server"
     logging.basicConfig(level=arguments.log_level, format=f"%(asctime)s {who} %(levelname)s %(message)s")
-
-    def work() -> None:
-        # Imported here: pydantic, gRPC and kernels take a second to load, and --help needs none of them.
-        from ps_server.command import serve  # noqa: PLC0415
-
-        serve.run(arguments)
-
-    return run_program(name, work)
+    # Imported when the command runs: pydantic, gRPC and kernels take a second to load, and --help needs none.
+    return run_program(name, lambda: import_module("ps_server.command.serve").run(arguments))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import sys
 import threading
 from collections.abc import Sequence
 from importlib import import_module
-from types import FrameType, ModuleType
+from types import ModuleType
 from typing import Final
 
 from rowhouse.distribution import install_hint
@@ -58,16 +58,12 @@ def _imported(name: str) -> ModuleType:
         signal.getsignal(signal.SIGINT) is signal.default_int_handler
     )
     if ours:
-        signal.signal(signal.SIGINT, _leave)
+        signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
     try:
         return import_module(name)
     finally:
         if ours:
             signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def _leave(number: int, frame: FrameType | None) -> None:
-    os._exit(INTERRUPTED)
 
 
 if __name__ == "__main__":

@@ -9,8 +9,7 @@ import sys
 from collections.abc import Callable
 from typing import Final
 
-STORE_CODE: Final = 74
-"""Exit code when the system refuses a file: that of rowhouse.error.StoreError."""
+from rowhouse.error import StoreError
 
 INTERRUPTED: Final = 130
 """Exit code after Ctrl-C, as shells give it."""
@@ -18,7 +17,7 @@ INTERRUPTED: Final = 130
 
 def run_program(
     name: str, work: Callable[[], int | None], *, named: bool = True, interrupted: str = "interrupted",
-    refused: int = STORE_CODE,
+    refused: int = StoreError.exit_code,
 ) -> int:  # fmt: skip
     """Do the work of a command, and turn what goes wrong into its exit code.
 

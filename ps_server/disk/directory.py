@@ -81,10 +81,6 @@ def claim_data_dir(data_dir: Path, shard_count: int) -> None:
                 f"{known['shard_count']}: psctl export and load move it to another number"
             )
         return
-    try:
-        data_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StoreError(f"{str(data_dir)!r}: {error.strerror or error}") from None
     write_synced(note, json.dumps(wanted) + "\n")
 
 

@@ -5,6 +5,7 @@ Thread safety: any number of threads and processes may write one file; the last 
 """
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from rowhouse.error import StoreError
@@ -20,12 +21,13 @@ def sync_directory(directory: Path) -> None:
 
 
 def write_synced(path: Path, text: str) -> None:
-    """Write a file: into another name, synced, renamed, and the folder synced.
+    """Write a file: into another name, synced, renamed, and the folder (made if need be) synced.
 
     Raises StoreError when the system refuses; the file that was there before is there still.
     """
     temporary = path.with_name(f"{path.name}.{os.getpid()}.new")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
@@ -33,5 +35,6 @@ def write_synced(path: Path, text: str) -> None:
         os.replace(temporary, path)
         sync_directory(path.parent)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
         raise StoreError(f"{str(path)!r} cannot be written: {error.strerror or error}") from None

@@ -53,6 +53,12 @@ def test_a_file_that_cannot_be_written_is_as_it_was(
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
 
 
+def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match=r"cluster.json' cannot be written: "):
+        claim_data_dir(tmp_path / "file" / "data", 1)
+
+
 def test_the_note_of_a_data_dir_is_written_once_and_compared(tmp_path: Path) -> None:
     claim_data_dir(tmp_path / "data", 2)
     claim_data_dir(tmp_path / "data", 2)
