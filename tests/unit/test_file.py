@@ -2,6 +2,7 @@
 """Small files are whole or absent (ps_server/disk/file.py), and a damaged note of a data_dir is named."""
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,13 @@ def test_a_file_that_cannot_be_written_is_as_it_was(
         write_synced(path, "new")
     monkeypatch.undo()
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_threads_that_write_one_file_leave_one_of_their_texts(tmp_path: Path) -> None:
+    path, texts = tmp_path / "note", [str(number) * 1000 for number in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda number: write_synced(path, texts[number % 4]), range(200)))
+    assert path.read_text() in texts and list(tmp_path.iterdir()) == [path]
 
 
 def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
