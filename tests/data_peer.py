@@ -28,14 +28,14 @@ class Counted:
         self.work: Callable[[int, memoryview], list[Part]] = lambda kind, data: [bytes([kind]), data]
         self._lock = threading.Lock()
 
-    def take(self, size_bytes: int, own_bytes: int = 0) -> None:
+    def take(self, size_bytes: int, *, peer: str = "", own_bytes: int = 0) -> None:
         with self._lock:
             if self.held_bytes > own_bytes and self.held_bytes + size_bytes > self.bound_bytes:
                 raise BusyError(f"{self.held_bytes} bytes are held")
             self.held_bytes += size_bytes
             self.taken += own_bytes == 0
 
-    def give(self, size_bytes: int) -> None:
+    def give(self, size_bytes: int, *, peer: str = "") -> None:
         with self._lock:
             self.held_bytes -= size_bytes
 

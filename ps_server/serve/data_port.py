@@ -67,10 +67,10 @@ _log = logging.getLogger(__name__)
 class Answering(Protocol):
     """What a data port serves: service.py's ParameterService, and fakes in tests."""
 
-    def take(self, size_bytes: int, own_bytes: int = 0) -> None:
+    def take(self, size_bytes: int, *, peer: str = "", own_bytes: int = 0) -> None:
         """Count bytes as in flight, beside the `own_bytes` of the same call; BusyError past the bound."""
 
-    def give(self, size_bytes: int) -> None:
+    def give(self, size_bytes: int, *, peer: str = "") -> None:
         """Count them no more."""
 
     def answer(self, kind: int, data: memoryview, hold: Callable[[int], None]) -> list[Part]:
@@ -340,7 +340,7 @@ class DataPort:
             c.due_s = time.monotonic() + STALL_S
 
     def _hold(self, c: _Connection, size_bytes: int) -> None:
-        self._service.take(size_bytes, c.held_bytes)
+        self._service.take(size_bytes, own_bytes=c.held_bytes)
         c.held_bytes += size_bytes
 
     def _let_go(self, c: _Connection) -> None:

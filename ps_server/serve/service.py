@@ -13,9 +13,8 @@ Thread safety: all methods may be called from any thread.
 """
 
 import logging
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any, Final, Protocol
 
 import grpc
@@ -24,7 +23,6 @@ from rowhouse.control import METHODS, SERVICE_NAME, Method
 from rowhouse.dtype import STORAGE
 from rowhouse.error import (
     ERROR_METADATA_KEY,
-    BusyError,
     InternalError,
     LimitExceededError,
     RowhouseError,
@@ -33,6 +31,8 @@ from rowhouse.error import (
 from rowhouse.limit import IN_FLIGHT_BYTES_MAX, MESSAGE_BYTES_MAX
 from rowhouse.message import Contribution, PullRequest, PullResponse, PushRequest, PushResponse
 from rowhouse.v1 import rowhouse_pb2 as pb
+
+from ps_server.serve.in_flight import InFlight
 
 _DETAILS_BYTES_MAX: Final = 6000
 """Details of a status travel percent-encoded among the headers, of which gRPC may refuse more than 8 KiB."""
@@ -70,55 +70,6 @@ class ServedShard(Protocol):
 
 Call = Callable[[ServedShard, Any, grpc.ServicerContext], Any]
 """What a gRPC call does: the shard, the request and gRPC's context, to the answer."""
-
-
-class InFlight:
-    """Counts the bytes of requests and answers that are held at once.
-
-    Parameters
-    ----------
-    bound_bytes
-        Most bytes at once; a single call is always let in when nothing else is held.
-    """
-
-    def __init__(self, bound_bytes: int) -> None:
-        self._bound_bytes = bound_bytes
-        self._held_bytes = 0
-        self._lock = threading.Lock()
-
-    @contextmanager
-    def hold(self, size_bytes: int) -> Iterator[Callable[[int], None]]:
-        """Hold `size_bytes` while the block runs, and what is given to the function that it gets; BusyError
-        when that would pass the bound."""
-        held_bytes = 0
-
-        def more(more_bytes: int) -> None:
-            nonlocal held_bytes
-            self.take(more_bytes, held_bytes)
-            held_bytes += more_bytes
-
-        try:
-            more(size_bytes)
-            yield more
-        finally:
-            self.give(held_bytes)
-
-    def take(self, size_bytes: int, own_bytes: int = 0) -> None:
-        """Hold `size_bytes` until `give`, beside the `own_bytes` of the same call; BusyError when that would
-        pass the bound."""
-        with self._lock:
-            if self._held_bytes > own_bytes and self._held_bytes + size_bytes > self._bound_bytes:
-                what = "the answer" if own_bytes else "request"
-                raise BusyError(
-                    f"{what} of {size_bytes} bytes: {self._held_bytes} bytes are in flight; "
-                    f"at most {self._bound_bytes} at once, back off and retry"
-                )
-            self._held_bytes += size_bytes
-
-    def give(self, size_bytes: int) -> None:
-        """Hold `size_bytes` no longer."""
-        with self._lock:
-            self._held_bytes -= size_bytes
 
 
 def abort_with(context: grpc.ServicerContext, error: RowhouseError) -> None:

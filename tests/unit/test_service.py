@@ -17,7 +17,7 @@ from rowhouse.v1 import rowhouse_pb2 as pb
 from rowhouse.v1 import rowhouse_pb2_grpc
 
 from ps_server.serve import service as service_module
-from ps_server.serve.service import InFlight, ParameterService
+from ps_server.serve.service import ParameterService
 from tests.stub_shard import StubShard
 
 IDS = np.array([0, 2**64 - 1], np.uint64)
@@ -164,17 +164,3 @@ def test_past_the_in_flight_bound_a_push_is_told_to_back_off(rig: Rig) -> None:
     leave.set()
     assert first.result(10).lsn == 1
     assert rig.stub.Push(push_request(2)).lsn == 2
-
-
-def test_in_flight_lets_one_large_request_in_and_gives_back_on_errors() -> None:
-    in_flight = InFlight(10)
-    with (
-        in_flight.hold(50),
-        pytest.raises(error.BusyError, match="50 bytes are in flight; at most 10"),
-        in_flight.hold(1),
-    ):
-        pass
-    with pytest.raises(KeyError), in_flight.hold(10):
-        raise KeyError
-    with in_flight.hold(4), in_flight.hold(6):
-        pass

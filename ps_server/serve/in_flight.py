@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The bytes of requests and answers that a shard holds at once, counted and shared out among peers.
+
+A call takes bytes as they come and before its answer is made, and gives them back when its peer has read the
+answer or is gone. So what is held is bounded whatever peers do, and no peer can have all of it.
+
+Invariants: 1. what is held stays at or below the bound, but for one call that nobody else is beside;
+2. a peer that holds as much as is left free gets no more: it cannot have more than half, and always leaves
+something for the next one.
+Thread safety: every method may be called from any thread.
+"""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rowhouse.error import BusyError
+
+
+class InFlight:
+    """Counts the bytes of requests and answers that are held at once.
+
+    Parameters
+    ----------
+    bound_bytes
+        Most bytes at once; a single call is always let in when nothing else is held.
+    """
+
+    def __init__(self, bound_bytes: int) -> None:
+        self._bound_bytes = bound_bytes
+        self._held_bytes = 0
+        self._peers: dict[str, int] = {}
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def hold(self, size_bytes: int, peer: str = "") -> Iterator[Callable[[int], None]]:
+        """Hold `size_bytes` while the block runs, and what is given to the function that it gets; BusyError
+        when that would pass the bound."""
+        held_bytes = 0
+
+        def more(more_bytes: int) -> None:
+            nonlocal held_bytes
+            self.take(more_bytes, peer=peer, own_bytes=held_bytes)
+            held_bytes += more_bytes
+
+        try:
+            more(size_bytes)
+            yield more
+        finally:
+            self.give(held_bytes, peer=peer)
+
+    def take(self, size_bytes: int, *, peer: str = "", own_bytes: int = 0) -> None:
+        """Hold `size_bytes` until `give`.
+
+        Parameters
+        ----------
+        size_bytes
+            What comes to what is held.
+        peer
+            Whose they are; "" for nobody's, which have no share to pass.
+        own_bytes
+            What the same call holds already.
+
+        Raises
+        ------
+        BusyError
+            The bound would be passed, or the peer holds as much as is left for all others.
+        """
+        with self._lock:
+            free_bytes = self._bound_bytes - self._held_bytes
+            of_peer = self._peers.get(peer, 0)
+            if self._held_bytes > own_bytes and (
+                size_bytes > free_bytes or (peer and of_peer > own_bytes and of_peer >= free_bytes)
+            ):
+                what = "the answer" if own_bytes else "request"
+                held = f"{self._held_bytes} bytes are in flight"
+                held += f", {of_peer} of them of {peer}" if of_peer else ""
+                raise BusyError(
+                    f"{what} of {size_bytes} bytes: {held}; at most {self._bound_bytes} at once, "
+                    "and no peer more than is left for the others: back off and retry"
+                )
+            self._held_bytes += size_bytes
+            if peer:
+                self._peers[peer] = of_peer + size_bytes
+
+    def give(self, size_bytes: int, *, peer: str = "") -> None:
+        """Hold `size_bytes` of `peer` no longer."""
+        with self._lock:
+            self._held_bytes -= size_bytes
+            if peer and size_bytes:
+                left = self._peers[peer] - size_bytes
+                if left:
+                    self._peers[peer] = left
+                else:
+                    del self._peers[peer]

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bytes in flight (numbers: its module's invariants)."""
+
+import pytest
+from rowhouse.error import BusyError
+
+from ps_server.serve.in_flight import InFlight
+
+
+def test_in_flight_lets_one_large_request_in_and_gives_back_on_errors() -> None:
+    """Invariant 1."""
+    in_flight = InFlight(10)
+    with (
+        in_flight.hold(50),
+        pytest.raises(BusyError, match="50 bytes are in flight; at most 10"),
+        in_flight.hold(1),
+    ):
+        pass
+    with pytest.raises(KeyError), in_flight.hold(10):
+        raise KeyError
+    with in_flight.hold(4), in_flight.hold(6):
+        pass
+
+
+def test_a_peer_gets_no_more_than_it_leaves_to_others() -> None:
+    """Invariant 2."""
+    in_flight = InFlight(100)
+    for _ in range(5):
+        in_flight.take(10, peer="greedy")
+    with pytest.raises(BusyError, match="50 bytes are in flight, 50 of them of greedy"):
+        in_flight.take(10, peer="greedy")
+    for _ in range(3):
+        in_flight.take(10, peer="second")
+    with pytest.raises(BusyError, match="of second"):
+        in_flight.take(10, peer="second")
+    in_flight.take(10, peer="modest")
+    in_flight.take(10)  # nobody's: only the bound counts
+    with pytest.raises(BusyError, match="request of 11 bytes"):
+        in_flight.take(11, peer="late")
+    in_flight.give(50, peer="greedy")
+    in_flight.take(20, peer="second")
+
+
+def test_a_call_goes_on_beside_its_own_bytes() -> None:
+    in_flight = InFlight(100)
+    in_flight.take(80, peer="alone")
+    in_flight.take(80, peer="alone", own_bytes=80)
+    in_flight.give(160, peer="alone")
+    in_flight.take(40, peer="a")
+    in_flight.take(20, peer="b")
+    in_flight.take(30, peer="a", own_bytes=40)  # its one call may use what is free
+    with pytest.raises(BusyError, match="the answer of 20 bytes"):
+        in_flight.take(20, peer="b", own_bytes=20)
