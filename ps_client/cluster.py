@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 
 from rowhouse.error import ConfigError, InternalError, PreconditionError, RowhouseError
+from rowhouse.limit import MESSAGE_BYTES_MAX
 from rowhouse.placement import PartitionMap
 from rowhouse.v1 import rowhouse_pb2 as pb
 
@@ -40,6 +41,8 @@ class Cluster:
         By shard.
     client_id
         Random 64-bit name under which this client pushes.
+    message_bytes_max
+        Largest message that every shard takes and gives.
     """
 
     def __init__(self, dial: Dial, tables: Mapping[str, Table], partition_map: PartitionMap) -> None:
@@ -47,6 +50,7 @@ class Cluster:
         self.partition_map = partition_map
         self.transports: list[Transport] = []
         self.client_id = secrets.randbits(64)
+        self.message_bytes_max = MESSAGE_BYTES_MAX
         self.lanes: list[Lane] = []
         self._dial = dial
         self._lock = threading.Lock()
@@ -110,6 +114,8 @@ class Cluster:
                 )
         others = [info for _, answer in found.values() for info in answer.tables]
         cluster = cls(dial, read_tables(first.tables, others), partition_map)
+        told = [answer.message_bytes_max for _, answer in found.values() if answer.message_bytes_max]
+        cluster.message_bytes_max = min([MESSAGE_BYTES_MAX, *told])
         cluster._extend([found[shard][0] for shard in range(partition_map.shard_count)])
         return cluster
 

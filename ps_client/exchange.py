@@ -92,14 +92,13 @@ class Exchange:
         pieces = [Piece(i, d.table, d.ids, None) for i, d in enumerate(tables) if d.ids.shape[0]]
         while pieces:
             partition_map = self._cluster.partition_map
-            parts = split_pull(pieces, partition_map, wire_dtype)
+            parts, pieces = split_pull(pieces, partition_map, wire_dtype, self._cluster.message_bytes_max)
             for piece in (p for part in parts.values() for p in part):
                 if piece.positions is not None and not rows[piece.index].shape[0]:
                     count = tables[piece.index].ids.shape[0]
                     rows[piece.index] = np.empty((count, piece.table.dim), np.float32)
             step = _Pull(partition_map, wire_dtype, read_only, rows, backoff)
             outcomes = self._at_once(parts, partial(self._begin_pull, step), partial(self._pull_part, step))
-            pieces = []
             for (shard, part), outcome in zip(parts.items(), outcomes, strict=True):
                 if isinstance(outcome, StalePartitionMapError):
                     pieces += part
@@ -135,7 +134,7 @@ class Exchange:
         failures: list[RowhouseError] = []
         while batches:
             partition_map = self._cluster.partition_map
-            parts = split_push(batches.popleft(), partition_map)
+            parts = split_push(batches.popleft(), partition_map, self._cluster.message_bytes_max)
             step = _Push(partition_map, backoff)
             outcomes = self._at_once(
                 parts,

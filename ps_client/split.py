@@ -36,6 +36,9 @@ from ps_client.table import Table
 TABLE_HEAD_BYTES_MAX: Final = TABLE_NAME_BYTES_MAX + 64
 """Encoded bytes of a table beside its arrays: its name and at most nine tags and varints."""
 
+ANSWER_HEAD_BYTES: Final = 1024
+"""What a shard reckons for each table of an answer beside its rows."""
+
 
 @dataclass(frozen=True, slots=True)
 class Distinct:
@@ -78,9 +81,15 @@ def distinct(table: Table, ids: NDArray[np.uint64]) -> Distinct:
 
 
 def split_pull(
-    pieces: Sequence[Piece], partition_map: PartitionMap, wire_dtype: int
-) -> dict[int, list[Piece]]:
-    """Pieces by shard; LimitExceededError if a shard's part is past a limit."""
+    pieces: Sequence[Piece],
+    partition_map: PartitionMap,
+    wire_dtype: int,
+    message_bytes_max: int = MESSAGE_BYTES_MAX,
+) -> tuple[dict[int, list[Piece]], list[Piece]]:
+    """Pieces by shard, and what must wait for a further call, where a shard's part is more than one message.
+
+    LimitExceededError if a shard's part has too many ids or tables.
+    """
     parts: dict[int, list[Piece]] = {}
     shard_count = partition_map.shard_count
     for piece in pieces:
@@ -93,14 +102,39 @@ def split_pull(
             positions = chosen if piece.positions is None else piece.positions.take(chosen)
             part = Piece(piece.index, piece.table, piece.ids.take(chosen), positions)
             parts.setdefault(shard, []).append(part)
+    later: list[Piece] = []
     for shard, part_pieces in parts.items():
-        element_bytes = dtype.STORAGE[wire_dtype].itemsize
-        _check_limits("pull", shard, [(p.ids.shape[0], 8 + p.table.dim * element_bytes) for p in part_pieces])
-    return parts
+        _check_counts("pull", shard, [p.ids.shape[0] for p in part_pieces])
+        parts[shard] = _one_message(part_pieces, dtype.STORAGE[wire_dtype].itemsize, message_bytes_max, later)
+    return parts, later
+
+
+def _one_message(
+    pieces: Sequence[Piece], element_bytes: int, message_bytes_max: int, later: list[Piece]
+) -> list[Piece]:
+    """A shard's first pieces, as far as request and answer fit (one id at least); `later` gets the rest."""
+    now: list[Piece] = []
+    left_bytes = message_bytes_max
+    for piece in pieces:
+        left_bytes -= ANSWER_HEAD_BYTES
+        id_bytes = 8 + piece.table.dim * element_bytes
+        count = max(left_bytes // id_bytes, 0 if now else 1)
+        left_bytes -= min(count, piece.ids.shape[0]) * id_bytes
+        if count >= piece.ids.shape[0]:
+            now.append(piece)
+            continue
+        positions = np.arange(piece.ids.shape[0]) if piece.positions is None else piece.positions
+        for part, ids in ((now, slice(None, count)), (later, slice(count, None))):
+            if ids.stop != 0:
+                part.append(Piece(piece.index, piece.table, piece.ids[ids], positions[ids]))
+        left_bytes = 0
+    return now
 
 
 def split_push(
-    tables: Sequence[TableGradients], partition_map: PartitionMap
+    tables: Sequence[TableGradients],
+    partition_map: PartitionMap,
+    message_bytes_max: int = MESSAGE_BYTES_MAX,
 ) -> dict[int, list[TableGradients]]:
     """Gradients by shard; LimitExceededError if a shard's part is past a limit."""
     parts: dict[int, list[TableGradients]] = {}
@@ -114,7 +148,14 @@ def split_push(
             chosen = order[bounds[shard] : bounds[shard + 1]]
             parts.setdefault(shard, []).append(whole.chosen(chosen))
     for shard, gradients in parts.items():
-        _check_limits("push", shard, [(g.ids.shape[0], _bytes_per_id(g)) for g in gradients])
+        _check_counts("push", shard, [g.ids.shape[0] for g in gradients])
+        push_bytes = sum(TABLE_HEAD_BYTES_MAX + g.ids.shape[0] * _bytes_per_id(g) for g in gradients)
+        if push_bytes > message_bytes_max:
+            count = sum(g.ids.shape[0] for g in gradients)
+            raise LimitExceededError(
+                f"push to shard {shard}: a message of {push_bytes} bytes for {count} ids; at most "
+                f"{message_bytes_max}: use smaller steps, or raise memory_budget"
+            )
     return parts
 
 
@@ -134,18 +175,15 @@ def _bytes_per_id(gradients: TableGradients) -> int:
     return int(8 + gradients.gradients.shape[1] * gradients.gradients.itemsize + 4 * events)
 
 
-def _check_limits(call: str, shard: int, sizes: Sequence[tuple[int, int]]) -> None:
-    """Refuse a part that the shard would refuse; `sizes` are (ids, bytes per id) of each of its tables."""
+def _check_counts(call: str, shard: int, counts: Sequence[int]) -> None:
+    """Refuse a part that the shard would refuse; `counts` are the ids of each of its tables."""
     what = f"{call} to shard {shard}"
-    if len(sizes) > TABLES_PER_REQUEST_MAX:
-        raise LimitExceededError(f"{what}: {len(sizes)} tables; at most {TABLES_PER_REQUEST_MAX} in one step")
-    if (count := sum(ids for ids, _ in sizes)) > IDS_PER_REQUEST_MAX:
-        raise LimitExceededError(f"{what}: {count} distinct ids; at most {IDS_PER_REQUEST_MAX} in one step")
-    message_bytes = sum(TABLE_HEAD_BYTES_MAX + ids * id_bytes for ids, id_bytes in sizes)
-    if message_bytes > MESSAGE_BYTES_MAX:
+    if len(counts) > TABLES_PER_REQUEST_MAX:
         raise LimitExceededError(
-            f"{what}: a message of {message_bytes} bytes; at most {MESSAGE_BYTES_MAX}: use smaller steps"
+            f"{what}: {len(counts)} tables; at most {TABLES_PER_REQUEST_MAX} in one step"
         )
+    if (count := sum(counts)) > IDS_PER_REQUEST_MAX:
+        raise LimitExceededError(f"{what}: {count} distinct ids; at most {IDS_PER_REQUEST_MAX} in one step")
 
 
 def pull_request(

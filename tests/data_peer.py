@@ -11,6 +11,7 @@ from typing import Self
 from rowhouse import frame
 from rowhouse.codec import Part
 from rowhouse.error import BusyError
+from rowhouse.limit import MESSAGE_BYTES_MAX
 
 from ps_server.serve.data_port import DataPort
 
@@ -22,6 +23,7 @@ class Counted:
     """An Answering that gives back what it got (`work` changes that) and counts what is in flight."""
 
     def __init__(self, bound_bytes: int = 1 << 30) -> None:
+        self.message_bytes_max = MESSAGE_BYTES_MAX
         self.bound_bytes = bound_bytes
         self.held_bytes = 0
         self.taken = 0

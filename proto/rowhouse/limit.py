@@ -21,7 +21,8 @@ IDS_PER_REQUEST_MAX: Final = 4_194_304
 """Ids in one Pull or Push, all tables together: 150 times a batch of 1024 x 26."""
 
 MESSAGE_BYTES_MAX: Final = 256 * 1024 * 1024
-"""One encoded message, either way. Larger ones hold a core for over 0.1 s, so others wait."""
+"""One encoded message, either way, of any shard. Larger ones hold a core for over 0.1 s, so others wait. A
+shard of a smaller memory_budget takes less (`message_bytes_max`)."""
 
 PARTITIONS: Final = 4096
 """Partitions of the id space: 1024 shards (the most) still get four each, and a map is 8 KiB."""
@@ -56,11 +57,29 @@ def gradient_bound(kind: str, clip_value: float | None, clip_norm: float | None)
     return GRADIENT_BOUND
 
 
-IN_FLIGHT_BYTES_MAX: Final = 512 * 1024 * 1024
-"""Bytes of requests, and of answers not read yet, that a shard holds at once; past it a request gets
+IN_FLIGHT_BYTES_MIN: Final = 32 * 1024 * 1024
+"""A shard with the smallest memory_budget still serves a few trainers at once."""
+
+IN_FLIGHT_BYTES_MAX: Final = 1024 * 1024 * 1024
+"""Bytes of requests, and of answers not read yet, that any shard holds at once; past its bound a request gets
 BusyError and the client backs off."""
 
-assert IN_FLIGHT_BYTES_MAX >= 2 * MESSAGE_BYTES_MAX, "the largest request and its answer fit"
+_IN_FLIGHT_SHARE: Final = 4
+_MESSAGE_SHARE: Final = 4
+
+
+def in_flight_bytes_max(memory_budget: int) -> int:
+    """Bytes of requests and answers that a shard of this memory_budget holds at once: a quarter of it."""
+    return min(max(memory_budget // _IN_FLIGHT_SHARE, IN_FLIGHT_BYTES_MIN), IN_FLIGHT_BYTES_MAX)
+
+
+def message_bytes_max(memory_budget: int) -> int:
+    """Largest message that such a shard takes or gives: a quarter of what it holds at once, so that the
+    largest request and its answer find room beside others."""
+    return in_flight_bytes_max(memory_budget) // _MESSAGE_SHARE
+
+
+assert IN_FLIGHT_BYTES_MAX == _MESSAGE_SHARE * MESSAGE_BYTES_MAX
 
 assert PARTITIONS % SHARDS_MAX == 0 and PARTITIONS & (PARTITIONS - 1) == 0
 """Placement takes high bits of a hash, so the count is a power of two."""

@@ -241,7 +241,7 @@ class Trainer(StepClient):
         """Bring this trainer's part to every shard, then wait until every shard applied the step."""
         while True:
             partition_map = self._cluster.partition_map
-            parts = split_push(tables, partition_map)
+            parts = split_push(tables, partition_map, self._cluster.message_bytes_max)
             step = self.steps + 1
             requests = [
                 Contribution(

@@ -30,7 +30,7 @@ from typing import Final, Protocol
 
 from rowhouse import frame
 from rowhouse.codec import Part
-from rowhouse.error import InvalidRequestError, RowhouseError
+from rowhouse.error import InvalidRequestError, LimitExceededError, RowhouseError
 
 from ps_server.config.endpoint import SOCKET_PREFIX
 from ps_server.serve.complaint import Complaints
@@ -66,6 +66,9 @@ _log = logging.getLogger(__name__)
 
 class Answering(Protocol):
     """What a data port serves: service.py's ParameterService, and fakes in tests."""
+
+    message_bytes_max: int
+    """Bound of the body of one frame."""
 
     def take(self, size_bytes: int, *, peer: str = "", own_bytes: int = 0) -> None:
         """Count bytes as in flight, beside the `own_bytes` of the same call; BusyError past the bound."""
@@ -316,6 +319,11 @@ class DataPort:
             raise InvalidRequestError(f"a frame of kind {c.kind} with token {token:#x} is not for this shard")
         c.got = 0
         try:
+            if size > self._service.message_bytes_max:
+                raise LimitExceededError(
+                    f"a request of {size} bytes; at most {self._service.message_bytes_max} for the "
+                    "memory_budget of this shard, use smaller steps"
+                )
             self._service.take(size)
             c.held_bytes = size
             c.body = frame.body_memory(size)

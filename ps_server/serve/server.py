@@ -26,7 +26,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from rowhouse.control import SERVICE_NAME
 from rowhouse.error import ConfigError, PoisonedError, StoreError
-from rowhouse.limit import MESSAGE_BYTES_MAX
+from rowhouse.limit import MESSAGE_BYTES_MAX, in_flight_bytes_max, message_bytes_max
 from rowhouse.malloc import keep_large_blocks
 
 from ps_server.config.cluster import ClusterConfig, shard_directory
@@ -105,7 +105,8 @@ class Server:
     def __init__(self, config: ClusterConfig, index: int, open_shard: OpenShard) -> None:
         self._directory = shard_directory(config, index)
         self._config, self._index, self._open_shard = config, index, open_shard
-        self._service = ParameterService(index)
+        budget = config.memory_budget
+        self._service = ParameterService(index, in_flight_bytes_max(budget), message_bytes_max(budget))
         self._health = health.HealthServicer()
         self._shard: ServedShard | None = None
         self._serving = False

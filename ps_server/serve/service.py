@@ -7,7 +7,7 @@ stubs. What a call does is the shard's business; sockets, health and signals are
 Invariants: 1. every answer that is not OK carries the error's class name in the trailing metadata
 `rowhouse-error`; 2. bytes of requests, and of the rows that pulls ask for, held at once stay at or below
 the in-flight bound: they count until the peer has read the answer, or is gone; 3. an
-answer past that bound or MESSAGE_BYTES_MAX is refused before the shard works for it; 4. without a shard
+answer past that bound or that of a message is refused before the shard works for it; 4. without a shard
 (it is recovering, or closed) every call is UNAVAILABLE.
 Thread safety: all methods may be called from any thread.
 """
@@ -99,10 +99,18 @@ class ParameterService:
         The shard's index, for messages.
     in_flight_bytes_max
         Bound of the bytes of requests and answers held at once.
+    message_bytes_max
+        Bound of one request or answer. (rowhouse/limit.py derives both from memory_budget.)
     """
 
-    def __init__(self, index: int, in_flight_bytes_max: int = IN_FLIGHT_BYTES_MAX) -> None:
+    def __init__(
+        self,
+        index: int,
+        in_flight_bytes_max: int = IN_FLIGHT_BYTES_MAX,
+        message_bytes_max: int = MESSAGE_BYTES_MAX,
+    ) -> None:
         self._index = index
+        self.message_bytes_max = message_bytes_max
         self._in_flight = InFlight(in_flight_bytes_max)
         self.take, self.give = self._in_flight.take, self._in_flight.give
         self._data_endpoint, self._data_token = "", 0
@@ -135,7 +143,7 @@ class ParameterService:
             Whatever the call raises; InternalError for anything unforeseen.
         """
         try:
-            return _answered(self._served(), kind, data, hold)
+            return _answered(self._served(), kind, data, hold, self.message_bytes_max)
         except RowhouseError:
             raise
         except Exception as error:
@@ -180,6 +188,7 @@ class ParameterService:
             answer = shard.call(method.name, method.read_request(data))
             if isinstance(answer, pb.GetClusterResponse):
                 answer.data_endpoint, answer.data_token = self._data_endpoint, self._data_token
+                answer.message_bytes_max = self.message_bytes_max
             encoded: bytes = answer.SerializeToString()
             return encoded
 
@@ -191,7 +200,7 @@ class ParameterService:
         def answer(shard: ServedShard, data: bytes, context: grpc.ServicerContext) -> bytes:
             with ExitStack() as held:
                 hold = held.enter_context(self._in_flight.hold(len(data)))
-                answer = b"".join(_answered(shard, kind, data, hold))
+                answer = b"".join(_answered(shard, kind, data, hold, self.message_bytes_max))
                 if kind != frame.PULL:
                     return answer
                 # gRPC keeps the rows until the peer has read them, which may be never; then the call ends
@@ -204,27 +213,33 @@ class ParameterService:
 
 
 def _answered(
-    shard: ServedShard, kind: int, data: bytes | memoryview, hold: Callable[[int], None]
+    shard: ServedShard,
+    kind: int,
+    data: bytes | memoryview,
+    hold: Callable[[int], None],
+    bytes_max: int,
 ) -> list[codec.Part]:
     """The answer to a hot call, in pieces; `hold` counts the bytes of its rows before they are there."""
     if kind == frame.PULL:
         pull = codec.decode_pull_request(data)
-        hold(_answer_bytes(pull))
+        hold(_answer_bytes(pull, bytes_max))
         return codec.pull_response_parts(shard.pull(pull))
     if kind == frame.PUSH:
         return [codec.encode_push_response(shard.push(codec.decode_push_request(data), data))]
     return [shard.contribute(codec.decode_contribution(data)).SerializeToString()]
 
 
-def _answer_bytes(request: PullRequest) -> int:
-    """What the answer has at most; LimitExceededError past MESSAGE_BYTES_MAX, which gRPC would refuse as
+def _answer_bytes(request: PullRequest, bytes_max: int) -> int:
+    """What the answer has at most; LimitExceededError past `bytes_max`, which gRPC would refuse as
     RESOURCE_EXHAUSTED, and that reads as "busy, retry"."""
     element_bytes = STORAGE[request.dtype].itemsize
     answer_bytes: int = sum(
         t.ids.shape[0] * t.dim * element_bytes + _ANSWER_OVERHEAD_BYTES for t in request.tables
     )
-    if answer_bytes > MESSAGE_BYTES_MAX:
+    if answer_bytes > bytes_max:
+        ids = sum(t.ids.shape[0] for t in request.tables)
         raise LimitExceededError(
-            f"pull: the answer has up to {answer_bytes} bytes; at most {MESSAGE_BYTES_MAX}, ask for fewer ids"
+            f"pull of {ids} ids: the answer has up to {answer_bytes} bytes; at most {bytes_max} for the "
+            "memory_budget of this shard, ask for fewer ids"
         )
     return answer_bytes

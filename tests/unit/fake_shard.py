@@ -60,6 +60,7 @@ class FakeShard:
         self.pulls: list[message.PullRequest] = []
         self.pushes: list[message.PushRequest] = []
         self.push_rows_max = 0
+        self.message_bytes_max = 0
         self.applied = 0
         self.closed = False
         self.poison = None
@@ -143,6 +144,7 @@ class FakeShard:
         return pb.GetClusterResponse(
             map_version=self.map.version, shard=self.shard, endpoints=self.endpoints,
             partition_shards=self.map.shards.tobytes(), tables=infos,
+            message_bytes_max=self.message_bytes_max,
         )  # fmt: skip
 
     def create_checkpoint(self, request: pb.CreateCheckpointRequest) -> pb.CreateCheckpointResponse:

@@ -256,16 +256,36 @@ def test_a_step_past_a_limit_is_refused_before_anything_is_sent() -> None:
     with local_client(shards) as client:
         with pytest.raises(LimitExceededError, match=r"pull to shard 0: 1025 tables; at most 1024"):
             client.pull_many({name: [1] for name in wide})
-        count = limit.MESSAGE_BYTES_MAX // (1024 * 4) + 1
-        with pytest.raises(
-            LimitExceededError, match=rf"a message of \d+ bytes; at most {limit.MESSAGE_BYTES_MAX}"
-        ):
-            client.pull("t0", np.arange(count))
         half = np.arange(limit.IDS_PER_REQUEST_MAX // 2 + 1)
         with pytest.raises(LimitExceededError, match="4194306 distinct ids; at most 4194304"):
             client.pull_many({"t0": half, "t1": half})
     assert not shards[0].pulls
     assert TABLE_HEAD_BYTES_MAX >= limit.TABLE_NAME_BYTES_MAX + 9 * 6
+
+
+def test_a_pull_past_a_message_is_made_in_several_calls_and_a_push_is_refused() -> None:
+    """The smallest bound that a shard tells holds for all of them."""
+    shards = make_shards(2, {"user": 4, "item": 3, "wide": 1024})
+    shards[0].message_bytes_max, shards[1].message_bytes_max = 20_000, 30_000
+    ids = {
+        "user": np.arange(2_000, 0, -1, dtype=np.uint64),
+        "wide": np.array([7, 9, 7, 2**64 - 1, 5], np.uint64),
+        "item": np.arange(900, dtype=np.uint64),
+    }
+    with local_client(shards) as client:
+        rows = client.pull_many(ids)
+        for name, some in ids.items():
+            wanted = np.stack([first_row(int(i), client.tables[name].dim) for i in some])
+            np.testing.assert_array_equal(rows[name], wanted, err_msg=name)
+        for shard in shards:
+            sizes = [sum(1024 + t.ids.size * (8 + 4 * t.dim) for t in p.tables) for p in shard.pulls]
+            assert len(sizes) > 2 and max(sizes) <= 20_000
+        with pytest.raises(LimitExceededError, match=r"bytes for \d+ ids; at most 20000: use smaller steps"):
+            client.push("user", ids["user"], np.zeros((2_000, 4), np.float32))
+        assert not shards[0].pushes and not shards[1].pushes
+        shards[0].message_bytes_max = shards[1].message_bytes_max = 1  # nonsense ends, an id at a time
+    with local_client(shards) as client:
+        assert client.pull("user", [1, 2, 3]).shape == (3, 4)
 
 
 def test_a_copy_of_a_model_shares_its_client_and_a_pickle_is_refused() -> None:

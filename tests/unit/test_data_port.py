@@ -248,3 +248,12 @@ def test_out_of_file_descriptors_it_waits_and_goes_on(
         assert caplog.text.count("Too many open files") == 3
         assert empty.accept_s[3] - empty.accept_s[0] > 0.1, "it tried again at once"
         monkeypatch.undo()
+
+
+def test_a_request_past_the_largest_message_of_the_shard_is_told_so(service: Counted, port: DataPort) -> None:
+    service.message_bytes_max = 1000
+    with Peer(port) as peer:
+        answer = peer.fail(frame.PUSH, bytes(3 << 20))
+        assert answer.startswith("LimitExceededError port: a request of 3145728 bytes; at most 1000 for the ")
+        assert service.taken == 0
+        assert peer.call(frame.PUSH, bytes(1000)) == b"\x02" + bytes(1000)

@@ -16,7 +16,6 @@ from rowhouse.error import ERROR_METADATA_KEY, RowhouseError, error_class_names,
 from rowhouse.v1 import rowhouse_pb2 as pb
 from rowhouse.v1 import rowhouse_pb2_grpc
 
-from ps_server.serve import service as service_module
 from ps_server.serve.service import ParameterService
 from tests.stub_shard import StubShard
 
@@ -77,7 +76,9 @@ def test_a_push_reaches_the_shard_with_its_own_bytes(rig: Rig) -> None:
 
 
 def test_the_other_calls_go_through_the_stubs(rig: Rig) -> None:
-    assert rig.stub.GetCluster(pb.GetClusterRequest()).map_version == 2**64 - 1
+    rig.service.message_bytes_max = 1 << 20
+    cluster = rig.stub.GetCluster(pb.GetClusterRequest())
+    assert (cluster.map_version, cluster.message_bytes_max) == (2**64 - 1, 1 << 20)
     assert rig.stub.CreateCheckpoint(pb.CreateCheckpointRequest()).rows_written == 4
     assert rig.stub.GetStats(pb.GetStatsRequest()).tables[0].rows == 3
     rig.stub.SetTableFreeze(pb.SetTableFreezeRequest(table="user", mode=pb.FREEZE_MODE_REFUSE))
@@ -132,11 +133,9 @@ def test_malformed_bytes_never_reach_the_shard(rig: Rig, call: str, data: bytes)
     assert rig.shard.calls == []
 
 
-def test_an_answer_past_the_bound_is_refused_before_the_shard_works(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_answer_past_the_bound_is_refused_before_the_shard_works(rig: Rig) -> None:
     """Invariant 3."""
-    monkeypatch.setattr(service_module, "MESSAGE_BYTES_MAX", 2 * 1000 * 4 + 1023)
+    rig.service.message_bytes_max = 2 * 1000 * 4 + 1023
     table = pb.TableIds(table="user", dim=1000, count=2, ids=IDS.tobytes())
     code, back = failure(rig.stub.Pull, pb.PullRequest(dtype=pb.DTYPE_FLOAT32, tables=[table]))
     assert code is grpc.StatusCode.OUT_OF_RANGE and type(back) is error.LimitExceededError

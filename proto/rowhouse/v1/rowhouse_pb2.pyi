@@ -57,7 +57,7 @@ class GetClusterRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetClusterResponse(_message.Message):
-    __slots__ = ("map_version", "shard", "endpoints", "partition_shards", "tables", "data_endpoint", "data_token")
+    __slots__ = ("map_version", "shard", "endpoints", "partition_shards", "tables", "data_endpoint", "data_token", "message_bytes_max")
     MAP_VERSION_FIELD_NUMBER: _ClassVar[int]
     SHARD_FIELD_NUMBER: _ClassVar[int]
     ENDPOINTS_FIELD_NUMBER: _ClassVar[int]
@@ -65,6 +65,7 @@ class GetClusterResponse(_message.Message):
     TABLES_FIELD_NUMBER: _ClassVar[int]
     DATA_ENDPOINT_FIELD_NUMBER: _ClassVar[int]
     DATA_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_BYTES_MAX_FIELD_NUMBER: _ClassVar[int]
     map_version: int
     shard: int
     endpoints: _containers.RepeatedScalarFieldContainer[str]
@@ -72,7 +73,8 @@ class GetClusterResponse(_message.Message):
     tables: _containers.RepeatedCompositeFieldContainer[TableInfo]
     data_endpoint: str
     data_token: int
-    def __init__(self, map_version: _Optional[int] = ..., shard: _Optional[int] = ..., endpoints: _Optional[_Iterable[str]] = ..., partition_shards: _Optional[bytes] = ..., tables: _Optional[_Iterable[_Union[TableInfo, _Mapping]]] = ..., data_endpoint: _Optional[str] = ..., data_token: _Optional[int] = ...) -> None: ...
+    message_bytes_max: int
+    def __init__(self, map_version: _Optional[int] = ..., shard: _Optional[int] = ..., endpoints: _Optional[_Iterable[str]] = ..., partition_shards: _Optional[bytes] = ..., tables: _Optional[_Iterable[_Union[TableInfo, _Mapping]]] = ..., data_endpoint: _Optional[str] = ..., data_token: _Optional[int] = ..., message_bytes_max: _Optional[int] = ...) -> None: ...
 
 class TableIds(_message.Message):
     __slots__ = ("table", "dim", "count", "ids")
