@@ -38,6 +38,9 @@ from rowhouse.message import (
 from rowhouse.v1 import rowhouse_pb2 as pb
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+_TAG_BYTES_MAX = 5
+"""A tag is a 32-bit varint; protobuf refuses longer forms of it."""
+
 _U64_MASK = (1 << 64) - 1
 
 Part = bytes | memoryview
@@ -184,9 +187,12 @@ def _fields(buffer: memoryview) -> Iterator[tuple[int, int, Value]]:
     """(field number, wire type, value) of each field, in the order of the message."""
     position = 0
     while position < len(buffer):
-        tag, position = _read_varint(buffer, position)
+        start = position
+        tag, position = _read_varint(buffer, start)
         number, wire = tag >> 3, tag & 7
         value: Value
+        if position - start > _TAG_BYTES_MAX:
+            raise InvalidRequestError(f"the tag at byte {start} is longer than {_TAG_BYTES_MAX} bytes")
         if number == 0 or number >= 1 << 29:
             raise InvalidRequestError(f"field number {number} at byte {position} is not legal")
         if wire == _VARINT:
@@ -336,6 +342,7 @@ def decode_contribution(data: bytes | memoryview) -> Contribution:
     fields = _collect(memoryview(data), {1: _BYTES, 2: _BYTES})
     try:
         member = pb.Member.FromString(bytes(_last_bytes(fields, 1)))
+        member.DiscardUnknownFields()
     except DecodeError as error:
         raise InvalidRequestError(f"member of a group: {error}") from None
     return Contribution(member, decode_push_request(_last_bytes(fields, 2)))

@@ -5,6 +5,7 @@ import contextlib
 
 import numpy as np
 import pytest
+from google.protobuf.message import DecodeError
 from hypothesis import given
 from hypothesis import strategies as st
 from rowhouse import codec, dtype, message
@@ -103,6 +104,20 @@ def test_unknown_fields_are_skipped() -> None:
 def test_malformed_bytes_are_named(data: bytes, words: str) -> None:
     with pytest.raises(InvalidRequestError, match=words):
         codec.decode_push_request(data)
+
+
+def test_a_tag_longer_than_five_bytes_is_refused_as_protobuf_does() -> None:
+    overlong = b"\x88\x80\x80\x80\x80\x00\x07"  # field 1, a varint of 7
+    with pytest.raises(DecodeError):
+        pb.PushRequest.FromString(overlong)
+    with pytest.raises(InvalidRequestError, match="tag at byte 0 is longer than 5 bytes"):
+        codec.decode_push_request(overlong)
+
+
+def test_what_protobuf_does_not_know_of_a_member_is_not_kept() -> None:
+    member = pb.Member(group=3).SerializeToString() + b"\xf8\x07" + b"\x05"  # field 127
+    decoded = codec.decode_contribution(codec._head(1, len(member)) + member)
+    assert decoded.member.SerializeToString() == pb.Member(group=3).SerializeToString()
 
 
 def test_count_must_match_the_bytes() -> None:
