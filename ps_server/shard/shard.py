@@ -245,13 +245,14 @@ class Shard:
         parts = checked_parts(request, self._tables)
         with self._push_lock:
             self._check_alive(writing=True)
-            repeat = self._sessions.repeat_of(request.client_id, request.sequence)
+            time_ms = int(self._clock() * 1000)
+            repeat = self._sessions.repeat_of(request.client_id, request.sequence, time_ms)
             lsn = self._applied_lsn + 1 if repeat is None else repeat
             if repeat is None:  # only now: a repeat was applied, whatever map it was routed by
                 check_map(request.map_version, self.partition_map, self.index)
                 request, encoded, parts = without_frozen(request, encoded, parts)
                 with self._poisoning():
-                    self._log_and_apply(request, encoded, parts, lsn)
+                    self._log_and_apply(request, encoded, parts, lsn, time_ms)
         if self.config.durability == "fsync" and self._log is not None:
             with self._poisoning():
                 self._log.sync(lsn)
@@ -263,9 +264,9 @@ class Shard:
         encoded: Part | None,
         parts: list[tuple[Table, TablePush]],
         lsn: int,
+        time_ms: int,
     ) -> None:
         """Write the record, then apply it; the caller holds the push lock."""
-        time_ms = int(self._clock() * 1000)
         self._failpoint("before log")
         if self._log is not None:
             payload = encoded if encoded is not None else encode_push_request(request)
@@ -273,7 +274,7 @@ class Shard:
         self._failpoint("after log")
         for table, part in parts:
             table.push(part, lsn, time_ms // 1000)
-        self._sessions.record(request.client_id, request.sequence, lsn)
+        self._sessions.record(request.client_id, request.sequence, lsn, time_ms)
         self._advance(lsn)
 
     def _advance(self, lsn: int) -> None:
