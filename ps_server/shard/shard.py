@@ -38,6 +38,7 @@ from ps_server.shard.eviction import Moment, evict_by_policy, spared
 from ps_server.shard.group import Groups
 from ps_server.shard.request import (
     check_map,
+    check_owned,
     checked_parts,
     evictable_table_of,
     freeze_mode_of,
@@ -205,6 +206,7 @@ class Shard:
         tables = [table_of(part.table, self._tables) for part in request.tables]
         for table, part in zip(tables, request.tables, strict=True):
             check_dim(table.config, part.dim)
+        check_owned(request.tables, self.partition_map, self.index)
         lsn = self._applied_lsn
         answers = []
         for table, part in zip(tables, request.tables, strict=True):
@@ -222,7 +224,9 @@ class Shard:
     def prefetch(self, table: str, ids: Ids) -> int:
         """Bring stored rows of `ids` ((n,) uint64) into memory ahead of a pull; returns how many."""
         self._check_alive(writing=True)
-        return table_of(table, self._tables).prefetch(as_read_only(ids))
+        found = table_of(table, self._tables)
+        check_owned([message.TableIds(table, found.config.dim, ids)], self.partition_map, self.index)
+        return found.prefetch(as_read_only(ids))
 
     # ------------------------------------------------------------ push
     def push(self, request: message.PushRequest, encoded: Part | None = None) -> message.PushResponse:
@@ -243,6 +247,8 @@ class Shard:
         """
         self._check_alive(writing=True)
         parts = checked_parts(request, self._tables)
+        if request.map_version == self.partition_map.version:  # else it is a repeat, or refused below
+            check_owned(request.tables, self.partition_map, self.index)
         with self._push_lock:
             self._check_alive(writing=True)
             time_ms = int(self._clock() * 1000)
