@@ -25,8 +25,15 @@ from typing import Any, Final, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 from rowhouse import dtype
-from rowhouse.error import BusyError, DeadlineExceededError, RowhouseError, StalePartitionMapError
+from rowhouse.error import (
+    BusyError,
+    DeadlineExceededError,
+    RowhouseError,
+    SequenceGapError,
+    StalePartitionMapError,
+)
 from rowhouse.kernel import as_read_only
+from rowhouse.limit import RESEND_S
 from rowhouse.message import PullRequest, PullResponse, PushResponse, TableGradients
 from rowhouse.placement import PartitionMap
 
@@ -225,6 +232,13 @@ class Exchange:
         """Send the pending push until its fate is known; the lane is idle afterwards unless it raises."""
         while True:
             assert lane.pending is not None
+            if lane.is_too_old():
+                lane.refuse()
+                raise SequenceGapError(
+                    f"shard at {transport.endpoint}: push {lane.sequence} got no answer for more than "
+                    f"{RESEND_S} s, and the shard may have forgotten this client: whether the push was "
+                    "applied cannot be found out any more. It is dropped, and the next push goes on"
+                )
             try:
                 response = begun.result() if begun else transport.push(lane.pending, backoff.remaining_s())
             except StalePartitionMapError as stale:

@@ -10,15 +10,19 @@ and in order. A lane holds the next number and the one push whose fate is not kn
 
 Invariants: 1. no number is sent with two contents, unless the shard refused the first; 2. a push
 whose answer is missing is sent again, under its own number, before any newer one; 3. a pending push
-that outlives its call holds copies, so the caller may reuse its arrays.
+that outlives its call holds copies, so the caller may reuse its arrays; 4. push 1 is not sent again once the
+shard may have forgotten the client (limit.RESEND_S): it would be taken for a new client's. Any other number
+of a forgotten client is refused by the shard.
 Thread safety: everything but `lock` itself is used by the holder of `lock`.
 """
 
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from rowhouse.error import ConfigError, InvalidRequestError, PreconditionError, RowhouseError
+from rowhouse.limit import RESEND_S
 from rowhouse.message import PushRequest, PushResponse, TableGradients
 
 REFUSALS: tuple[type[RowhouseError], ...] = (InvalidRequestError, PreconditionError, ConfigError)
@@ -40,18 +44,20 @@ class Lane:
         Whether the pending push was sent before, and whether it may have been applied then.
     """
 
-    def __init__(self, client_id: int) -> None:
+    def __init__(self, client_id: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.lock = threading.Lock()
         self.pending: PushRequest | None = None
         self.sequence = 1
         self.attempted = self.uncertain = False
-        self._client_id = client_id
+        self._client_id, self._clock = client_id, clock
+        self._begun_s = 0.0
 
     def begin(self, map_version: int, tables: Sequence[TableGradients]) -> PushRequest:
         """Give a push the next number, make it the pending one, and return it."""
         assert self.pending is None, "an earlier push must be settled first"
         self.pending = PushRequest(map_version, self._client_id, self.sequence, tuple(tables))
         self.attempted = self.uncertain = False
+        self._begun_s = self._clock()
         return self.pending
 
     def try_begin(self, map_version: int, tables: Sequence[TableGradients]) -> PushRequest | None:
@@ -77,6 +83,10 @@ class Lane:
         """Note that an attempt of the pending push ended without an answer to it."""
         self.attempted = True
         self.uncertain |= maybe_applied
+
+    def is_too_old(self) -> bool:
+        """Whether the pending push may have been applied, and forgotten since (invariant 4)."""
+        return self.uncertain and self.sequence == 1 and self._clock() - self._begun_s > RESEND_S
 
     def acknowledge(self, response: PushResponse) -> bool:
         """Note the shard's answer.

@@ -31,7 +31,16 @@ SHARDS_MAX: Final = 1024
 """Shards of one cluster, bounded by PARTITIONS / 4 so that shards stay within 25 % of even."""
 
 CLIENTS_MAX: Final = 65_536
-"""Clients whose last sequence number a shard remembers. Past it the one idle longest is dropped."""
+"""Clients whose last sequence number a shard remembers. Past it the one idle longest is dropped, when it has
+been idle for SESSION_KEPT_S; else the new client is refused."""
+
+SESSION_KEPT_S: Final = 3600
+"""A shard remembers a client for at least so long after its last push: twice as long as a client sends one
+push again, so that clocks may differ."""
+
+RESEND_S: Final = SESSION_KEPT_S // 2
+"""A client that sent its first push to a shard so long ago, and got no answer, does not send it again: the
+shard might have forgotten it, and would take it for a new one."""
 
 TRAINERS_MAX: Final = 1024
 """Trainers of one group: each has a number, and a step is not applied before all of them are heard."""

@@ -16,11 +16,14 @@ from numba import njit
 from numpy.typing import NDArray
 
 from rowhouse.error import InvalidRequestError
+from rowhouse.kernel import as_read_only
 from rowhouse.limit import PARTITIONS, SHARDS_MAX
 from rowhouse.mix import mix64_scalar
 
 PARTITION_SHIFT: Final = np.uint64(64 - (PARTITIONS.bit_length() - 1))
 """Bits to drop from mix64(id) to get its partition."""
+
+_BLOCK: Final = 1024
 
 
 @njit(nogil=True, cache=True)
@@ -30,6 +33,22 @@ def partitions_of(ids: NDArray[np.uint64]) -> NDArray[np.uint16]:
     for i in range(ids.shape[0]):
         out[i] = mix64_scalar(ids[i]) >> PARTITION_SHIFT
     return out
+
+
+@njit(nogil=True, cache=True)
+def first_outside(ids: NDArray[np.uint64], first: np.uint64, size: np.uint64) -> int:
+    """Index of the first of `ids` ((n,) uint64) whose partition is not one of `size` from `first` on; -1 if
+    there is none."""
+    for begin in range(0, ids.shape[0], _BLOCK):
+        block = ids[begin : min(begin + _BLOCK, ids.shape[0])]
+        outside = np.uint64(0)
+        for i in range(block.shape[0]):  # counted without an exit, in vectors
+            outside += np.uint64((mix64_scalar(block[i]) >> PARTITION_SHIFT) - first >= size)
+        if outside:
+            for i in range(block.shape[0]):
+                if (mix64_scalar(block[i]) >> PARTITION_SHIFT) - first >= size:
+                    return begin + i
+    return -1
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,3 +90,20 @@ class PartitionMap:
         """Shard of each id; `ids` is (n,) uint64, the answer a new (n,) uint16."""
         owners: NDArray[np.uint16] = self.shards[partitions_of(ids)]
         return owners
+
+    def first_foreign(self, ids: NDArray[np.uint64], shard: int) -> int:
+        """Index of the first of `ids` ((n,) uint64) that is not `shard`'s; -1 if there is none."""
+        owned = self._owned.get(shard)
+        if owned is None:
+            owned = self._owned[shard] = np.flatnonzero(self.shards == shard)
+        if owned.shape[0] == PARTITIONS:
+            return -1
+        if owned.shape[0] and owned[-1] - owned[0] + 1 == owned.shape[0]:  # one range, as in every even map
+            return int(first_outside(as_read_only(ids), np.uint64(owned[0]), np.uint64(owned.shape[0])))
+        foreign = np.flatnonzero(self.shards_of(ids) != shard)
+        return int(foreign[0]) if foreign.shape[0] else -1
+
+    @cached_property
+    def _owned(self) -> dict[int, NDArray[np.int64]]:
+        """Partitions of the shards that were asked for."""
+        return {}

@@ -32,7 +32,7 @@ from rowhouse.error import (
     StalePartitionMapError,
     TrainerLostError,
 )
-from rowhouse.limit import TRAINERS_MAX
+from rowhouse.limit import RESEND_S, TRAINERS_MAX
 from rowhouse.message import Contribution, PushRequest, TableGradients, joined_by_table
 from rowhouse.v1 import rowhouse_pb2 as pb
 
@@ -130,6 +130,7 @@ class Trainer(StepClient):
         self._journal = None if journal is None else Path(journal)
         self._parts: list[TableGradients] = []
         self._pending: tuple[TableGradients, ...] | None = None
+        self._begun_s = 0.0  # when the pending step was first sent
         self._closed = False
         self.steps = 0
         self.lost: tuple[str, ...] = ()
@@ -208,12 +209,14 @@ class Trainer(StepClient):
             if not self._parts:
                 return
         self._pending, self._parts = joined_by_table(self._parts), []
+        self._begun_s = time.monotonic()
         self._finish()
 
     def _finish(self) -> None:
         """Bring the pending step to its end; after a refusal everywhere to an end without gradients."""
         assert self._pending is not None
         try:
+            self._check_age()
             self._make(self._pending)
         except (TrainerLostError, SequenceGapError):
             self._pending = None  # this trainer's part in the group is over
@@ -224,6 +227,14 @@ class Trainer(StepClient):
             self._end()
             raise
         self._end()
+
+    def _check_age(self) -> None:
+        """As lane.py's invariant 4: shards may have applied the first step, and forgotten the group since."""
+        if self._pace == pb.PACE_BSP and not self.steps and time.monotonic() - self._begun_s > RESEND_S:
+            raise SequenceGapError(
+                f"group {self.group!r}: step 1 got no answer for more than {RESEND_S} s, and a shard may "
+                "have forgotten the group: whether the step was applied cannot be found out any more"
+            )
 
     def _make(self, tables: tuple[TableGradients, ...]) -> None:
         if self._pace == pb.PACE_BSP:

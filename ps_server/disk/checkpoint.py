@@ -39,7 +39,8 @@ class CheckpointState:
     lsn
         Every record at or below it is in the store.
     clients
-        Last (sequence, LSN) of each client id, least recent first; ids as decimal text.
+        Last (sequence, LSN, time in ms) of each client id, least recent first; ids as decimal text.
+        Directories of earlier versions have no time.
     rows
         Rows in the store per table, or None where they were not counted.
     frozen
@@ -49,7 +50,7 @@ class CheckpointState:
     """
 
     lsn: int = 0
-    clients: dict[str, tuple[int, int]] = field(default_factory=dict)
+    clients: dict[str, tuple[int, ...]] = field(default_factory=dict)
     rows: dict[str, int | None] = field(default_factory=dict)
     frozen: dict[str, str] = field(default_factory=dict)
     configured: dict[str, str] = field(default_factory=dict)
@@ -125,7 +126,7 @@ def read(store: Store) -> CheckpointState:
     if data is None:
         return CheckpointState()
     document = _unsealed(data, "the checkpoint record")
-    document["clients"] = {k: (int(v[0]), int(v[1])) for k, v in document["clients"].items()}
+    document["clients"] = {k: tuple(map(int, v)) for k, v in document["clients"].items()}
     return CheckpointState(**document)
 
 

@@ -181,7 +181,7 @@ def apply_record(record: Record, tables: dict[str, Table], sessions: Sessions) -
         if part.table in tables:
             table = tables[part.table]
             table.push(TablePush.of(part, table.layout), record.lsn, record.time_ms // 1000)
-    sessions.record(request.client_id, request.sequence, record.lsn)
+    sessions.record(request.client_id, request.sequence, record.lsn, record.time_ms)
 
 
 def open_directory(

@@ -35,7 +35,7 @@ from rowhouse.placement import PartitionMap
 from rowhouse.v1 import rowhouse_pb2 as pb
 
 from ps_server.shard.reduction import check_fits, check_rows, check_share, joined
-from ps_server.shard.request import check_map, checked_parts
+from ps_server.shard.request import check_map, check_owned, checked_parts
 from ps_server.table.table import Table
 
 GROUPS_MAX: Final = 64
@@ -142,6 +142,7 @@ class Groups:
         tables: dict[str, Table] = {}
         if push.sequence > self._shard.last_sequence(member.group):
             check_map(push.map_version, self._shard.partition_map, self._shard.index)
+            check_owned(push.tables, self._shard.partition_map, self._shard.index)
             tables = {part.table: self._shard.table_at_lsn(part.table)[0] for part in push.tables}
             check_share(push.sequence, checked_parts(push, tables), member.trainers)
         group = self._group(member)

@@ -38,6 +38,7 @@ from ps_server.shard.eviction import Moment, evict_by_policy, spared
 from ps_server.shard.group import Groups
 from ps_server.shard.request import (
     check_map,
+    check_owned,
     checked_parts,
     evictable_table_of,
     freeze_mode_of,
@@ -205,6 +206,7 @@ class Shard:
         tables = [table_of(part.table, self._tables) for part in request.tables]
         for table, part in zip(tables, request.tables, strict=True):
             check_dim(table.config, part.dim)
+        check_owned(request.tables, self.partition_map, self.index)
         lsn = self._applied_lsn
         answers = []
         for table, part in zip(tables, request.tables, strict=True):
@@ -222,7 +224,9 @@ class Shard:
     def prefetch(self, table: str, ids: Ids) -> int:
         """Bring stored rows of `ids` ((n,) uint64) into memory ahead of a pull; returns how many."""
         self._check_alive(writing=True)
-        return table_of(table, self._tables).prefetch(as_read_only(ids))
+        found = table_of(table, self._tables)
+        check_owned([message.TableIds(table, found.config.dim, ids)], self.partition_map, self.index)
+        return found.prefetch(as_read_only(ids))
 
     # ------------------------------------------------------------ push
     def push(self, request: message.PushRequest, encoded: Part | None = None) -> message.PushResponse:
@@ -243,15 +247,18 @@ class Shard:
         """
         self._check_alive(writing=True)
         parts = checked_parts(request, self._tables)
+        if request.map_version == self.partition_map.version:  # else it is a repeat, or refused below
+            check_owned(request.tables, self.partition_map, self.index)
         with self._push_lock:
             self._check_alive(writing=True)
-            repeat = self._sessions.repeat_of(request.client_id, request.sequence)
+            time_ms = int(self._clock() * 1000)
+            repeat = self._sessions.repeat_of(request.client_id, request.sequence, time_ms)
             lsn = self._applied_lsn + 1 if repeat is None else repeat
             if repeat is None:  # only now: a repeat was applied, whatever map it was routed by
                 check_map(request.map_version, self.partition_map, self.index)
                 request, encoded, parts = without_frozen(request, encoded, parts)
                 with self._poisoning():
-                    self._log_and_apply(request, encoded, parts, lsn)
+                    self._log_and_apply(request, encoded, parts, lsn, time_ms)
         if self.config.durability == "fsync" and self._log is not None:
             with self._poisoning():
                 self._log.sync(lsn)
@@ -263,9 +270,9 @@ class Shard:
         encoded: Part | None,
         parts: list[tuple[Table, TablePush]],
         lsn: int,
+        time_ms: int,
     ) -> None:
         """Write the record, then apply it; the caller holds the push lock."""
-        time_ms = int(self._clock() * 1000)
         self._failpoint("before log")
         if self._log is not None:
             payload = encoded if encoded is not None else encode_push_request(request)
@@ -273,7 +280,7 @@ class Shard:
         self._failpoint("after log")
         for table, part in parts:
             table.push(part, lsn, time_ms // 1000)
-        self._sessions.record(request.client_id, request.sequence, lsn)
+        self._sessions.record(request.client_id, request.sequence, lsn, time_ms)
         self._advance(lsn)
 
     def _advance(self, lsn: int) -> None:

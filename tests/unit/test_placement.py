@@ -69,3 +69,22 @@ def test_impossible_counts_are_refused(count: int) -> None:
 def test_a_map_of_the_wrong_length_is_refused(size: int) -> None:
     with pytest.raises(InvalidRequestError, match=f"{size} bytes; it must have {2 * PARTITIONS}"):
         PartitionMap.from_bytes(bytes(size))
+
+
+@given(shard_counts, st.data())
+def test_the_first_foreign_id_is_found(count: int, data: st.DataObject) -> None:
+    """Against the owners of all ids, for a map of ranges and for one whose shards are scattered."""
+    even = PartitionMap.even(count)
+    scattered = np.random.default_rng(count).permutation(even.shards).astype("<u2")
+    ids = np.random.default_rng(data.draw(st.integers(0, 2**32))).integers(0, 2**64, 5000, np.uint64)
+    for found in (even, PartitionMap.from_bytes(scattered.tobytes())):
+        shard = data.draw(st.integers(0, count - 1))
+        owners = found.shards_of(ids)
+        foreign = np.flatnonzero(owners != shard)
+        assert found.first_foreign(ids, shard) == (foreign[0] if foreign.size else -1)
+        own = ids[owners == shard]
+        assert found.first_foreign(own, shard) == -1
+        if own.size and count > 1:
+            at = data.draw(st.integers(0, own.size - 1))
+            own[at] = ids[foreign[0]]
+            assert found.first_foreign(own, shard) == at

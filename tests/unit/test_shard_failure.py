@@ -127,7 +127,7 @@ def test_the_log_is_synced_before_rows_that_hold_its_records_are_written(tmp_pat
         request = driver.request({"user": (ids, ones(1_000))}, sequence=number + 1)
         parts = checked_parts(request, driver.shard._tables)
         with driver.shard._push_lock:  # as in a push that has not waited for its own sync yet
-            driver.shard._log_and_apply(request, None, parts, number + 1)
+            driver.shard._log_and_apply(request, None, parts, number + 1, 0)
     assert written > 10
     assert log.synced_lsn < 40, "nothing else syncs here"
     driver.abandon()
