@@ -15,7 +15,6 @@ Thread safety: one trainer has one file.
 """
 
 import json
-import os
 from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
@@ -23,6 +22,7 @@ from pathlib import Path
 import xxhash
 from rowhouse.codec import decode_push_request, encode_push_request
 from rowhouse.error import CorruptionError, StoreError
+from rowhouse.file import replacing
 from rowhouse.message import PushRequest
 
 VERSION = 1
@@ -46,12 +46,8 @@ def write_journal(path: Path, group: int, trainer: int, step: int, pushes: Seque
         "version": VERSION, "group": group, "trainer": trainer, "step": step,
         "sizes": [len(data) for data in encoded], "xxh3": xxhash.xxh3_64_hexdigest(body),
     }  # fmt: skip
-    temporary = path.with_name(path.name + ".new")
-    try:
+    with replacing(path, synced=False) as temporary:
         temporary.write_bytes(json.dumps(header).encode() + b"\n" + body)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise StoreError(f"journal {str(path)!r} cannot be written: {error.strerror}") from None
 
 
 def read_journal(path: Path, group: int, trainer: int, step: int) -> list[PushRequest] | None:

@@ -7,7 +7,6 @@ into its place last, so a file that is there is complete and its tables are too.
 Thread safety: functions; one process of a job saves, while no trainer pushes.
 """
 
-import os
 import re
 import secrets
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ from typing import Any, Final
 
 import torch
 from rowhouse.error import CorruptionError, InvalidRequestError, StoreError
+from rowhouse.file import replacing
 
 from ps_client.client import Client
 from ps_client.report import SavedTables
@@ -117,24 +117,14 @@ def _read(path: Path) -> tuple[SavedTables, dict[str, Any]]:
 
 
 def _write(path: Path, document: dict[str, Any]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
     try:
-        with temporary.open("wb") as file:
-            torch.save(document, file)
-            file.flush()
-            os.fsync(file.fileno())
-        torch.load(temporary, map_location="cpu", weights_only=True)  # while there still is a better one
-        os.replace(temporary, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except OSError as error:
-        raise StoreError(f"training state {str(path)!r} cannot be written: {error.strerror}") from None
+        with replacing(path) as temporary:
+            with temporary.open("wb") as file:
+                torch.save(document, file)
+            torch.load(temporary, map_location="cpu", weights_only=True)  # while there still is a better one
+    except StoreError as error:
+        raise StoreError(f"training state {error}") from None
     except Exception as error:
         raise InvalidRequestError(
             f"training state {str(path)!r}: state cannot be loaded back: {error}"
         ) from None
-    finally:
-        temporary.unlink(missing_ok=True)

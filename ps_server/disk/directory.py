@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from rowhouse.error import ConfigError, CorruptionError, DirectoryInUseError, StoreError
+from rowhouse.file import write_synced
 from rowhouse.placement import PartitionMap
 
 from ps_server.disk import checkpoint
-from ps_server.disk.file import write_synced
 from ps_server.disk.row import LSN_BYTES, ROW_FORMAT_VERSION, RowLayout
 from ps_server.disk.store import Store
 

@@ -25,8 +25,8 @@ from typing import Final
 
 import xxhash
 from rowhouse.error import StoreError
+from rowhouse.file import sync_directory
 
-from ps_server.disk.file import sync_directory
 from ps_server.disk.segment import (
     MAGIC,
     SEGMENT_HEADER,

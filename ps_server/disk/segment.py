@@ -18,8 +18,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 from rowhouse.error import CorruptionError
-
-from ps_server.disk.file import sync_directory
+from rowhouse.file import sync_directory
 
 MAGIC: Final = b"RWHSLOG1"
 """Name and format version of a segment file."""

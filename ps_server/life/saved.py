@@ -25,10 +25,10 @@ from typing import Any, Final, Protocol
 
 import xxhash
 from rowhouse.error import CorruptionError, InvalidRequestError, PreconditionError, StoreError
+from rowhouse.file import sync_directory, write_synced
 from rowhouse.v1 import rowhouse_pb2 as pb
 
 from ps_server.disk.directory import held
-from ps_server.disk.file import sync_directory, write_synced
 from ps_server.disk.store import Store
 
 FOLDER: Final = "saved"

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from rowhouse.error import ConfigError, StoreError
+from rowhouse.file import write_synced
 from rowhouse.malloc import keep_large_blocks
 
 from ps_server.config.cluster import load_config, shard_directory
-from ps_server.disk.file import write_synced
 from ps_server.life.saved import check_no_restore
 from ps_server.shard.shard import Shard
 

@@ -30,11 +30,11 @@ from typing import Final
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from rowhouse.error import ConfigError, DirectoryInUseError, StoreError, UnavailableError
+from rowhouse.file import write_synced
 
 from ps_server.config.cluster import ClusterConfig
 from ps_server.config.endpoint import socket_path, split_endpoint
 from ps_server.disk.directory import claim_data_dir, missing_shards
-from ps_server.disk.file import write_synced
 from ps_server.serve.binding import clear_socket_file
 from ps_server.serve.server import StopFlag
 

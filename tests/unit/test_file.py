@@ -1,16 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small files are whole or absent (ps_server/disk/file.py), and a damaged note of a data_dir is named."""
+"""Small files are whole or absent (rowhouse/file.py), and a damaged note of a data_dir is named."""
 
 import os
+import subprocess
+import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rowhouse.error import ConfigError, CorruptionError, StoreError
+from rowhouse.file import replacing, write_synced
 
 from ps_server.disk.directory import claim_data_dir, missing_shards
-from ps_server.disk.file import write_synced
 
 
 def test_the_content_is_synced_before_the_name_and_the_name_before_the_return(
@@ -51,6 +54,33 @@ def test_a_file_that_cannot_be_written_is_as_it_was(
     with pytest.raises(StoreError, match="note' cannot be written: No space left on device"):
         write_synced(path, "new")
     monkeypatch.undo()
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_kill_left_is_removed_and_what_others_write_now_is_not(tmp_path: Path) -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    path = tmp_path / "note"
+    for name in (f"note.{gone.pid}.new", f"note.{os.getpid()}.new", f"note2.{gone.pid}.new", "note.x.new"):
+        (tmp_path / name).write_text("half")
+    write_synced(path, "whole")
+    left = {p.name for p in tmp_path.iterdir()}
+    assert left == {"note", f"note.{os.getpid()}.new", f"note2.{gone.pid}.new", "note.x.new"} - {
+        f"note.{threading.get_native_id()}.new"
+    }
+
+
+def test_an_error_of_the_writer_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "note"
+    write_synced(path, "old")
+
+    def write_half() -> None:
+        with replacing(path) as temporary:
+            temporary.write_text("half")
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        write_half()
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
 
 
