@@ -77,7 +77,9 @@ class LogGate:
             self.log.sync(min(lsn, self.log.written_lsn))
 
 
-def _open_store(config: ClusterConfig, directory: Path, read_only: bool) -> tuple[Store, int]:
+def _open_store(
+    config: ClusterConfig, directory: Path, read_only: bool, make_store: Callable[..., Store]
+) -> tuple[Store, int]:
     """The store and the bytes of budget left for hot rows."""
     sketches = sum(table.admission.sketch_bytes for table in config.tables if table.admission)
     share, rows = split(config.memory_budget)
@@ -97,7 +99,7 @@ def _open_store(config: ClusterConfig, directory: Path, read_only: bool) -> tupl
             directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StoreError(f"data directory {directory}: {error.strerror or error}") from error
-    store = Store(
+    store = make_store(
         directory / "store", widths, cache_bytes=cache, memtable_bytes=memtable, read_only=read_only
     )
     return store, rows - sketches
@@ -193,9 +195,10 @@ def open_directory(
     partition_map: PartitionMap,
     failpoint: Callable[[str], None],
     progress: Callable[[int], None],
+    make_store: Callable[..., Store] = Store,
 ) -> Opened:
     """Open, check and recover a shard's directory; see Shard.open for what it raises."""
-    store, row_bytes = _open_store(config, directory, read_only)
+    store, row_bytes = _open_store(config, directory, read_only, make_store)
     try:
         checkpoint.check_shard(store, _identity(config, index, partition_map), read_only=read_only)
         state, life = checkpoint.read(store), checkpoint.read_life(store)

@@ -32,6 +32,7 @@ from ps_server.config.cluster import ClusterConfig
 from ps_server.disk import checkpoint
 from ps_server.disk.checkpoint import CheckpointState
 from ps_server.disk.segment import KIND_EVICT, KIND_PUSH, Record, encode_eviction, list_segments
+from ps_server.disk.store import Store
 from ps_server.life.recovery import Opened, freezes, open_directory
 from ps_server.life.saved import SavedTables
 from ps_server.shard.eviction import Moment, evict_by_policy, spared
@@ -81,6 +82,7 @@ class Shard:
         read_only: bool,
         clock: Callable[[], float],
         failpoint: Callable[[str], None],
+        background: bool = True,
     ) -> None:
         self.config, self.index, self.directory = config, index, directory
         self.partition_map = PartitionMap.even(config.shard_count)
@@ -111,10 +113,11 @@ class Shard:
             "AwaitStep": self.groups.await_step,
         }
         self._threads = [
-            threading.Thread(target=self._count_rows, name="count-rows", daemon=True),
-            threading.Thread(target=self._checkpoint_when_wanted, name="checkpoint", daemon=True),
+            threading.Thread(target=work, name=name, daemon=True)
+            for name, work in (("count-rows", self.count_rows), ("checkpoint", self._checkpoint_when_wanted))
+            if background and not read_only
         ]
-        for thread in self._threads if not read_only else []:
+        for thread in self._threads:
             thread.start()
 
     @staticmethod
@@ -127,6 +130,8 @@ class Shard:
         clock: Callable[[], float] = time.time,
         failpoint: Callable[[str], None] = lambda _name: None,
         progress: Callable[[int], None] = lambda _records: None,
+        make_store: Callable[..., Store] = Store,
+        background: bool = True,
     ) -> "Shard":
         """Open a shard's directory, made when it is new, and recover it.
 
@@ -146,6 +151,10 @@ class Shard:
             Called with the name of each point where a test may kill the process.
         progress
             Called with the number of records replayed so far.
+        make_store
+            Called as Store is; a simulation gives its own.
+        background
+            False: nothing runs by itself; `count_rows` and `checkpoint_if_wanted` are the caller's to call.
 
         Raises
         ------
@@ -159,9 +168,12 @@ class Shard:
         partition_map = PartitionMap.even(config.shard_count)
         opened = open_directory(
             config, index, directory, read_only=read_only, partition_map=partition_map,
-            failpoint=failpoint, progress=progress,
+            failpoint=failpoint, progress=progress, make_store=make_store,
         )  # fmt: skip
-        return Shard(config, index, directory, opened, read_only=read_only, clock=clock, failpoint=failpoint)
+        return Shard(
+            config, index, directory, opened, read_only=read_only, clock=clock, failpoint=failpoint,
+            background=background,
+        )  # fmt: skip
 
     # ------------------------------------------------------------ checks
     def _check_alive(self, *, writing: bool = False) -> None:
@@ -348,14 +360,20 @@ class Shard:
             self._checkpoint_wanted.wait()
             if self._closing.is_set():
                 return
-            self._checkpoint_wanted.clear()
             try:
-                self.checkpoint()
+                self.checkpoint_if_wanted()
             except Exception:
                 _logger.exception("shard %d: the checkpoint failed", self.index)
                 return
 
-    def _count_rows(self) -> None:
+    def checkpoint_if_wanted(self) -> None:
+        """`checkpoint` once the push log is past the config's bound (the background's work)."""
+        if self._checkpoint_wanted.is_set():
+            self._checkpoint_wanted.clear()
+            self.checkpoint()
+
+    def count_rows(self) -> None:
+        """Count the rows of tables whose number is not exact, as after a crash (the background's work)."""
         try:
             for table in self._tables.values():
                 if not table.tier.stored.exact:
@@ -423,7 +441,7 @@ class Shard:
             return
         self._closing.set()
         self._checkpoint_wanted.set()
-        for thread in self._threads if not self._read_only else []:
+        for thread in self._threads:
             thread.join()
         if not self._read_only and self.poison is None:
             self.checkpoint()
