@@ -35,3 +35,6 @@ BATCH_ROWS_DEFAULT: Final = 65_536
 
 KEPT_BYTES_MAX: Final = 64 * 1024 * 1024
 """Memory that a stream keeps to write in again: two batches of a config of thirty features."""
+
+NULLS_MAX: Final = 64
+"""Texts that stand for a null in one attribute; a longer list belongs in the program that made the data."""

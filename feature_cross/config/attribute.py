@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
 
-from feature_cross.limit import EDGES_MAX
+from feature_cross.limit import EDGES_MAX, NULLS_MAX
 
 __all__ = ["AGE_UNITS_US", "Age", "Attribute", "Buckets", "LogBuckets", "Missing", "Model", "Recency"]
 
@@ -176,6 +176,8 @@ class Attribute(Model):
     """Steps applied to each string, in this order; none unless asked for."""
     empty_is_missing: Annotated[bool, Field(strict=True)] = False
     """Treat "" (after normalisation) as a null."""
+    nulls: Annotated[tuple[str, ...], Field(max_length=NULLS_MAX)] = ()
+    """Texts that stand for a null, as NA, from whatever source (after normalisation, or before `cast`)."""
     buckets: Buckets | None = None
     """Intervals of an int or float. A float must have them: floats that look equal differ in a last bit."""
     part: DatePart | None = None
@@ -221,6 +223,10 @@ class Attribute(Model):
             raise ValueError("max_length and keep apply to lists only; set list: true")
         if self.keep is not None and self.max_length is None:
             raise ValueError("keep does nothing without max_length")
+        if self.nulls and self.type != "string" and not self.cast:
+            raise ValueError(
+                f"nulls are texts, and type {self.type} reads text with cast only; set cast: true"
+            )
         if len(set(self.normalise)) != len(self.normalise):
             raise ValueError(f"a normalisation step is given twice in {list(self.normalise)}")
         return self

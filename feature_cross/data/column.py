@@ -20,8 +20,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from feature_cross.config.attribute import Attribute
+from feature_cross.data.cast import converted
 from feature_cross.data.moment import date_part, decoded
-from feature_cross.data.text import as_text, check_utf8, normalise_strings, reason
+from feature_cross.data.text import as_text, cast_hint, check_strings, check_utf8, normalise_strings
 from feature_cross.data.workspace import Workspace
 from feature_cross.error import DataError
 from feature_cross.id_format import (
@@ -167,10 +168,7 @@ def _hash_flat(array: pa.Array, spec: ColumnSpec, workspace: Workspace) -> Hashe
 
 def _hash_values(array: pa.Array, spec: ColumnSpec, workspace: Workspace) -> Hashed:
     """Of a column that is no dictionary, or of a dictionary's values."""
-    if spec.attribute.cast:
-        array = _cast(array, spec)
-    if spec.attribute.normalise:
-        array = normalise_strings(array, spec.attribute, spec.label)
+    array = converted(array, spec.attribute, spec.label)
     return _HASHERS["bucket" if spec.attribute.buckets else spec.attribute.type](array, spec, workspace)
 
 
@@ -201,30 +199,10 @@ def _unsigned(indices: pa.Array) -> NDArray[Any]:
     return np.frombuffer(indices.buffers()[1], f"u{size}", len(indices), indices.offset * size)
 
 
-_CASTS: Final[dict[str, pa.DataType]] = {
-    "int": pa.int64(), "float": pa.float64(), "bool": pa.bool_(), "date": pa.timestamp("us"),
-}  # fmt: skip
-
-
-def _cast(array: pa.Array, spec: ColumnSpec) -> pa.Array:
-    """Text to the declared type, or integers to decimal text; other columns are left to the type check."""
-    text = pa.types.is_string(array.type) or pa.types.is_large_string(array.type)
-    target = _CASTS.get(spec.attribute.type) if text else None
-    if spec.attribute.type == "string" and pa.types.is_integer(array.type):
-        target = pa.string()
-    if target is None:
-        return array
-    try:
-        return array.cast(target)
-    except pa.ArrowInvalid as error:
-        raise DataError(
-            f"{spec.label} cannot be converted to {spec.attribute.type}: {reason(error)}"
-        ) from error
-
-
-def _mistyped(array: pa.Array, spec: ColumnSpec, takes: str, hint: str = "") -> DataError:
+def _mistyped(array: pa.Array, spec: ColumnSpec, takes: str) -> DataError:
     return DataError(
-        f"{spec.label} has Arrow type {array.type}; type {spec.attribute.type} takes {takes}{hint}"
+        f"{spec.label} has Arrow type {array.type}; type {spec.attribute.type} takes {takes}"
+        f"{cast_hint(array.type, spec.attribute)}"
     )
 
 
@@ -269,8 +247,7 @@ def _hash_integers(values: NDArray[Any], prefix: int, prefix_bytes: int, workspa
 
 def _hash_ints(array: pa.Array, spec: ColumnSpec, workspace: Workspace) -> Hashed:
     if not pa.types.is_integer(array.type):
-        hint = "; set cast: true to read numbers from text" if pa.types.is_string(array.type) else ""
-        raise _mistyped(array, spec, "integers", hint)
+        raise _mistyped(array, spec, "integers")
     values = _plain(array)
     hashes = _hash_integers(values, TAG_INT, 1, workspace)
     if values.dtype == np.uint64:
@@ -330,7 +307,7 @@ def number_column(array: pa.Array, spec: ColumnSpec) -> tuple[NDArray[Any], Mask
     array = decoded(array)
     if pa.types.is_null(array.type):
         return np.zeros(len(array), np.float64), np.ones(len(array), np.bool_)
-    array = _cast(array, spec) if spec.attribute.cast else array
+    array = converted(array, spec.attribute, spec.label)
     if spec.attribute.part is not None:
         array = date_part(array, spec.attribute.part, spec.label)
     _check_numbers(array, spec)
@@ -349,11 +326,11 @@ def canonical_values(array: pa.Array, spec: ColumnSpec) -> list[tuple[Any, bytes
     It serves explanations, where a person reads the steps; `hash_column` takes the same steps for hashes.
     """
     array = decoded(array)
-    array = _cast(array, spec) if spec.attribute.cast else array
+    array = converted(array, spec.attribute, spec.label)
     if spec.attribute.part is not None and not pa.types.is_null(array.type):
         array = date_part(array, spec.attribute.part, spec.label)
     if spec.attribute.type == "string" and not pa.types.is_null(array.type):
-        array = normalise_strings(array, spec.attribute, spec.label)
+        array = check_strings(array, spec.attribute, spec.label)
     edges = [*spec.edges.tolist(), np.inf]
     found: list[tuple[Any, bytes | None]] = []
     for value in array.to_pylist():

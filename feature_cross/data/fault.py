@@ -58,7 +58,9 @@ def _csv_place(said: str, path: str | os.PathLike[str] | None) -> str | None:
     if converted is not None:
         column, row, kind, reason = converted.groups()
         place = f"row {row}, counting the header, " if row else ""
-        return f"{place}column {_column_name(path, int(column))}: {reason} for {kind}"
+        word = re.fullmatch(r"invalid value '([^'\d]+)'", reason)
+        hint = f"; if it stands for a null, declare it: nulls: [{word[1]}], cast: true" if word else ""
+        return f"{place}column {_column_name(path, int(column))}: {reason} for {kind}{hint}"
     return None
 
 

@@ -109,20 +109,24 @@ class _Reader:
         values = len(self.batch) if lengths is None else int(lengths.sum())
         if moment.moment_us is not None:
             return np.full(values, moment.moment_us), np.zeros(values, np.bool_)
-        found = read_moments(self._column(key), self._label(key), self.use.attribute.cast)
+        found = read_moments(
+            self._column(key), self._label(key), self.use.attribute.cast, self.use.attribute.nulls
+        )
         return found if lengths is None else (np.repeat(found[0], lengths), np.repeat(found[1], lengths))
 
     def _ages(self, flat: pa.Array, lengths: NDArray[np.int64] | None) -> pa.Array:
         age = self.use.attribute.age
         assert age is not None, "only attributes with an age come here"
-        moments = read_moments(flat, self.use.title, self.use.attribute.cast)
+        moments = read_moments(flat, self.use.title, self.use.attribute.cast, self.use.attribute.nulls)
         ages, nulls = subtract(self._reference("age.column", age, lengths), moments, AGE_UNITS_US[age.unit])
         return pa.array(ages, mask=nulls)
 
     def _recent(self, recency: Recency, lengths: NDArray[np.int64]) -> NDArray[np.bool_]:
         """True for each element that lies in [moment - within, moment]; a time that is missing is not in."""
         flat = self._beside("recency.times", lengths)
-        times = read_moments(flat, self._label("recency.times"), self.use.attribute.cast)
+        times = read_moments(
+            flat, self._label("recency.times"), self.use.attribute.cast, self.use.attribute.nulls
+        )
         moment = self._reference("recency.column", recency, lengths)
         ages, nulls = subtract(moment, times, AGE_UNITS_US[recency.unit])
         recent: NDArray[np.bool_] = (ages >= 0) & (ages <= recency.within) & ~nulls

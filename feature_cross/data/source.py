@@ -139,19 +139,28 @@ def open_dataset(path: str, *plans: Plan) -> pa.dataset.Dataset:
         kind = kinds.pop()
         file_format: Any = kind
         if kind == "csv":
-            # A column's type is declared, never guessed from a file's first rows.
-            plain = [u for plan in reversed(plans) for u in plan.attributes if not u.attribute.list]
-            types = {use.attribute.weights: pa.float64() for use in plain if use.attribute.weights}
-            types |= {
-                use.column: _CSV_TYPES[use.attribute.type]
-                for use in plain
-                if use.attribute.type in _CSV_TYPES
-            }
-            convert = pa.csv.ConvertOptions(column_types=types, strings_can_be_null=True)
-            file_format = pa.dataset.CsvFileFormat(convert_options=convert)
+            file_format = _csv_format(plans)
         return pa.dataset.dataset([str(file) for file in files], format=file_format)
     except READ_ERRORS as error:
         raise read_error(path if root.is_file() else _named(str(error)) or path, error) from error
+
+
+def _csv_format(plans: tuple[Plan, ...]) -> pa.dataset.CsvFileFormat:
+    """A column's type is declared, never guessed from a file's first rows.
+
+    A field of a text column is its text, the empty one too. An empty field of another column is a null. What
+    else stands for a null is the engine's to know (`nulls`), which treats text from any source alike; so it
+    gets the text of columns with `cast`.
+    """
+    plain = [u for plan in reversed(plans) for u in plan.attributes if not u.attribute.list]
+    types = {use.attribute.weights: pa.float64() for use in plain if use.attribute.weights}
+    for use in plain:
+        if use.attribute.cast:
+            types[use.column] = pa.string()
+        elif use.attribute.type in _CSV_TYPES:
+            types[use.column] = _CSV_TYPES[use.attribute.type]
+    convert = pa.csv.ConvertOptions(column_types=types, null_values=[""], strings_can_be_null=False)
+    return pa.dataset.CsvFileFormat(convert_options=convert)
 
 
 def _named(said: str) -> str | None:

@@ -4,7 +4,7 @@
 Thread safety: pure functions.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import numpy as np
@@ -15,7 +15,16 @@ from feature_cross.config.attribute import Attribute
 from feature_cross.error import DataError, shortened
 from feature_cross.kernel.jagged import all_ascii
 
-__all__ = ["as_text", "check_strings", "check_utf8", "normalise_strings", "reason"]
+__all__ = [
+    "as_text",
+    "cast_hint",
+    "check_strings",
+    "check_utf8",
+    "is_text",
+    "normalise_strings",
+    "reason",
+    "without",
+]
 
 _NORMALISERS: Final[dict[str, Callable[[pa.Array], pa.Array]]] = {
     "strip": pc.utf8_trim_whitespace,
@@ -31,14 +40,43 @@ def reason(error: Exception) -> str:
     return shortened(str(error).splitlines()[0], 200)
 
 
+def is_text(kind: pa.DataType) -> bool:
+    """Whether a column of that type holds text."""
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def without(array: pa.Array, texts: Sequence[str]) -> pa.Array:
+    """A text column with a null in the place of each of `texts`; string_view comes out as large_string."""
+    if pa.types.is_string_view(array.type):
+        array = array.cast(pa.large_string())
+    said = pc.is_in(array, value_set=pa.array(texts, array.type))
+    return pc.if_else(said, pa.scalar(None, array.type), array)
+
+
+def cast_hint(kind: pa.DataType, attribute: Attribute) -> str:
+    """What a message adds to "has Arrow type KIND" where `cast` would take the column; else nothing."""
+    whole = pa.types.is_floating(kind) or (pa.types.is_decimal(kind) and kind.scale == 0)
+    if is_text(kind):
+        what = {"date": "dates", "bool": "bools", "string": ""}.get(attribute.type, "numbers")
+        return f"; set cast: true to read {what} from text" if what else ""
+    if attribute.type == "int" and whole:
+        return "; set cast: true to take whole numbers as integers"
+    if attribute.type == "string" and (whole or pa.types.is_integer(kind)):
+        return "; set cast: true for their decimal text"
+    if attribute.type == "float" and pa.types.is_decimal(kind):
+        return "; set cast: true to take decimals as floats"
+    return ""
+
+
 def as_text(array: pa.Array, attribute: Attribute, label: str) -> pa.Array:
     """The column as string or large_string, of sound sizes; DataError where it is another type."""
     kind = array.type
     if pa.types.is_string_view(kind):
         array = array.cast(pa.large_string())
     elif not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-        hint = "; set cast: true for their decimal text" if pa.types.is_integer(kind) else ""
-        raise DataError(f"{label} has Arrow type {kind}; type {attribute.type} takes text{hint}")
+        raise DataError(
+            f"{label} has Arrow type {kind}; type {attribute.type} takes text{cast_hint(kind, attribute)}"
+        )
     _validate(array, label, full=False)
     return array
 

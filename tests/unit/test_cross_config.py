@@ -253,6 +253,11 @@ ATTRIBUTES: list[tuple[dict[str, Any], str]] = [
     ({"type": "int", "part": "hour"}, "part does not apply to type int"),
     ({"type": "int", "normalise": ["strip"]}, "normalise does not apply to type int"),
     ({"type": "int", "empty_is_missing": True}, "empty_is_missing does not apply"),
+    (
+        {"type": "int", "nulls": ["NA"]},
+        "nulls are texts, and type int reads text with cast only; set cast: true",
+    ),
+    ({"type": "string", "nulls": "NA"}, "nulls"),
     ({"type": "string", "buckets": {"edges": [1]}}, "buckets does not apply to type string"),
     ({"type": "string", "normalise": ["strip", "strip"]}, "given twice"),
     ({"type": "string", "normalise": ["stirp"]}, "did you mean 'strip'?"),

@@ -3,7 +3,9 @@
 
 import datetime
 import itertools
+import math
 import pickle
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -66,6 +68,15 @@ WRONG = [
     ({"type": "date", "part": "hour"}, pa.array(["2020-01-01"]), "set cast: true to read dates"),
     ({"type": "date", "part": "hour"}, pa.array([datetime.date(2020, 1, 1)]), "has no time of day"),
     ({"type": "int", "cast": True}, pa.array(["1", "x"]), "cannot be converted to int"),
+    ({"type": "int"}, pa.array([1.0, None]), "set cast: true to take whole numbers as integers"),
+    ({"type": "int"}, pa.array([Decimal(7)]), "set cast: true to take whole numbers as integers"),
+    ({"type": "string"}, pa.array([7.0, None]), "set cast: true for their decimal text"),
+    ({"type": "float", "buckets": {"edges": [1]}}, pa.array([Decimal("1.5")]), "take decimals as floats"),
+    ({"type": "int", "cast": True}, pa.array([1.0, 7.5]), "has 7.5 at its value 1; an integer must be whole"),
+    ({"type": "int", "cast": True}, pa.array([2.0**53]), "below 2^53"),
+    ({"type": "int", "cast": True}, pa.array([math.inf]), "has inf at its value 0"),
+    ({"type": "int", "cast": True}, pa.array([Decimal("1.5")]), "type int takes integers"),
+    ({"type": "int", "cast": True}, pa.array([Decimal(1 << 64)]), "cannot be converted to int"),
     (INT_LIST, pa.array([1]), "declared as a list"),
     ({"type": "int"}, pa.array([[1]]), "Arrow type list"),
     (
@@ -83,6 +94,42 @@ def test_a_wrong_column_is_named(attribute: dict[str, Any], array: pa.Array, mes
     with pytest.raises(DataError, match=r"column 'a' \(e.a\)") as caught:
         single(attribute).transform(pa.table({"a": array}))
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("missing", ["drop", "own_id"])
+@pytest.mark.parametrize("kind", [{"type": "int"}, {"type": "string"}, {"type": "int", "buckets": {"log": {
+    "base": 2, "start": 1, "stop": 1e9}}}], ids=str)  # fmt: skip
+def test_whole_numbers_of_other_types_are_taken_with_cast(missing: str, kind: dict[str, Any]) -> None:
+    engine = single({**kind, "cast": True, "missing": missing})
+    whole = pa.array([7, None, -3, (1 << 53) - 1])
+    wanted = ids_of(engine, whole)
+    decimals = pa.array([Decimal(7), None, Decimal(-3), Decimal((1 << 53) - 1)], pa.decimal128(20, 0))
+    floats = pa.array([7.0, math.nan, -3.0, float((1 << 53) - 1)])
+    taken = [decimals, decimals.cast(pa.decimal256(38, 0)), floats, whole.cast(pa.float64())]
+    for array in [
+        *taken,
+        *[one.dictionary_encode() for one in taken],
+        whole.cast(pa.string()).cast(pa.string_view()),
+    ]:
+        assert ids_of(engine, array) == wanted, array.type
+    big = pa.array([Decimal((1 << 64) - 1), Decimal(7)], pa.decimal128(20, 0))
+    if kind == {"type": "int"}:
+        assert ids_of(engine, big) == ids_of(engine, pa.array([(1 << 64) - 1, 7], pa.uint64()))
+
+
+@pytest.mark.parametrize("part", ["year", "date", "weekday", "hour", "minute"])
+def test_dates_of_text_may_have_an_offset(part: str) -> None:
+    texts = [
+        "2026-01-01T01:30:00+02:00",
+        "2025-12-31 23:30:00Z",
+        "2025-12-31 23:30:00",
+        "2025-12-31T18:30:00-0500",
+        None,
+    ]
+    moment = datetime.datetime(2025, 12, 31, 23, 30)
+    wanted = ids_of(single({"type": "date", "part": part}), pa.array([moment] * 4 + [None]))
+    for kind in (pa.string(), pa.large_string(), pa.string_view()):
+        assert ids_of(single({"type": "date", "part": part, "cast": True}), pa.array(texts, kind)) == wanted
 
 
 def test_a_missing_column_is_named() -> None:

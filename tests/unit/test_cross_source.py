@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where the engine's rows come from: tables, files, folders, streams, threads; and errors on the way."""
 
+import itertools
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -203,3 +204,64 @@ def test_columns_that_a_path_names_are_read(tmp_path: Path) -> None:
     engine = single({"type": "int"})
     ids = [i for part in engine.transform_stream(source) for i in part["f"][0].tolist()]
     assert ids == engine.transform(pa.table({"a": [1, 2]}))["f"][0].tolist()
+
+
+WORDS = ["NA", "NULL", "nan", "N/A", "null", "None", "#N/A", "", " ", "NaN", "-nan", "1.#IND", "n", "Oslo"]
+
+
+@pytest.mark.parametrize("missing", ["drop", "own_id"])
+@pytest.mark.parametrize("nulls", [[], ["NA"], ["", "null"]])
+@pytest.mark.parametrize("quoted", [False, True])
+def test_a_text_is_one_value_whatever_it_came_in(
+    tmp_path: Path, missing: str, nulls: list[str], quoted: bool
+) -> None:
+    engine = single({"type": "string", "missing": missing, "nulls": nulls})
+    table = pa.table({"a": WORDS, "b": list(range(len(WORDS)))})
+    lines = [f'"{word}",{n}' if quoted else f"{word},{n}" for n, word in enumerate(WORDS)]
+    (tmp_path / "t.csv").write_text("a,b\n" + "\n".join(lines) + "\n")
+    pa.parquet.write_table(table, tmp_path / "t.parquet")
+    rows = [engine.transform({"a": word})["f"][0].tolist() for word in WORDS]
+    wanted = engine.transform(table)
+    assert rows == [wanted["f"][0].tolist()[a:b] for a, b in itertools.pairwise(wanted["f"][1])]
+    assert [bool(ids) for ids in rows] == [missing == "own_id" or word not in nulls for word in WORDS]
+    dictionary = pa.table({"a": pa.array(WORDS).dictionary_encode()})
+    for source in (tmp_path / "t.csv", tmp_path / "t.parquet", dictionary):
+        for found in engine.transform_stream(source):
+            assert found["f"][0].tolist() == wanted["f"][0].tolist()
+            assert found["f"][1].tolist() == wanted["f"][1].tolist()
+
+
+@pytest.mark.parametrize(
+    ("attribute", "words"),
+    [
+        ({"type": "int"}, ["7", "", "-1"]),
+        ({"type": "int", "cast": True}, ["7", "", "7.0", "-3.00"]),
+        ({"type": "int", "cast": True}, ["18446744073709551615", "", "7"]),
+        ({"type": "int", "cast": True, "nulls": ["NA", "-"]}, ["7", "NA", "", "-"]),
+        ({"type": "float", "buckets": {"edges": [1]}}, ["0.5", "", "2", "nan"]),
+        ({"type": "float", "buckets": {"edges": [1]}, "cast": True, "nulls": ["NA"]}, ["0.5", "NA", "2"]),
+        ({"type": "bool"}, ["true", "", "false"]),
+        ({"type": "bool", "cast": True, "nulls": ["?"]}, ["true", "?", "false"]),
+        ({"type": "date", "part": "hour", "cast": True, "nulls": ["NULL"]},
+         ["2026-01-01 10:00:00", "NULL", "", "2026-01-01T10:00:00+02:00", "2026-01-01 10:00:00.5Z"]),
+        ({"type": "date", "age": {"date": "2026-02-01", "unit": "day"}, "buckets": {"edges": [0, 30]},
+          "cast": True, "nulls": ["NULL"]}, ["2026-01-01", "NULL", "2026-01-20T00:00:00-05:00", ""]),
+    ],
+)  # fmt: skip
+def test_a_csv_field_of_another_type_means_what_its_text_and_its_number_mean(
+    tmp_path: Path, attribute: dict[str, Any], words: list[str]
+) -> None:
+    (tmp_path / "t.csv").write_text("a,b\n" + "".join(f"{word},1\n" for word in words))
+    engine = single({"missing": "own_id", **attribute})
+    found = engine.transform_stream(tmp_path / "t.csv").__next__()["f"][0].tolist()
+    text = single({"missing": "own_id", **attribute, "cast": True})
+    assert found == text.transform(pa.table({"a": words}))["f"][0].tolist()
+    nothing = text.transform({"a": None})["f"][0].tolist()[0]
+    nulls = {"", "nan", *attribute.get("nulls", ())}
+    assert [one == nothing for one in found] == [word in nulls for word in words]
+
+
+def test_a_word_in_a_number_column_of_csv_is_an_error_that_says_how_to_declare_it(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("a\n7\nNA\n")
+    with pytest.raises(DataError, match=r"row 3, .*'NA' for int64; .*declare it: nulls: \[NA\], cast: true"):
+        list(single({"type": "int"}).transform_stream(tmp_path / "t.csv"))
