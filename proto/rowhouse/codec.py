@@ -9,14 +9,15 @@ tests/unit/test_codec.py holds this module and the generated stubs together.
 Encoding: https://protobuf.dev/programming-guides/encoding (varints, wire types 0, 1, 2 and 5).
 
 Invariants: 1. encode(decode(x)) has the meaning of x, and encode equals SerializeToString; 2. decode
-never reads past the buffer, never allocates more than the message's own size, and raises
-InvalidRequestError on anything malformed; 3. it checks count x dim x element size against the bytes
-it got. Thread safety: pure functions.
+never reads past the buffer, keeps nothing of it but views of the arrays, and raises InvalidRequestError on
+anything malformed; 3. it checks count x dim x element size against the bytes it got; 4. its work is bounded
+by the tables of a message, not by its bytes: what may stand once stands once, and at most UNKNOWN_FIELDS_MAX
+unknown fields are skipped in one message. Thread safety: pure functions.
 """
 
 import struct
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from google.protobuf.message import DecodeError
@@ -24,7 +25,13 @@ from numpy.typing import NDArray
 
 from rowhouse.dtype import NAMES, STORAGE
 from rowhouse.error import InvalidRequestError, LimitExceededError
-from rowhouse.limit import DIM_MAX, IDS_PER_REQUEST_MAX, TABLE_NAME_BYTES_MAX, TABLES_PER_REQUEST_MAX
+from rowhouse.limit import (
+    CONTROL_BYTES_MAX,
+    DIM_MAX,
+    IDS_PER_REQUEST_MAX,
+    TABLE_NAME_BYTES_MAX,
+    TABLES_PER_REQUEST_MAX,
+)
 from rowhouse.message import (
     Contribution,
     PullRequest,
@@ -42,13 +49,18 @@ _TAG_BYTES_MAX = 5
 """A tag is a 32-bit varint; protobuf refuses longer forms of it."""
 
 _U64_MASK = (1 << 64) - 1
+_NOTHING = memoryview(b"")
 
 Part = bytes | memoryview
 Value = int | float | memoryview
-Fields = dict[int, list[Value]]
-"""Values of each field number, in the order of the message."""
+Fields = dict[int, Value]
+"""Value of each field number."""
 
-# Wire type of each field of the nested messages, by field number.
+UNKNOWN_FIELDS_MAX: Final = 64
+"""Fields of a newer version that are skipped in one message: each costs a microsecond, and may be short."""
+
+# Wire type of each field, by field number: of a pull and a push, then of what is nested in them.
+_REQUEST = {1: _VARINT, 2: _VARINT, 3: _VARINT, 4: _BYTES}
 _TABLE_IDS = {1: _BYTES, 2: _VARINT, 3: _VARINT, 4: _BYTES}
 _TABLE_ROWS = {1: _BYTES, 2: _VARINT, 3: _VARINT, 4: _VARINT, 5: _BYTES}
 _TABLE_GRADIENTS = {
@@ -212,32 +224,55 @@ def _fields(buffer: memoryview) -> Iterator[tuple[int, int, Value]]:
         yield number, wire, value
 
 
-def _collect(buffer: memoryview, wires: dict[int, int]) -> Fields:
-    """Fields by number. `wires` gives each known field's wire type; unknown fields are skipped."""
+def _collect(buffer: memoryview, wires: dict[int, int], tables: int = 0) -> tuple[Fields, list[memoryview]]:
+    """Fields by number, and the values of the repeated one.
+
+    Parameters
+    ----------
+    buffer
+        A message.
+    wires
+        Wire type of each known field; unknown fields are skipped.
+    tables
+        Number of the repeated field; 0: there is none.
+    """
     found: Fields = {}
+    nested: list[memoryview] = []
+    unknown = 0
     for number, wire, value in _fields(buffer):
-        if number in wires:
-            if wire != wires[number]:
-                raise InvalidRequestError(f"field {number} has wire type {wire}; it must be {wires[number]}")
-            found.setdefault(number, []).append(value)
-    return found
+        if number not in wires:
+            unknown += 1
+            if unknown > UNKNOWN_FIELDS_MAX:
+                raise InvalidRequestError(f"more than {UNKNOWN_FIELDS_MAX} unknown fields in one message")
+        elif wire != wires[number]:
+            raise InvalidRequestError(f"field {number} has wire type {wire}; it must be {wires[number]}")
+        elif number == tables:
+            assert isinstance(value, memoryview)
+            nested.append(value)
+            if len(nested) > TABLES_PER_REQUEST_MAX:
+                raise LimitExceededError(f"more than {TABLES_PER_REQUEST_MAX} tables in one message")
+        elif number in found:
+            raise InvalidRequestError(f"field {number} is there twice; it may be there once")
+        else:
+            found[number] = value
+    return found, nested
 
 
-def _last_int(fields: Fields, number: int) -> int:
-    """A scalar field's value: the last one wins, absent is 0 (proto3)."""
-    value = fields[number][-1] if number in fields else 0
+def _int(fields: Fields, number: int) -> int:
+    """A scalar field's value; absent is 0 (proto3)."""
+    value = fields.get(number, 0)
     assert isinstance(value, int)
     return value
 
 
-def _last_bytes(fields: Fields, number: int) -> memoryview:
-    value = fields[number][-1] if number in fields else memoryview(b"")
+def _bytes(fields: Fields, number: int) -> memoryview:
+    value = fields.get(number, _NOTHING)
     assert isinstance(value, memoryview)
     return value
 
 
 def _table_name(fields: Fields) -> str:
-    data = _last_bytes(fields, 1)
+    data = _bytes(fields, 1)
     if not 0 < len(data) <= TABLE_NAME_BYTES_MAX:
         bound = f"it must have 1 to {TABLE_NAME_BYTES_MAX}"
         raise InvalidRequestError(f"table name has {len(data)} bytes; {bound}")
@@ -248,7 +283,7 @@ def _table_name(fields: Fields) -> str:
 
 
 def _dim(fields: Fields, table: str) -> int:
-    dim = _last_int(fields, 2)
+    dim = _int(fields, 2)
     if not 1 <= dim <= DIM_MAX:
         raise LimitExceededError(f"table {table!r}: dim is {dim}; it must be 1 to {DIM_MAX}")
     return dim
@@ -267,29 +302,21 @@ def _view(data: memoryview, dtype: np.dtype[Any], shape: tuple[int, ...], what: 
     return np.frombuffer(data, dtype).reshape(shape)
 
 
-def _nested_fields(fields: Fields, number: int, wires: dict[int, int]) -> list[Fields]:
-    """The fields of each nested message `number`; bounded by TABLES_PER_REQUEST_MAX."""
-    found = fields.get(number, [])
-    if len(found) > TABLES_PER_REQUEST_MAX:
-        raise LimitExceededError(f"{len(found)} tables in one message; at most {TABLES_PER_REQUEST_MAX}")
-    return [_collect(value, wires) for value in found if isinstance(value, memoryview)]
-
-
 def _check_total(counts: list[int]) -> None:
     if sum(counts) > IDS_PER_REQUEST_MAX:
         raise LimitExceededError(f"{sum(counts)} ids in one message; at most {IDS_PER_REQUEST_MAX}")
 
 
 def _table_ids(fields: Fields) -> TableIds:
-    table, count = _table_name(fields), _last_int(fields, 3)
-    ids = _view(_last_bytes(fields, 4), np.dtype("<u8"), (count,), f"table {table!r}: ids")
+    table, count = _table_name(fields), _int(fields, 3)
+    ids = _view(_bytes(fields, 4), np.dtype("<u8"), (count,), f"table {table!r}: ids")
     return TableIds(table, _dim(fields, table), ids)
 
 
 def _table_rows(fields: Fields) -> TableRows:
-    table, count, code = _table_name(fields), _last_int(fields, 3), _last_int(fields, 4)
+    table, count, code = _table_name(fields), _int(fields, 3), _int(fields, 4)
     what = f"table {table!r}: rows"
-    rows = _view(_last_bytes(fields, 5), _storage(code, what), (count, _dim(fields, table)), what)
+    rows = _view(_bytes(fields, 5), _storage(code, what), (count, _dim(fields, table)), what)
     return TableRows(table, code, rows)
 
 
@@ -297,15 +324,15 @@ def _events(fields: Fields, number: int, count: int, table: str) -> NDArray[np.f
     """shows (8) or clicks (9) of a push, or None where it has none."""
     if number not in fields:
         return None
-    return _view(_last_bytes(fields, number), np.dtype("<f4"), (count,), f"table {table!r}: field {number}")
+    return _view(_bytes(fields, number), np.dtype("<f4"), (count,), f"table {table!r}: field {number}")
 
 
 def _table_gradients(fields: Fields) -> TableGradients:
-    table, count, code = _table_name(fields), _last_int(fields, 3), _last_int(fields, 4)
+    table, count, code = _table_name(fields), _int(fields, 3), _int(fields, 4)
     what = f"table {table!r}: gradients"
-    ids = _view(_last_bytes(fields, 5), np.dtype("<u8"), (count,), f"table {table!r}: ids")
-    gradients = _view(_last_bytes(fields, 6), _storage(code, what), (count, _dim(fields, table)), what)
-    rate = fields[7][-1] if 7 in fields else None
+    ids = _view(_bytes(fields, 5), np.dtype("<u8"), (count,), f"table {table!r}: ids")
+    gradients = _view(_bytes(fields, 6), _storage(code, what), (count, _dim(fields, table)), what)
+    rate = fields.get(7)
     assert rate is None or isinstance(rate, float)
     shows, clicks = (_events(fields, number, count, table) for number in (8, 9))
     return TableGradients(table, code, ids, gradients, rate, shows, clicks)
@@ -313,42 +340,43 @@ def _table_gradients(fields: Fields) -> TableGradients:
 
 def decode_pull_request(data: bytes | memoryview) -> PullRequest:
     """Decode `rowhouse.v1.PullRequest`; InvalidRequestError on malformed bytes."""
-    fields = _collect(memoryview(data), {1: _VARINT, 2: _VARINT, 3: _VARINT, 4: _BYTES})
-    tables = tuple(_table_ids(f) for f in _nested_fields(fields, 4, _TABLE_IDS))
+    fields, nested = _collect(memoryview(data), _REQUEST, 4)
+    tables = tuple(_table_ids(_collect(one, _TABLE_IDS)[0]) for one in nested)
     _check_total([t.ids.shape[0] for t in tables])
-    dtype = _last_int(fields, 2)
+    dtype = _int(fields, 2)
     _storage(dtype, "pull")
-    return PullRequest(_last_int(fields, 1), dtype, bool(_last_int(fields, 3)), tables)
+    return PullRequest(_int(fields, 1), dtype, bool(_int(fields, 3)), tables)
 
 
 def decode_pull_response(data: bytes | memoryview) -> PullResponse:
     """Decode `rowhouse.v1.PullResponse`; InvalidRequestError on malformed bytes."""
-    fields = _collect(memoryview(data), {1: _VARINT, 2: _BYTES})
-    return PullResponse(
-        _last_int(fields, 1), tuple(_table_rows(f) for f in _nested_fields(fields, 2, _TABLE_ROWS))
-    )
+    fields, nested = _collect(memoryview(data), {1: _VARINT, 2: _BYTES}, 2)
+    tables = tuple(_table_rows(_collect(one, _TABLE_ROWS)[0]) for one in nested)
+    return PullResponse(_int(fields, 1), tables)
 
 
 def decode_push_request(data: bytes | memoryview) -> PushRequest:
     """Decode `rowhouse.v1.PushRequest`; InvalidRequestError on malformed bytes."""
-    fields = _collect(memoryview(data), {1: _VARINT, 2: _VARINT, 3: _VARINT, 4: _BYTES})
-    tables = tuple(_table_gradients(f) for f in _nested_fields(fields, 4, _TABLE_GRADIENTS))
+    fields, nested = _collect(memoryview(data), _REQUEST, 4)
+    tables = tuple(_table_gradients(_collect(one, _TABLE_GRADIENTS)[0]) for one in nested)
     _check_total([t.ids.shape[0] for t in tables])
-    return PushRequest(_last_int(fields, 1), _last_int(fields, 2), _last_int(fields, 3), tables)
+    return PushRequest(_int(fields, 1), _int(fields, 2), _int(fields, 3), tables)
 
 
 def decode_contribution(data: bytes | memoryview) -> Contribution:
     """Decode `rowhouse.v1.ContributeRequest`; InvalidRequestError on malformed bytes."""
-    fields = _collect(memoryview(data), {1: _BYTES, 2: _BYTES})
+    fields, _ = _collect(memoryview(data), {1: _BYTES, 2: _BYTES})
+    if len(_bytes(fields, 1)) > CONTROL_BYTES_MAX:
+        raise LimitExceededError(f"member of {len(_bytes(fields, 1))} bytes; at most {CONTROL_BYTES_MAX}")
     try:
-        member = pb.Member.FromString(bytes(_last_bytes(fields, 1)))
+        member = pb.Member.FromString(bytes(_bytes(fields, 1)))
         member.DiscardUnknownFields()
     except DecodeError as error:
         raise InvalidRequestError(f"member of a group: {error}") from None
-    return Contribution(member, decode_push_request(_last_bytes(fields, 2)))
+    return Contribution(member, decode_push_request(_bytes(fields, 2)))
 
 
 def decode_push_response(data: bytes | memoryview) -> PushResponse:
     """Decode `rowhouse.v1.PushResponse`; InvalidRequestError on malformed bytes."""
-    fields = _collect(memoryview(data), {1: _VARINT, 2: _VARINT})
-    return PushResponse(_last_int(fields, 1), bool(_last_int(fields, 2)))
+    fields, _ = _collect(memoryview(data), {1: _VARINT, 2: _VARINT})
+    return PushResponse(_int(fields, 1), bool(_int(fields, 2)))

@@ -15,7 +15,8 @@ from typing import Any, Final
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 
-from rowhouse.error import InvalidRequestError
+from rowhouse.error import InvalidRequestError, LimitExceededError
+from rowhouse.limit import CONTROL_BYTES_MAX
 from rowhouse.v1 import rowhouse_pb2 as pb
 
 _SERVICE: Final = pb.DESCRIPTOR.services_by_name["ParameterService"]
@@ -35,9 +36,18 @@ class Method:
     response: type[Message]
 
     def read_request(self, data: bytes) -> Any:
-        """The request in `data`; InvalidRequestError where it is none: gRPC would call that our fault."""
+        """The request in `data`, without fields that are not known here.
+
+        InvalidRequestError where it is none (gRPC would call that our fault), or LimitExceededError past
+        CONTROL_BYTES_MAX: what a call leaves behind, such as the name of a trainer, is small.
+        """
+        if len(data) > CONTROL_BYTES_MAX:
+            name = self.request.DESCRIPTOR.name
+            raise LimitExceededError(f"{name} of {len(data)} bytes; at most {CONTROL_BYTES_MAX}")
         try:
-            return self.request.FromString(data)
+            request = self.request.FromString(data)
+            request.DiscardUnknownFields()
+            return request
         except DecodeError as error:
             raise InvalidRequestError(f"{self.request.DESCRIPTOR.name}: {error}") from None
 

@@ -24,6 +24,9 @@ MESSAGE_BYTES_MAX: Final = 256 * 1024 * 1024
 """One encoded message, either way, of any shard. Larger ones hold a core for over 0.1 s, so others wait. A
 shard of a smaller memory_budget takes less (`message_bytes_max`)."""
 
+CONTROL_BYTES_MAX: Final = 16 * 1024
+"""One encoded request of a control call: some names and numbers."""
+
 PARTITIONS: Final = 4096
 """Partitions of the id space: 1024 shards (the most) still get four each, and a map is 8 KiB."""
 

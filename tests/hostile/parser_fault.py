@@ -11,7 +11,7 @@ def _take_what_is_there(buffer: memoryview, position: int, _length: int) -> memo
 
 
 def _any_text(fields: codec.Fields) -> str:
-    return str(codec._last_bytes(fields, 1), "utf-8", "replace")
+    return str(codec._bytes(fields, 1), "utf-8", "replace")
 
 
 FAULTS: Final[dict[str, tuple[Any, str, Any]]] = {

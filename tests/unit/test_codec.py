@@ -2,6 +2,7 @@
 """The hand-written codec against the generated stubs, both ways, and against malformed bytes."""
 
 import contextlib
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -9,7 +10,8 @@ from google.protobuf.message import DecodeError
 from hypothesis import given
 from hypothesis import strategies as st
 from rowhouse import codec, dtype, message
-from rowhouse.error import InvalidRequestError, RowhouseError
+from rowhouse.control import METHODS
+from rowhouse.error import InvalidRequestError, LimitExceededError, RowhouseError
 from rowhouse.v1 import rowhouse_pb2 as pb
 
 IDS = np.array([0, 1, 2**63, 2**64 - 1], np.uint64)
@@ -88,6 +90,59 @@ def test_unknown_fields_are_skipped() -> None:
     extra = b"\xf8\x07\x05" + b"\xfa\x07\x02hi"  # field 127 as varint and as bytes
     data = codec.encode_push_response(message.PushResponse(3, False)) + extra
     assert codec.decode_push_response(data).lsn == 3
+
+
+REPEATED = 200_000
+
+
+@pytest.mark.parametrize(
+    ("one", "words"),
+    [
+        (b"\x08\x01", "field 1 is there twice"),
+        (b"\x78\x01", "more than 64 unknown fields"),
+        (b"\x7a\x00", "more than 64 unknown fields"),
+        (b"\x22\x00", "more than 1024 tables"),
+    ],
+)
+def test_what_is_repeated_ends_the_reading_at_once(
+    one: bytes, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Invariant 4, of a message and of what is nested in it."""
+    read, varint = Counter[str](), codec._read_varint
+
+    def counted(buffer: memoryview, position: int) -> tuple[int, int]:
+        read["varints"] += 1
+        return varint(buffer, position)
+
+    monkeypatch.setattr(codec, "_read_varint", counted)
+    body = one * REPEATED
+    with pytest.raises(InvalidRequestError, match=words):
+        codec.decode_push_request(body)
+    with pytest.raises(InvalidRequestError, match=words):
+        codec.decode_pull_request(body)
+    contribution = codec._head(2, len(body)) + body
+    with pytest.raises(InvalidRequestError, match=words):
+        codec.decode_contribution(contribution)
+    if one != b"\x22\x00":  # here: the table's ids
+        nested = b"\x22" + codec._varint(len(body)) + body
+        twice = "field 1 has wire type 0" if one == b"\x08\x01" else words
+        with pytest.raises(InvalidRequestError, match=twice):
+            codec.decode_push_request(nested)
+        with pytest.raises(InvalidRequestError, match="field 5 is there twice"):
+            codec.decode_push_request(b"\x22\x04\x2a\x00\x2a\x00")
+    assert read["varints"] < 10_000
+
+
+def test_a_control_request_is_small_and_keeps_nothing_unknown() -> None:
+    join = METHODS["JoinGroup"]
+    member = pb.Member(group=3, name="host").SerializeToString() + b"\xfa\x07\x02hi"
+    sent = codec._head(1, len(member)) + member + b"\xfa\x07\x02hi"
+    assert join.read_request(sent) == pb.JoinGroupRequest(member=pb.Member(group=3, name="host"))
+    with pytest.raises(LimitExceededError, match=r"JoinGroupRequest of 16386 bytes; at most 16384"):
+        join.read_request(b"\x78\x01" * 8193)
+    member = codec._head(5, 20_000) + bytes(20_000)
+    with pytest.raises(LimitExceededError, match=r"member of 20004 bytes; at most 16384"):
+        codec.decode_contribution(codec._head(1, len(member)) + member)
 
 
 @pytest.mark.parametrize(
