@@ -176,12 +176,15 @@ def check_out(table: Table, count: int, out: NDArray[np.float32]) -> None:
 
 
 def check_learning_rate(learning_rate: float | None) -> float | None:
-    """The learning rate of a push: None (the optimizer's own) or a finite float from 0 up."""
+    """The learning rate of a push as it travels, a float32: None (the optimizer's own), or finite from 0 up."""
     if learning_rate is None:
         return None
-    rate = float(learning_rate)
+    with np.errstate(over="ignore"):
+        rate = float(np.float32(learning_rate))
     if not (math.isfinite(rate) and rate >= 0):
-        raise InvalidRequestError(f"learning_rate is {rate}; it must be finite and at least 0")
+        raise InvalidRequestError(
+            f"learning_rate is {float(learning_rate)}; it must be a finite float32 and at least 0"
+        )
     return rate
 
 

@@ -150,6 +150,10 @@ def _add_offline_flags(command: argparse.ArgumentParser, name: str) -> None:
             "--config", metavar="FILE", help="the cluster's: makes the shards of a new DIR, and knows the "
             "optimizer's state of rows that come without it"
         )  # fmt: skip
+        command.add_argument(
+            "--skip-not-finite", action="store_true",
+            help="leave out rows with a NaN or an infinity, and count them; without it such a row is refused",
+        )  # fmt: skip
     if name == "export":
         command.add_argument("--out", metavar="FILE", type=Path, required=True, help="Parquet file to write")
         command.add_argument("--overwrite", action="store_true", help="replace FILE if there is one")

@@ -10,6 +10,7 @@ Arrow column    type                                      what
 Thread safety: pure functions.
 """
 
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -28,16 +29,31 @@ LoadBatch: TypeAlias = "LoadArrays | pa.RecordBatch"
 """What a load takes: (ids, weights[, state]) or a record batch."""
 
 
-def arrays_of(
-    batch: LoadBatch, layout: RowLayout, table: str
-) -> tuple[NDArray[np.uint64], NDArray[Any], Floats | None]:
+@dataclass(frozen=True, slots=True)
+class Columns:
     """Columns of a batch, checked; views where possible.
 
-    Returns (ids (n,) uint64, weights (n, dim) in the table's storage dtype, state (n, state_size) float32 or
-    None).
-
-    InvalidRequestError names the table, the column and what is wrong with it.
+    Attributes
+    ----------
+    ids
+        (n,) uint64.
+    weights
+        (n, dim) in the table's storage dtype, finite.
+    state
+        (n, state_size) float32, finite, or None.
+    skipped
+        Ids of rows that were left out, because they are not finite; (m,) uint64.
     """
+
+    ids: NDArray[np.uint64]
+    weights: NDArray[Any]
+    state: Floats | None
+    skipped: NDArray[np.uint64]
+
+
+def columns_of(batch: LoadBatch, layout: RowLayout, table: str, *, skip_not_finite: bool = False) -> Columns:
+    """Columns of a batch. InvalidRequestError names the table, the column and what is wrong with it; a row
+    that is not finite is left out with `skip_not_finite`."""
     if isinstance(batch, pa.RecordBatch):
         ids, weights, state = _from_arrow(batch, layout, table)
     else:
@@ -46,20 +62,28 @@ def arrays_of(
     _check(weights, (len(ids), layout.dim), np.float32, f"table {table!r}: weights")
     with np.errstate(over="ignore"):  # too large for the table's dtype: found below
         packed = dtype.narrow(weights, layout.dtype)
-    _check_finite(ids, dtype.widen(packed, layout.dtype), f"table {table!r}: the weights", layout)
+    parts = {"weights": dtype.widen(packed, layout.dtype)}
     if state is not None:
         _check(state, (len(ids), layout.state_size), np.float32, f"table {table!r}: state")
-        _check_finite(ids, state, f"table {table!r}: the state", layout)
-    return ids, packed, state
+        parts["state"] = state
+    if all(np.isfinite(values).all() for values in parts.values()):
+        return Columns(ids, packed, state, ids[:0])
+    good = np.logical_and.reduce([np.isfinite(values).all(axis=1) for values in parts.values()])
+    if not skip_not_finite:
+        raise _not_finite(ids, parts, int((~good).sum()), table, layout)
+    return Columns(ids[good], packed[good], None if state is None else state[good], ids[~good])
 
 
-def _check_finite(ids: NDArray[np.uint64], values: Floats, what: str, layout: RowLayout) -> None:
-    if np.isfinite(values).all():
-        return
+def _not_finite(
+    ids: NDArray[np.uint64], parts: dict[str, Floats], count: int, table: str, layout: RowLayout
+) -> InvalidRequestError:
+    """The error that names the first of `count` rows which are not finite."""
+    what, values = next((what, values) for what, values in parts.items() if not np.isfinite(values).all())
     row, column = np.argwhere(~np.isfinite(values))[0].tolist()
-    raise InvalidRequestError(
-        f"{what} of id {int(ids[row])}, column {column}, is {values[row, column]} as "
-        f"{dtype.NAMES[layout.dtype]}; it must be finite"
+    return InvalidRequestError(
+        f"table {table!r}: the {what} of id {int(ids[row])}, column {column}, is {values[row, column]} as "
+        f"{dtype.NAMES[layout.dtype]}; it must be finite. {count} of {len(ids)} rows of this batch are not: "
+        "load with skip_not_finite (psctl load --skip-not-finite) to leave them out"
     )
 
 

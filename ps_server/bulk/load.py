@@ -18,7 +18,8 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from logging import getLogger
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,7 +28,7 @@ from numpy.typing import NDArray
 from rowhouse.error import InvalidRequestError, StoreError
 from rowhouse.mix import mix64, unmix64
 
-from ps_server.bulk.column import LoadBatch, arrays_of
+from ps_server.bulk.column import Columns, LoadBatch, columns_of
 from ps_server.bulk.open_table import SCAN_ROWS, OpenTable, open_table
 from ps_server.bulk.spool import READ_SHARE, Spool, default_memory_bytes
 from ps_server.bulk.sst_file import BYTES_PER_KEY, Job, Part, Records
@@ -44,14 +45,21 @@ START_BYTES: Final = 16 << 20
 """Less in each process is written by one alone, and where there may be no more rows than this, no other is
 started: it takes 0.2 s to begin, in which a hundred thousand rows are written."""
 
+NAMED_MAX: Final = 8
+"""Skipped ids that the log names."""
+
+_logger = getLogger(__name__)
+
 
 @dataclass(frozen=True, kw_only=True)
 class LoadReport:
-    """What a load did: rows loaded, how many of them replaced a row that was there, and SST files."""
+    """What a load did: rows loaded, how many of them replaced a row that was there, SST files, and rows left
+    out because they are not finite."""
 
     rows: int
     replaced: int
     files: int
+    not_finite: int = 0
 
 
 def bulk_load(
@@ -60,6 +68,7 @@ def bulk_load(
     batches: Iterable[LoadBatch],
     *,
     skip_others: bool = False,
+    skip_not_finite: bool = False,
     memory_bytes: int | None = None,
     workers: int | None = None,
     clock: Callable[[], float] = time.time,
@@ -80,6 +89,9 @@ def bulk_load(
         optimizer's initial one, which a stopped shard does not know: it refuses where the table keeps any.
     skip_others
         Leave out ids that another shard owns instead of refusing them.
+    skip_not_finite
+        Leave out rows with a NaN or an infinity in weights or state instead of refusing them; they are
+        counted, and the first ones named in the log.
     memory_bytes
         Memory to sort in; more rows than fit go to scratch files, once. None: a quarter of what is free,
         256 MiB to 8 GiB.
@@ -121,13 +133,16 @@ def bulk_load(
             spool = _spool(opened, folder, memory, int(clock()))
             count = min(os.cpu_count() or 1, WORKERS_MAX + 1) - 1 if workers is None else workers
             writers = FileWriters(count, spool.memory_fd)
+            skipped = 0
             for batch in batches:
-                _pack(opened, batch, spool, skip_others)
+                columns = columns_of(batch, opened.layout, opened.name, skip_not_finite=skip_not_finite)
+                skipped += _note_skipped(opened, columns.skipped, skipped)
+                _pack(opened, columns, spool, skip_others)
                 if spool.rows * spool.record_bytes > START_BYTES:
                     writers.start()
             spool.finish()
             jobs = _jobs(spool, folder, memory, writers.processes, _wants_keys(opened))
-            return _write_and_ingest(opened, jobs, writers, failpoint, progress)
+            return replace(_write_and_ingest(opened, jobs, writers, failpoint, progress), not_finite=skipped)
         except OSError as error:
             raise StoreError(f"{scratch}: {error.strerror or error}") from error
         finally:
@@ -161,10 +176,21 @@ def _put(records: Records, at: int, value: Any, kind: str) -> None:
     records[:, at : at + data.shape[1]] = data
 
 
-def _pack(opened: OpenTable, batch: LoadBatch, spool: Spool, skip_others: bool) -> None:
-    """Check a batch and give its rows to the spool."""
+def _note_skipped(opened: OpenTable, ids: NDArray[np.uint64], before: int) -> int:
+    """How many of the skipped rows are this shard's; the first ones of a load are named in the log."""
+    own = ids[opened.partition_map.shards_of(ids) == opened.shard]
+    if own.shape[0] and not before:
+        _logger.warning(
+            "table %r: rows that are not finite are left out; the first ids of them are %s",
+            opened.name, own[:NAMED_MAX].tolist(),
+        )  # fmt: skip
+    return int(own.shape[0])
+
+
+def _pack(opened: OpenTable, columns: Columns, spool: Spool, skip_others: bool) -> None:
+    """Give the rows of a batch to the spool."""
     layout = opened.layout
-    ids, weights, state = arrays_of(batch, layout, opened.name)
+    ids, weights, state = columns.ids, columns.weights, columns.state
     if state is None:
         if opened.initial_state is None:
             raise InvalidRequestError(

@@ -62,6 +62,7 @@ def _load(arguments: argparse.Namespace, console: Console) -> int:
             with target as place, pq.ParquetFile(arguments.file) as file:
                 report = bulk_load(
                     place, arguments.table, file.iter_batches(EXPORT_ROWS), skip_others=True,
+                    skip_not_finite=arguments.skip_not_finite,
                     progress=functools.partial(_advance, progress, task),
                 )  # fmt: skip
             reports.append({"shard": name, **asdict(report)})

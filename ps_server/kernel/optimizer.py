@@ -24,13 +24,15 @@ vectorise; indices are uint64 because numba would look for negative ones otherwi
 fuse multiply and add here, so a replay on another machine gives the same bits.
 
 Invariants: 1. rows are distinct and worked on in order; 2. the result of a row depends on its own
-weights, state, gradient and `hyper` alone. Thread safety: concurrent calls must touch other rows.
+weights, state, gradient and `hyper` alone; 3. what is written is finite where a row, its gradient and `hyper`
+were (bound.py). Thread safety: concurrent calls must touch other rows.
 """
 
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from ps_server.kernel.bound import finite
 from ps_server.kernel.intrinsic import prefetch_row
 
 _F32, _U64 = np.float32, np.uint64
@@ -55,7 +57,8 @@ def sgd(
             prefetch_row(weights, weight_at[i + ahead], dim)
         w = _U64(weight_at[i])
         for j in range(_U64(dim)):
-            weights[w + j] -= rate * (gradients[i, j] + decay * weights[w + j])
+            before = weights[w + j]
+            weights[w + j] = finite(before - rate * (gradients[i, j] + decay * before), before)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -87,10 +90,11 @@ def momentum(
                 moved |= state[s + j] != _F32(0.0)
             gain = damped if moved else _F32(1.0)
         for j in range(_U64(dim)):
-            g = gradients[i, j] + decay * weights[w + j]
-            b = factor * state[s + j] + gain * g
+            before, velocity = weights[w + j], state[s + j]
+            g = gradients[i, j] + decay * before
+            b = finite(factor * velocity + gain * g, velocity)
             state[s + j] = b
-            weights[w + j] -= rate * (g + factor * b if nesterov else b)
+            weights[w + j] = finite(before - rate * (g + factor * b if nesterov else b), before)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -113,10 +117,11 @@ def adagrad(
             prefetch_row(state, state_at[i + ahead], dim)
         w, s = _U64(weight_at[i]), _U64(state_at[i])
         for j in range(_U64(dim)):
-            g = gradients[i, j] + decay * weights[w + j]
-            n = state[s + j] + g * g
+            before, sum_before = weights[w + j], state[s + j]
+            g = gradients[i, j] + decay * before
+            n = finite(sum_before + g * g, sum_before)
             state[s + j] = n
-            weights[w + j] -= rate * g / (np.sqrt(n) + eps)
+            weights[w + j] = finite(before - rate * g / (np.sqrt(n) + eps), before)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -143,11 +148,12 @@ def rowwise_adagrad(
         for j in range(_U64(dim)):
             g = gradients[i, j] + decay * weights[w + j]
             square += np.float64(g) * np.float64(g)
-        n = state[s] + _F32(square / dim)
+        n = finite(state[s] + _F32(square / dim), state[s])
         state[s] = n
         scale = rate / (np.sqrt(n) + eps)
         for j in range(_U64(dim)):
-            weights[w + j] -= scale * (gradients[i, j] + decay * weights[w + j])
+            before = weights[w + j]
+            weights[w + j] = finite(before - scale * (gradients[i, j] + decay * before), before)
 
 
 @njit(inline="always")
@@ -202,10 +208,10 @@ def adam(
             root = _F32(np.sqrt(1.0 - _power(beta2, t)))
             last = t
         for j in range(_U64(dim)):
-            weight = weights[w + j] * keep
+            weight = finite(weights[w + j] * keep, weights[w + j])
             g = gradients[i, j] + coupled * weight
-            first = state[m + j] + gain1 * (g - state[m + j])
-            second = keep2 * state[v + j] + gain2 * g * g
+            first = finite(state[m + j] + gain1 * (g - state[m + j]), state[m + j])
+            second = finite(keep2 * state[v + j] + gain2 * g * g, state[v + j])
             state[m + j] = first
             state[v + j] = second
-            weights[w + j] = weight - step_size * first / (np.sqrt(second) / root + eps)
+            weights[w + j] = finite(weight - step_size * first / (np.sqrt(second) / root + eps), weight)

@@ -9,6 +9,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from ps_server.kernel.bound import finite
 from ps_server.kernel.intrinsic import prefetch_row
 
 _F32, _U64 = np.float32, np.uint64
@@ -55,13 +56,14 @@ def ftrl(
         w, z = _U64(weight_at[i]), _U64(state_at[i])
         n = z + _U64(dim)
         for j in range(_U64(dim)):
-            g = gradients[i, j]
-            square = state[n + j] + g * g
+            g, before, sum_before, linear_before = gradients[i, j], weights[w + j], state[n + j], state[z + j]
+            square = finite(sum_before + g * g, sum_before)
             root = np.sqrt(square)
-            linear = state[z + j] + g - (root - np.sqrt(state[n + j])) / rate * weights[w + j]
+            linear = linear_before + g - (root - np.sqrt(sum_before)) / rate * before
+            linear = finite(linear, linear_before)
             state[n + j] = square
             state[z + j] = linear
-            weights[w + j] = _over(-_shrink(linear, l1), (beta + root) / rate + l2)
+            weights[w + j] = finite(_over(-_shrink(linear, l1), (beta + root) / rate + l2), before)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -95,9 +97,10 @@ def group_ftrl(
         w, z = _U64(weight_at[i]), _U64(state_at[i])
         n = z + _U64(dim)
         for j in range(_U64(dim)):
-            g = gradients[i, j]
-            square = state[n + j] + g * g
-            linear = state[z + j] + g - (np.sqrt(square) - np.sqrt(state[n + j])) / rate * weights[w + j]
+            g, sum_before, linear_before = gradients[i, j], state[n + j], state[z + j]
+            square = finite(sum_before + g * g, sum_before)
+            linear = linear_before + g - (np.sqrt(square) - np.sqrt(sum_before)) / rate * weights[w + j]
+            linear = finite(linear, linear_before)
             state[n + j] = square
             state[z + j] = linear
             weights[w + j] = -_shrink(linear, l1)  # s, until its norm is known
@@ -108,7 +111,7 @@ def group_ftrl(
         keep = _F32(0.0) if norm <= threshold else _F32(1.0 - threshold / norm)
         for j in range(_U64(dim)):
             divisor = (beta + np.sqrt(state[n + j])) / rate + l2
-            weights[w + j] = _over(keep * weights[w + j], divisor)
+            weights[w + j] = finite(_over(keep * weights[w + j], divisor), _F32(0.0))
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -131,8 +134,9 @@ def fobos(
             prefetch_row(weights, weight_at[i + ahead], dim)
         w = _U64(weight_at[i])
         for j in range(_U64(dim)):
-            half = weights[w + j] - rate * gradients[i, j]
-            weights[w + j] = _shrink(half, rate * l1) / (_F32(1.0) + rate * l2)
+            before = weights[w + j]
+            half = before - rate * gradients[i, j]
+            weights[w + j] = finite(_shrink(half, rate * l1) / (_F32(1.0) + rate * l2), before)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -156,9 +160,9 @@ def fobos_adagrad(
             prefetch_row(state, state_at[i + ahead], dim)
         w, s = _U64(weight_at[i]), _U64(state_at[i])
         for j in range(_U64(dim)):
-            g = gradients[i, j]
-            n = state[s + j] + g * g
+            g, before, sum_before = gradients[i, j], weights[w + j], state[s + j]
+            n = finite(sum_before + g * g, sum_before)
             state[s + j] = n
             own = rate / (np.sqrt(n) + eps)
-            half = weights[w + j] - own * g
-            weights[w + j] = _shrink(half, own * l1) / (_F32(1.0) + own * l2)
+            half = before - own * g
+            weights[w + j] = finite(_shrink(half, own * l1) / (_F32(1.0) + own * l2), before)

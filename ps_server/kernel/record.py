@@ -12,6 +12,8 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from ps_server.kernel.bound import finite
+
 Array = NDArray[Any]
 
 
@@ -84,4 +86,5 @@ def add_events(
             base *= base
             periods >>= 1
         for j in range(2):
-            records32[at + show_word + j] = np.float32(records32[at + show_word + j] * factor + events[i, j])
+            total = np.float32(records32[at + show_word + j] * factor + events[i, j])
+            records32[at + show_word + j] = finite(total, records32[at + show_word + j])

@@ -19,7 +19,7 @@ from rowhouse.error import InvalidRequestError
 
 from ps_server.kernel.gradient import clip
 
-_LARGEST = 3e38  # kernels compute in float32
+_LARGEST = float(np.float32(3e38))  # kernels compute in float32, and a push's rate travels as one
 Positive = Annotated[float, Field(strict=True, ge=1e-30, le=_LARGEST, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(strict=True, ge=0, le=_LARGEST, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(strict=True, ge=0, lt=1)]

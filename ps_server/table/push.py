@@ -75,8 +75,12 @@ def checked_push(part: message.TableGradients, config: TableConfig) -> TablePush
         bound that keeps the optimizer's state finite; shows or clicks that are negative or not finite.
     """
     check_dim(config, part.gradients.shape[1])
+    rate = part.learning_rate
+    if rate is not None:  # as the log keeps it, so that a replay computes the same
+        with np.errstate(over="ignore"):
+            rate = float(np.float32(rate))
     try:  # what the optimizer would refuse must be refused before it is logged: a replay could not pass it
-        config.optimizer.hyper(part.learning_rate)
+        config.optimizer.hyper(rate)
     except InvalidRequestError as error:
         raise InvalidRequestError(f"table {config.name!r}: {error}") from None
     bound = config.gradient_bound
@@ -90,7 +94,7 @@ def checked_push(part: message.TableGradients, config: TableConfig) -> TablePush
                 f"table {config.name!r}: {name} of id {int(part.ids[at])} is {events[at]}; "
                 "it must be finite and not negative"
             )
-    return TablePush(ids, sums, part.learning_rate, _events(part, config.layout))
+    return TablePush(ids, sums, rate, _events(part, config.layout))
 
 
 def _not_below(

@@ -227,6 +227,26 @@ def test_rows_of_another_shard_are_refused_or_left_out(tmp_path: Path) -> None:
     assert total == 1000
 
 
+def test_rows_that_are_not_finite_are_named_and_by_flag_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    directory = stopped(tmp_path, 0)
+    ids = some_ids(1000)
+    weights = np.ones((1000, 4), np.float32)
+    state = np.ones((1000, 4), np.float32)
+    weights[7, 2], weights[8, 0], state[9, 1] = np.nan, np.inf, -np.inf
+    with pytest.raises(
+        InvalidRequestError, match=rf"weights of id {ids[7]}, column 2, is nan .* 3 of 1000 rows"
+    ):
+        bulk_load(directory, "user", [(ids, weights, state)])
+    assert verify_directory(directory).tables[0].rows == 0
+    report = bulk_load(directory, "user", [(ids, weights, state)], skip_not_finite=True)
+    assert (report.rows, report.not_finite) == (997, 3)
+    assert str(ids[7:10].tolist()) in caplog.text
+    found = np.concatenate([batch.column("id").to_numpy() for batch in export_table(directory, "user")])
+    np.testing.assert_array_equal(np.sort(found), np.sort(np.delete(ids, [7, 8, 9])))
+
+
 def test_a_crashed_shard_is_recovered_first(tmp_path: Path) -> None:
     import shutil
 

@@ -41,6 +41,25 @@ def test_a_data_dir_goes_to_parquet_and_into_one_with_more_shards(
     assert "3 shards" not in capsys.readouterr().err
 
 
+def test_a_load_leaves_out_rows_that_are_not_finite_when_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = make_config(tmp_path / "two", shards=2)
+    for index in range(2):
+        open_shard(config, index).close()
+    weights = np.arange(900, dtype=np.float32)
+    weights[30] = np.inf
+    lists = pa.FixedSizeListArray.from_arrays(pa.array(weights), 3)
+    out = tmp_path / "item.parquet"
+    pq.write_table(pa.table({"id": np.arange(300, dtype=np.uint64), "weights": lists}), out)
+    command = ["load", str(tmp_path / "two"), "item", str(out), "--json"]
+    assert psctl.main(command) == 2
+    assert "id 10, column 0, is inf" in capsys.readouterr().err
+    assert psctl.main([*command, "--skip-not-finite"]) == 0
+    reports = json.loads(capsys.readouterr().out)
+    assert sum(r["rows"] for r in reports) == 299 and sum(r["not_finite"] for r in reports) == 1
+
+
 def test_a_config_makes_new_shards_and_their_state(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -80,3 +80,19 @@ def test_files_are_read_through_where_they_fit(
     opened.clear()
     read_files(tmp_path, 1)  # too few rows to be worth it
     assert opened == []
+
+
+def test_a_rate_of_a_push_gives_the_same_bits_in_a_replay(tmp_path: Path) -> None:
+    """The log keeps a push's rate as float32, and a caller in this process may give any float64."""
+    tables = [{"name": kind, "dim": 4, "optimizer": {"kind": kind}} for kind in ("adam", "sgd")]
+    driver = Driver(shard_config(tmp_path, tables), tmp_path / "s")
+    ids, rng = np.arange(200, dtype=np.uint64), np.random.default_rng(3)
+    for rate in (0.1, 0.0123, 1e-30, 3e38):
+        gradients = rng.standard_normal((200, 4)).astype(np.float32)
+        driver.push({"adam": (ids, gradients), "sgd": (ids, gradients)}, rate=rate)
+        if rate == 1e-30:
+            before = {name: driver.pull(name, ids) for name in ("adam", "sgd")}
+            driver.crash(tmp_path / "copy")
+            for name, rows in before.items():
+                np.testing.assert_array_equal(driver.pull(name, ids), rows)
+    driver.crash(tmp_path / "again")
