@@ -34,7 +34,7 @@ def replacing(path: Path, *, synced: bool = True) -> Iterator[Path]:
     Parameters
     ----------
     path
-        The file; its folder is made if need be.
+        The file; its folder must be there.
     synced
         False: the new content outlives the process, and a power cut may take it.
 
@@ -50,7 +50,6 @@ def replacing(path: Path, *, synced: bool = True) -> Iterator[Path]:
     """
     temporary = path.with_name(f"{path.name}.{threading.get_native_id()}.new")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         _remove_left_over(path)
         yield temporary
         if synced:
@@ -66,7 +65,9 @@ def replacing(path: Path, *, synced: bool = True) -> Iterator[Path]:
 
 
 def write_synced(path: Path, text: str) -> None:
-    """Write a text file as `replacing` does; StoreError when the system refuses."""
+    """Write a text file as `replacing` does, its folder made if need be; StoreError as there."""
+    with suppress(OSError):  # `replacing` tells it
+        path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 

@@ -20,7 +20,7 @@ from rich.table import Table
 from rowhouse.error import UnavailableError
 
 from ps_server.config.cluster import ClusterConfig, load_config, shard_directory
-from ps_server.disk.directory import claim_data_dir
+from ps_server.disk.data_dir import claim_data_dir
 from ps_server.life.saved import check_no_restore, restore_tables
 from ps_server.serve.server import Server, StopFlag
 from ps_server.serve.service import ServedShard
@@ -82,7 +82,7 @@ def _serve(arguments: argparse.Namespace, flag: StopFlag) -> None:
     if arguments.parent_pid is not None:
         _follow_parent(arguments.parent_pid)
     config = _config_from(arguments)
-    claim_data_dir(config.data_dir, config.shard_count)
+    claim_data_dir(config.data_dir, config.shard_count, config.cluster_id)
     began_s = time.monotonic()
     server = Server(config, arguments.shard, _open_shard)
     server.start()

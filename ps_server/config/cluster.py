@@ -118,6 +118,10 @@ class ClusterConfig(ConfigModel):
     data_dir
         Folder of all local shards; shard i lives in `shard_directory(config, i)`. A relative path in
         a file counts from the file's folder, in a mapping from the working directory.
+    cluster_id
+        32 hexadecimal digits that name this cluster: clients refuse to join shards of two. None: whoever
+        claims the data_dir first makes one. It is needed where shards have data_dirs of their own, on
+        several machines: give all of them the same.
     shards
         A count (endpoints are then host:base_port, host:base_port+1, …) or the list of "host:port", or of
         "unix:/path" for socket files on this machine.
@@ -144,6 +148,7 @@ class ClusterConfig(ConfigModel):
     name: Annotated[str, Field(strict=True, min_length=1)] = "rowhouse"
     tables: tuple[TableConfig, ...]
     data_dir: Path
+    cluster_id: Annotated[str, Field(strict=True, pattern="^[0-9a-f]{32}$")] | None = None
     shards: Annotated[int | tuple[str, ...], BeforeValidator(_shards)] = 1
     host: Annotated[str, Field(strict=True, min_length=1)] = "127.0.0.1"
     base_port: Annotated[int, Field(strict=True, ge=0, le=65535)] = 7470

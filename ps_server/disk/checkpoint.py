@@ -18,6 +18,7 @@ from typing import Any, Final
 import xxhash
 from rowhouse.error import ConfigError, CorruptionError
 
+from ps_server.disk.segment import Owner
 from ps_server.disk.store import Store
 
 STATE_VERSION: Final = 1
@@ -70,12 +71,16 @@ class Life:
         Of the machine's boot then: another one means that writes not synced may be lost.
     lsn_reserved
         No row in the store carries a higher LSN.
+    open_lsn
+        First LSN of the push log's open segment, which must be there when the end was not clean; 0: none,
+        or not known, as in directories of earlier versions.
     """
 
     clean: bool = True
     durability: str = "os"
     boot_id: str = ""
     lsn_reserved: int = 0
+    open_lsn: int = 0
 
     def may_have_lost_log(self, boot_id: str) -> bool:
         """Whether rows in the store may carry LSNs of log records that are gone."""
@@ -84,8 +89,9 @@ class Life:
         return self.durability == "none" or self.boot_id != boot_id
 
     def lost_unsynced_log(self, boot_id: str) -> bool:
-        """Whether the machine went down under `os`: then the log may have holes, and no one promised else."""
-        return not self.clean and self.durability == "os" and self.boot_id != boot_id
+        """Whether the machine went down while the log was not synced: then it may have holes, and no one
+        promised else. (Under `none` it may have been an earlier run's, under `os`.)"""
+        return not self.clean and self.durability != "fsync" and self.boot_id != boot_id
 
 
 def boot_id() -> str:
@@ -100,9 +106,9 @@ def read_life(store: Store) -> Life:
     return Life(**_unsealed(data, "the shard's life record")) if data else Life()
 
 
-def write_life(store: Store, life: Life) -> None:
-    """Record it, synced."""
-    store.put_meta({LIFE_KEY: _sealed(asdict(life))})
+def write_life(store: Store, life: Life, *, synced: bool = True) -> None:
+    """Record it; not synced it outlives the process, and a power cut may take it."""
+    store.put_meta({LIFE_KEY: _sealed(asdict(life))}, synced=synced)
 
 
 def _sealed(document: dict[str, Any]) -> bytes:
@@ -158,16 +164,23 @@ def read_shard(store: Store) -> dict[str, Any] | None:
     return _unsealed(data, "the shard's descriptor") if data else None
 
 
-def check_shard(store: Store, identity: dict[str, Any], *, read_only: bool) -> None:
+def check_shard(store: Store, identity: dict[str, Any], *, read_only: bool) -> Owner:
     """Compare what must not change between two openings with what the store says; record it when new.
 
-    `identity` has the shard's index and count, the partition map's version and each table's layout.
+    `identity` has the shard's index and count, the cluster's id (empty: not known), the partition map's
+    version and each table's layout. Returns whose data it is.
     Tables may be added, and their policies changed; ConfigError names anything else that differs.
     """
     known = read_shard(store) or {}
     for key in ("shard", "shard_count", "map_version"):
         if known and known[key] != identity[key]:
             raise ConfigError(f"{key} is {identity[key]}; this data directory was made with {known[key]}")
+    of_cluster = known.get("cluster_id") or identity["cluster_id"]
+    if identity["cluster_id"] and of_cluster != identity["cluster_id"]:
+        raise ConfigError(
+            f"this shard's data belongs to cluster {of_cluster}; cluster.json beside it, or the config, says "
+            f"{identity['cluster_id']}: put the shard's own folder, or its cluster.json, back"
+        )
     tables: dict[str, Any] = dict(known.get("tables", {}))
     for name, layout in identity["tables"].items():
         if read_only and name not in tables:
@@ -179,6 +192,7 @@ def check_shard(store: Store, identity: dict[str, Any], *, read_only: bool) -> N
                     f"table {name!r}: {key} is {value!r}; this data directory was made with {before[key]!r}"
                 )
         tables[name] = layout
-    updated = {**identity, "tables": tables}
+    updated = {**identity, "cluster_id": of_cluster, "tables": tables}
     if updated != known and not read_only:
         store.put_meta({SHARD_KEY: _sealed(updated)})
+    return Owner(of_cluster, identity["shard"])

@@ -6,23 +6,20 @@ maintenance needs nothing else. Thread safety: pure functions and an immutable d
 """
 
 import fcntl
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from rowhouse.error import ConfigError, CorruptionError, DirectoryInUseError, StoreError
-from rowhouse.file import write_synced
 from rowhouse.placement import PartitionMap
 
 from ps_server.disk import checkpoint
+from ps_server.disk.data_dir import is_made, missing_shards
 from ps_server.disk.row import LSN_BYTES, ROW_FORMAT_VERSION, RowLayout
 from ps_server.disk.store import Store
-
-NOTE_NAME: Final = "cluster.json"
 
 MAINTENANCE_CACHE_BYTES: Final = 64 << 20
 """Scans read each block once; the cache is for index and filter blocks."""
@@ -40,6 +37,8 @@ class Descriptor:
         Its index, and the number of shards of its cluster.
     map_version
         Version of the partition map that it was made with.
+    cluster_id
+        The cluster that it belongs to; empty where it was never opened since clusters have ids.
     layouts
         Layout of each table's rows, by name; tables that left the config since are still there.
     """
@@ -47,6 +46,7 @@ class Descriptor:
     shard: int
     shard_count: int
     map_version: int
+    cluster_id: str
     layouts: dict[str, RowLayout]
 
     def families(self) -> dict[str, int]:
@@ -63,45 +63,6 @@ class Descriptor:
                 f"{partition_map.version:#x} for {self.shard_count} shards"
             )
         return partition_map
-
-
-def claim_data_dir(data_dir: Path, shard_count: int) -> None:
-    """Note in `<data_dir>/cluster.json` how many shards the data is split over, or compare with the note.
-
-    Raises ConfigError, before anything is made or changed, when the data was made with another number:
-    a shard more would own ids whose rows lie elsewhere. StoreError when the note cannot be written.
-    """
-    note = data_dir / NOTE_NAME
-    wanted = {"shard_count": shard_count, "map_version": PartitionMap.even(shard_count).version}
-    if note.is_file():
-        known = _read_note(note)
-        if known != wanted:
-            raise ConfigError(
-                f"shards is {shard_count}; the data in {str(data_dir)!r} is split over "
-                f"{known['shard_count']}: psctl export and load move it to another number"
-            )
-        return
-    write_synced(note, json.dumps(wanted) + "\n")
-
-
-def _read_note(note: Path) -> dict[str, Any]:
-    """What a data_dir's note says; StoreError when it cannot be read, CorruptionError when it is none."""
-    try:
-        known = json.loads(note.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise StoreError(f"{str(note)!r}: {error.strerror or error}") from None
-    except ValueError:
-        known = None
-    if not isinstance(known, dict) or not isinstance(known.get("shard_count"), int):
-        raise CorruptionError(
-            f"{str(note)!r} is damaged: it must say the shard_count and map_version of the data"
-        )
-    return known
-
-
-def is_made(directory: Path) -> bool:
-    """Whether a shard was ever opened in `directory`."""
-    return (directory / "store" / "CURRENT").exists()
 
 
 def shard_directories(path: Path) -> list[Path]:
@@ -124,15 +85,6 @@ def shard_directories(path: Path) -> list[Path]:
             "split over; name one shard's directory to work on it alone"
         )
     return found
-
-
-def missing_shards(data_dir: Path) -> list[str]:
-    """Names of the shards that `data_dir` has not, though it has others and its note counts them."""
-    note = data_dir / NOTE_NAME
-    count = _read_note(note)["shard_count"] if note.is_file() else 0
-    names = [f"shard-{index:04d}" for index in range(count)]
-    missing = [name for name in names if not is_made(data_dir / name)]
-    return missing if len(missing) < count else []
 
 
 def _held_by_this_process(lock: Path) -> bool:
@@ -203,5 +155,5 @@ def read_descriptor(directory: Path, *, paranoid: bool = True) -> Descriptor:
         layouts[name] = RowLayout(**layout)
     return Descriptor(
         shard=facts["shard"], shard_count=facts["shard_count"], map_version=facts["map_version"],
-        layouts=layouts,
+        cluster_id=facts.get("cluster_id", ""), layouts=layouts,
     )  # fmt: skip

@@ -23,14 +23,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
-import xxhash
 from rowhouse.error import StoreError
 from rowhouse.file import sync_directory
 
 from ps_server.disk.segment import (
-    MAGIC,
-    SEGMENT_HEADER,
+    Owner,
     Record,
+    encode_header,
     encode_record,
     list_segments,
     segment_path,
@@ -62,11 +61,19 @@ class PushLog:
         LSN of the newest record in the log (or of the checkpoint, when it is empty).
     next_lsn
         LSN of the next record; more than one above `last_lsn` where LSNs were skipped on purpose.
+    owner
+        Whose log it is.
     durable
         Whether what is acknowledged must outlive the machine: the caller syncs each record, and what else is
         relied on then is synced here.
     failpoint
-        Called with "mid spare" at each step of a dropped segment on its way to be the next one.
+        Called with "mid spare" at each step of a dropped segment on its way to be the next one, and with
+        "mid segment" at each step of one that is made new.
+
+    Attributes
+    ----------
+    open_lsn
+        First LSN of the open segment.
     """
 
     def __init__(
@@ -75,10 +82,11 @@ class PushLog:
         last_lsn: int,
         next_lsn: int,
         *,
+        owner: Owner,
         durable: bool,
         failpoint: Callable[[str], None] = lambda _name: None,
     ) -> None:
-        self.directory, self._durable, self._failpoint = directory, durable, failpoint
+        self.directory, self._owner, self._durable, self._failpoint = directory, owner, durable, failpoint
         directory.mkdir(parents=True, exist_ok=True)
         sync_directory(directory.parent)  # a power cut must not take the folder with all its segments
         self._sync_lock = threading.Lock()
@@ -98,26 +106,26 @@ class PushLog:
                 os.fsync(file.fileno())
 
     def _open_segment(self) -> None:
-        path = segment_path(self.directory, self._next_lsn)
-        head = SEGMENT_HEADER.pack(MAGIC, self._next_lsn, self.written_lsn, 0)[:-8]
-        head += xxhash.xxh3_64_intdigest(head).to_bytes(8, "little")
-        source = self.directory / SPARE_NAME if self._spare_bytes else path
+        """Begin a segment, under the spare's name until its header is there: so a segment always has one."""
+        path, spare = segment_path(self.directory, self._next_lsn), self.directory / SPARE_NAME
+        head = encode_header(self._next_lsn, self.written_lsn, self._owner)
+        step = "mid spare" if self._spare_bytes else "mid segment"
         try:
-            handle = os.open(source, os.O_CREAT | os.O_WRONLY, 0o644)
+            handle = os.open(spare, os.O_CREAT | os.O_WRONLY, 0o644)
             if not self._spare_bytes:
                 os.ftruncate(handle, 0)
             os.write(handle, head)
             if self._durable:
                 os.fsync(handle)
-            if source != path:
-                self._failpoint("mid spare")
-                os.rename(source, path)
-                self._failpoint("mid spare")
+            self._failpoint(step)
+            os.rename(spare, path)
+            self._failpoint(step)
             if self._durable:
                 sync_directory(self.directory)
         except OSError as error:
             raise StoreError(f"push log {path}: {error.strerror or error}") from error
         self._path, self._file, self._sizes[path] = path, handle, len(head)
+        self.open_lsn = self._next_lsn
         self._allocated, self._spare_bytes = max(self._spare_bytes, len(head)), 0
 
     @property

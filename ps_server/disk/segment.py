@@ -20,11 +20,15 @@ from numpy.typing import NDArray
 from rowhouse.error import CorruptionError
 from rowhouse.file import sync_directory
 
-MAGIC: Final = b"RWHSLOG1"
+MAGIC: Final = b"RWHSLOG2"
 """Name and format version of a segment file."""
 
-SEGMENT_HEADER: Final = struct.Struct("<8sQQQ")
-"""Magic, first LSN, last LSN of the segment before, xxh3 of these."""
+SEGMENT_HEADER: Final = struct.Struct("<8sQQ16sIIQ")
+"""Magic, first LSN, last LSN of the segment before, cluster id, shard, 0, xxh3 of these."""
+
+MAGIC_1: Final = b"RWHSLOG1"
+SEGMENT_HEADER_1: Final = struct.Struct("<8sQQQ")
+"""Version 1, which is still read, did not say whose log it is."""
 
 RECORD_HEADER: Final = struct.Struct("<IBBHQQQQ")
 """Payload bytes, kind, version, 0, LSN, time ms, xxh3 of the payload, xxh3 of the header before it."""
@@ -52,6 +56,50 @@ class Record:
     payload: bytes | memoryview
 
 
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """Whose log it is.
+
+    Attributes
+    ----------
+    cluster_id
+        32 hexadecimal digits; empty where it is not known.
+    shard
+        Index of the shard; None where it is not known.
+    """
+
+    cluster_id: str
+    shard: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentHeader:
+    """First LSN of a segment, last LSN of the one before, whose it is, and the bytes of the header."""
+
+    first_lsn: int
+    previous_lsn: int
+    owner: Owner
+    size: int
+
+    def complaint(self, wanted: Owner) -> str | None:
+        """Why this is not a segment of `wanted`; None where it may be."""
+        of_cluster, of_shard = self.owner.cluster_id, self.owner.shard
+        other_cluster = of_cluster and wanted.cluster_id and of_cluster != wanted.cluster_id
+        if other_cluster or (of_shard is not None and of_shard != wanted.shard):
+            return (
+                f"is of the push log of shard {of_shard} of cluster {of_cluster or 'unknown'}; this is shard "
+                f"{wanted.shard} of cluster {wanted.cluster_id or 'unknown'}"
+            )
+        return None
+
+
+def encode_header(first_lsn: int, previous_lsn: int, owner: Owner) -> bytes:
+    """The header of a new segment."""
+    name = bytes.fromhex(owner.cluster_id) or bytes(16)
+    head = SEGMENT_HEADER.pack(MAGIC, first_lsn, previous_lsn, name, owner.shard or 0, 0, 0)[:-8]
+    return head + xxhash.xxh3_64_intdigest(head).to_bytes(8, "little")
+
+
 def segment_path(directory: Path, first_lsn: int) -> Path:
     """Path of the segment that begins at `first_lsn`."""
     return directory / f"{first_lsn:020d}.log"
@@ -70,17 +118,66 @@ def encode_record(record: Record) -> tuple[bytes, bytes | memoryview, bytes]:
     return head + check, record.payload, check
 
 
-def read_header(file: BinaryIO, path: Path) -> tuple[int, int] | None:
-    """(first LSN, last LSN before it) of a segment, or None when its header is cut short."""
-    head = file.read(SEGMENT_HEADER.size)
-    if len(head) < SEGMENT_HEADER.size:
+def read_header(file: BinaryIO, path: Path) -> SegmentHeader | None:
+    """The header of a segment, or None when it is cut short; CorruptionError when it is wrong."""
+    magic = file.read(len(MAGIC))
+    layout = SEGMENT_HEADER_1 if magic == MAGIC_1 else SEGMENT_HEADER
+    head = magic + file.read(layout.size - len(magic))
+    if len(head) < layout.size:
         return None
-    magic, first, before, checksum = SEGMENT_HEADER.unpack(head)
-    if magic != MAGIC:
-        raise CorruptionError(f"{path}: starts with {magic!r}; this version reads {MAGIC!r}")
-    if checksum != xxhash.xxh3_64_intdigest(head[:-8]):
+    if magic not in (MAGIC, MAGIC_1):
+        raise CorruptionError(f"{path}: starts with {magic!r}; this version reads {MAGIC_1!r} and {MAGIC!r}")
+    if int.from_bytes(head[-8:], "little") != xxhash.xxh3_64_intdigest(head[:-8]):
         raise CorruptionError(f"{path}: the segment's header fails its checksum")
-    return int(first), int(before)
+    if magic == MAGIC_1:
+        _, first, before, _ = SEGMENT_HEADER_1.unpack(head)
+        return SegmentHeader(int(first), int(before), Owner("", None), layout.size)
+    _, first, before, name, shard, _, _ = SEGMENT_HEADER.unpack(head)
+    owner = Owner(name.hex() if any(name) else "", int(shard))
+    return SegmentHeader(int(first), int(before), owner, layout.size)
+
+
+def header_of(path: Path) -> SegmentHeader | None:
+    """`read_header` of a file."""
+    with path.open("rb") as file:
+        return read_header(file, path)
+
+
+def lost_open_segment(directory: Path, open_lsn: int) -> str | None:
+    """What is wrong with the segment that was open when a shard was killed; None when it is there.
+
+    Parameters
+    ----------
+    directory
+        Of the segments.
+    open_lsn
+        Its first LSN; 0 where that is not known.
+    """
+    path = segment_path(directory, open_lsn)
+    if not open_lsn:
+        return None
+    text = f"{path}: the push log's open segment when the shard was killed"
+    if not path.exists():
+        return f"{text} is missing"
+    if header_of(path) is None:
+        return f"{text} has {path.stat().st_size} bytes; its header alone has {SEGMENT_HEADER.size}"
+    return None
+
+
+def check_segments(directory: Path, owner: Owner, open_lsn: int) -> None:
+    """CorruptionError when a segment is another shard's, or the open one is lost (`lost_open_segment`).
+
+    A segment whose header is damaged is named by whoever reads it.
+    """
+    for path in list_segments(directory):
+        try:
+            header = header_of(path)
+        except CorruptionError:
+            continue
+        if header and (complaint := header.complaint(owner)):
+            raise CorruptionError(f"{path}: {complaint}")
+    if lost := lost_open_segment(directory, open_lsn):
+        raise CorruptionError(lost)
 
 
 def _is_beginning(found: bytes, checksum: int) -> bool:
@@ -126,8 +223,8 @@ def read_segment(path: Path, last: bool) -> Iterator[tuple[int, Record]]:
     size = path.stat().st_size
     with path.open("rb") as file:
         header = read_header(file, path)
-        expected = header[0] if header else None
-        offset = SEGMENT_HEADER.size
+        expected = header.first_lsn if header else None
+        offset = header.size if header else 0
         while expected is not None and offset < size:
             where = f"{path} at byte {offset}"
             record = _read_record(file, where)
@@ -147,12 +244,12 @@ def _walk(directory: Path, after_lsn: int) -> Iterator[tuple[Path, int, Record]]
     segments = list_segments(directory)
     newest: int | None = None  # last LSN read so far
     for i, path in enumerate(segments):
-        with path.open("rb") as file:
-            header = read_header(file, path)
+        header = header_of(path)
         known = after_lsn if newest is None else newest
-        if header and (header[1] > known if newest is None else header[1] != known):
-            raise CorruptionError(f"{path}: follows LSN {header[1]}; the records after {known} are missing")
-        newest = header[1] if header else known
+        before = header.previous_lsn if header else known
+        if before > known if newest is None else before != known:
+            raise CorruptionError(f"{path}: follows LSN {before}; the records after {known} are missing")
+        newest = before
         for end, record in read_segment(path, last=i == len(segments) - 1):
             newest = record.lsn
             yield path, end, record
@@ -169,8 +266,8 @@ def find_end(path: Path) -> tuple[int, int]:
     end = 0
     for end, _ in read_segment(path, last=True):  # noqa: B007 (the last value is what is wanted)
         pass
-    if end == 0 and path.stat().st_size >= SEGMENT_HEADER.size:
-        end = SEGMENT_HEADER.size
+    if end == 0 and (header := header_of(path)):
+        end = header.size
     with path.open("rb") as file:
         file.seek(end)
         return end, len(file.read().rstrip(b"\0"))  # the zeros were allocated ahead

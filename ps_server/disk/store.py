@@ -120,6 +120,13 @@ def _database_options(memtable_bytes: int, paranoid: bool) -> rocksdict.Options:
     return options
 
 
+def _other_options(name: str) -> rocksdict.Options:
+    """Of `meta`, and of tables that are not in use: their files stay as they are."""
+    options = rocksdict.Options(raw_mode=True)
+    options.set_disable_auto_compactions(name != META)
+    return options
+
+
 class RowFamily:
     """Rows (or tombstones) of one table in the store. Made by Store only.
 
@@ -356,10 +363,7 @@ class Store:
         if not read_only:
             families |= {META, *value_bytes}
         row_options = _row_options(self._cache, memtable_bytes)
-        opened = {
-            name: row_options if name in value_bytes else rocksdict.Options(raw_mode=True)
-            for name in families
-        }
+        opened = {name: row_options if name in value_bytes else _other_options(name) for name in families}
         self._database: rocksdict.Rdict = _guarded(
             what, lambda: rocksdict.Rdict(str(directory), options, column_families=opened, access_type=access)
         )
@@ -374,13 +378,15 @@ class Store:
         """A value of the meta family, or None."""
         return cast(bytes | None, _guarded(f"reading {META}", lambda: self._meta.get(key.encode())))
 
-    def put_meta(self, entries: dict[str, bytes]) -> None:
-        """Write several values of the meta family in one synced, atomic write."""
+    def put_meta(self, entries: dict[str, bytes], *, synced: bool = True) -> None:
+        """Write several values of the meta family in one atomic write, which outlives the process, and a
+        power cut where it is synced."""
         handle = self._database.get_column_family_handle(META)
         batch = rocksdict.WriteBatch(raw_mode=True)
         for key, value in entries.items():
             batch.put(key.encode(), value, handle)
-        _guarded(f"writing {META}", lambda: self._database.write(batch, self._synced))
+        options = self._synced if synced else rocksdict.WriteOptions()
+        _guarded(f"writing {META}", lambda: self._database.write(batch, options))
 
     def memory_bytes(self) -> int:
         """Bytes of block cache and memtables in use."""

@@ -25,7 +25,16 @@ from ps_server.disk import checkpoint
 from ps_server.disk.checkpoint import CheckpointState, Life
 from ps_server.disk.directory import Descriptor, held, open_store, read_descriptor
 from ps_server.disk.row import RowLayout, get_lsn
-from ps_server.disk.segment import KIND_EVICT, KIND_PUSH, find_end, list_segments, read_header, read_segment
+from ps_server.disk.segment import (
+    KIND_EVICT,
+    KIND_PUSH,
+    Owner,
+    find_end,
+    header_of,
+    list_segments,
+    lost_open_segment,
+    read_segment,
+)
 from ps_server.disk.store import Keys, RowFamily, Store, Values
 
 CHUNK_ROWS: Final = 16_384
@@ -150,11 +159,14 @@ def verify_directory(path: Path, progress: Callable[[str, int], None] = lambda _
             store = open_store(path, descriptor.families(), paranoid=False)
         except (CorruptionError, ConfigError) as error:
             report.damage.append(Damage(part="store", what=str(error)))
-            _walk_log(path / "log", None, report)
+            _walk_log(path / "log", None, None, report)
             return report
         try:
             life, state = _read_records(store, descriptor, report)
-            _walk_log(path / "log", state.lsn if state else None, report)
+            owner = Owner(descriptor.cluster_id, descriptor.shard)
+            _walk_log(path / "log", state.lsn if state else None, owner, report)
+            if life and not life.clean and not life.lost_unsynced_log(checkpoint.boot_id()):
+                _check_open_segment(path / "log", life.open_lsn, report)
             for name, layout in descriptor.layouts.items():
                 table = TableReport(name=name)
                 report.tables.append(table)
@@ -198,23 +210,33 @@ def _read_records(
 
 
 # ---------------------------------------------------------------- the log
-def _walk_log(directory: Path, checkpoint_lsn: int | None, report: Report) -> None:
-    """Every segment; a damaged one does not hide the next. `checkpoint_lsn` None: unknown."""
+def _check_open_segment(directory: Path, open_lsn: int, report: Report) -> None:
+    """A shard would not start without the segment that it wrote to last."""
+    try:
+        if lost := lost_open_segment(directory, open_lsn):
+            report.damage.append(Damage(part="log", what=lost))
+    except CorruptionError:
+        pass  # its header is damaged: `_walk_log` says so
+
+
+def _walk_log(directory: Path, checkpoint_lsn: int | None, owner: Owner | None, report: Report) -> None:
+    """Every segment; a damaged one does not hide the next. `checkpoint_lsn`, `owner` None: unknown."""
     segments = list_segments(directory)
     newest = checkpoint_lsn
     for i, path in enumerate(segments):
         last = i == len(segments) - 1
         report.log_segments += 1
         try:
-            with path.open("rb") as file:
-                header = read_header(file, path)
-            before = header[1] if header else None
+            header = header_of(path)
+            if header and owner and (complaint := header.complaint(owner)):
+                report.damage.append(Damage(part="log", what=f"{path}: {complaint}"))
+            before = header.previous_lsn if header else None
             gap = (
                 before is not None
                 and newest is not None
                 and (before > newest if i == 0 else before != newest)
             )
-            newest = header[0] - 1 if header else newest
+            newest = header.first_lsn - 1 if header else newest
             if gap:
                 text = f"{path}: follows LSN {before}; the records between are missing"
                 report.damage.append(Damage(part="log", what=text))

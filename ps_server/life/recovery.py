@@ -19,15 +19,18 @@ from rowhouse.codec import decode_push_request
 from rowhouse.error import ConfigError, CorruptionError, StoreError
 from rowhouse.placement import PartitionMap
 
-from ps_server.config.cluster import ClusterConfig
+from ps_server.config.cluster import ClusterConfig, shard_directory
 from ps_server.disk import checkpoint
 from ps_server.disk.checkpoint import CheckpointState, Life
+from ps_server.disk.data_dir import check_shard_is_here, claim_data_dir, note_made
 from ps_server.disk.log import PushLog
 from ps_server.disk.row import LSN_BYTES
 from ps_server.disk.segment import (
     KIND_EVICT,
     KIND_PUSH,
+    Owner,
     Record,
+    check_segments,
     cut_lost_end,
     cut_torn_end,
     decode_eviction,
@@ -112,8 +115,11 @@ def state_of(table: TableConfig) -> str:
     return "adam" if kind == "adamw" else kind
 
 
-def _identity(config: ClusterConfig, index: int, partition_map: PartitionMap) -> dict[str, Any]:
+def _identity(
+    config: ClusterConfig, index: int, partition_map: PartitionMap, cluster_id: str
+) -> dict[str, Any]:
     return {
+        "cluster_id": cluster_id,
         "shard": index,
         "shard_count": config.shard_count,
         "map_version": partition_map.version,
@@ -169,20 +175,30 @@ def _note_freezes(opened: Opened) -> None:
         checkpoint.write(opened.store, opened.state, {})
 
 
+def _declared(name: str, tables: dict[str, Table], lsn: int) -> Table:
+    """The table of a record. A checkpoint would drop the record; so a table that left the config and comes
+    back later would lack it, and nobody would be told."""
+    if name not in tables:
+        raise ConfigError(
+            f"table {name!r} is not in the config, but the push log has changes of it (LSN {lsn}) that are "
+            "not written to its rows yet, because the shard was killed: start and stop the shard once with "
+            "the table in the config; then take it out"
+        )
+    return tables[name]
+
+
 def apply_record(record: Record, tables: dict[str, Table], sessions: Sessions) -> None:
-    """Apply one record of the log to the tables that (still) are declared."""
+    """Apply one record of the log; ConfigError when it is of a table that left the config since."""
     if record.kind == KIND_EVICT:
         name, ids = decode_eviction(record.payload)
-        if name in tables:
-            tables[name].tier.remove(ids, record.lsn)
+        _declared(name, tables, record.lsn).tier.remove(ids, record.lsn)
         return
     if record.kind != KIND_PUSH:
         raise CorruptionError(f"push log: LSN {record.lsn} has kind {record.kind}, unknown to this version")
     request = decode_push_request(record.payload)
     for part in request.tables:
-        if part.table in tables:
-            table = tables[part.table]
-            table.push(TablePush.of(part, table.layout), record.lsn, record.time_ms // 1000)
+        table = _declared(part.table, tables, record.lsn)
+        table.push(TablePush.of(part, table.layout), record.lsn, record.time_ms // 1000)
     sessions.record(request.client_id, request.sequence, record.lsn, record.time_ms)
 
 
@@ -198,9 +214,17 @@ def open_directory(
     make_store: Callable[..., Store] = Store,
 ) -> Opened:
     """Open, check and recover a shard's directory; see Shard.open for what it raises."""
+    noted = not read_only and directory == shard_directory(config, index)  # else it has no cluster.json
+    cluster_id = config.cluster_id or ""
+    if noted:
+        cluster_id = claim_data_dir(config.data_dir, config.shard_count, config.cluster_id)
+        check_shard_is_here(config.data_dir, index)
     store, row_bytes = _open_store(config, directory, read_only, make_store)
     try:
-        checkpoint.check_shard(store, _identity(config, index, partition_map), read_only=read_only)
+        identity = _identity(config, index, partition_map, cluster_id)
+        owner = checkpoint.check_shard(store, identity, read_only=read_only)
+        if noted:
+            note_made(config.data_dir, index)
         state, life = checkpoint.read(store), checkpoint.read_life(store)
         if read_only and not life.clean:
             raise StoreError(f"{directory}: was not stopped cleanly; open it for writing once to recover it")
@@ -211,7 +235,9 @@ def open_directory(
         sessions = Sessions(state.clients)
         lsn, replayed = state.lsn, 0
         if not read_only:
-            if life.lost_unsynced_log(checkpoint.boot_id()):
+            lost_end = life.lost_unsynced_log(checkpoint.boot_id())
+            check_segments(directory / "log", owner, 0 if life.clean or lost_end else life.open_lsn)
+            if lost_end:
                 cut_lost_end(directory / "log", state.lsn)
             lsn, replayed = _replay(
                 directory / "log", directory / "store", state.lsn, tables, sessions, progress
@@ -222,7 +248,7 @@ def open_directory(
         )  # fmt: skip
         if not read_only:
             _note_freezes(opened)
-            _begin_life(opened, config, directory, failpoint)
+            _begin_life(opened, config, directory, owner, failpoint)
             gate.log = opened.log
         return opened
     except BaseException:
@@ -260,17 +286,32 @@ def _replay(
 
 
 def _begin_life(
-    opened: Opened, config: ClusterConfig, directory: Path, failpoint: Callable[[str], None]
+    opened: Opened,
+    config: ClusterConfig,
+    directory: Path,
+    owner: Owner,
+    failpoint: Callable[[str], None],
 ) -> None:
-    """Mark the directory as in use, and open the log's end."""
-    boot = checkpoint.boot_id()
+    """Open the log's end, and mark the directory as in use.
+
+    The log first: a kill in between leaves the last life's record, and a segment more that has no record.
+    """
+    before, boot = opened.life, checkpoint.boot_id()
     next_lsn = opened.lsn + 1
-    if opened.life.may_have_lost_log(boot):
-        next_lsn = max(next_lsn, opened.life.lsn_reserved + 1)
-    reserved = max(opened.life.lsn_reserved, next_lsn + checkpoint.LSN_RESERVE)
-    opened.life = Life(clean=False, durability=config.durability, boot_id=boot, lsn_reserved=reserved)
-    checkpoint.write_life(opened.store, opened.life)
+    if before.may_have_lost_log(boot):
+        next_lsn = max(next_lsn, before.lsn_reserved + 1)
     if config.durability != "none":
         durable = config.durability == "fsync"
-        opened.log = PushLog(directory / "log", opened.lsn, next_lsn, durable=durable, failpoint=failpoint)
+        opened.log = PushLog(
+            directory / "log", opened.lsn, next_lsn, owner=owner, durable=durable, failpoint=failpoint
+        )
+        failpoint("mid start")
+    # under `none` the log of an earlier run stays, until a checkpoint has written what it holds
+    kept = 0 if before.clean else before.open_lsn
+    opened.life = Life(
+        clean=False, durability=config.durability, boot_id=boot,
+        lsn_reserved=max(before.lsn_reserved, next_lsn + checkpoint.LSN_RESERVE),
+        open_lsn=opened.log.open_lsn if opened.log else kept,
+    )  # fmt: skip
+    checkpoint.write_life(opened.store, opened.life)
     opened.lsn = next_lsn - 1

@@ -20,6 +20,7 @@ import re
 import shutil
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -28,7 +29,8 @@ from rowhouse.error import CorruptionError, InvalidRequestError, PreconditionErr
 from rowhouse.file import sync_directory, write_synced
 from rowhouse.v1 import rowhouse_pb2 as pb
 
-from ps_server.disk.directory import held
+from ps_server.disk import checkpoint
+from ps_server.disk.directory import held, open_store
 from ps_server.disk.store import Store
 
 FOLDER: Final = "saved"
@@ -108,6 +110,7 @@ class SavedTables:
                 _remove(fresh)
                 fresh.mkdir(parents=True)
                 self._shard.store.link_to(fresh / "store")
+                _end_life(fresh)
                 write_synced(fresh / MARK, _sealed(saves))
                 if self._shard.settled_lsn() == lsn:  # a push under way counts as one that came meanwhile
                     write_synced(self._shard.directory / MARK, _sealed(saves))
@@ -219,6 +222,15 @@ def _restore_one(directory: Path, source: Path, mark: list[Save]) -> None:
     os.rename(fresh, directory / "store")
     write_synced(directory / MARK, _sealed(mark))
     _remove(old)
+
+
+def _end_life(copy: Path) -> None:
+    """A copy is as after a clean stop: it has no push log, and needs none."""
+    store = open_store(copy, {}, read_only=False)
+    try:
+        checkpoint.write_life(store, replace(checkpoint.read_life(store), clean=True, open_lsn=0))
+    finally:
+        store.close()
 
 
 def _remove(folder: Path) -> None:

@@ -34,7 +34,7 @@ from rowhouse.file import write_synced
 
 from ps_server.config.cluster import ClusterConfig
 from ps_server.config.endpoint import socket_path, split_endpoint
-from ps_server.disk.directory import claim_data_dir, missing_shards
+from ps_server.disk.data_dir import claim_data_dir, missing_shards
 from ps_server.serve.binding import clear_socket_file
 from ps_server.serve.server import StopFlag
 
@@ -180,7 +180,7 @@ class Supervisor:
         """
         lock = _lock_directory(self.config.data_dir)
         try:
-            claim_data_dir(self.config.data_dir, self.config.shard_count)
+            claim_data_dir(self.config.data_dir, self.config.shard_count, self.config.cluster_id)
             self._check_shards()
             self.config = resolve_ports(self.config)
             write_synced(self._path("resolved.yaml"), self.config.to_yaml())

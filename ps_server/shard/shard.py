@@ -340,6 +340,8 @@ class Shard:
                 sketches = {n: t.admission.state_bytes() for n, t in self._tables.items() if t.admission}
                 if self._log is not None:
                     self._log.rotate()
+                    self._failpoint("after rotate")
+                    self._note_open_segment(self._log.open_lsn)
             written = sum(table.tier.write_back() for table in self._tables.values())
             for table in self._tables.values():
                 table.tier.rows.flush()
@@ -351,9 +353,21 @@ class Shard:
             if self._log is not None:
                 self._log.drop_before(lsn)
             else:  # durability none: a log of an earlier run is not needed any more
+                self._note_open_segment(0)
                 for path in list_segments(self.directory / "log"):
                     path.unlink()
         return lsn, written
+
+    def _note_open_segment(self, open_lsn: int) -> None:
+        """Have the next start know which segment must be there, before it has a record.
+
+        Synced only where records are: under `os` it outlives what they outlive, and costs no sync while
+        pushes wait.
+        """
+        if open_lsn != self._opened.life.open_lsn:
+            self._opened.life = replace(self._opened.life, open_lsn=open_lsn)
+            synced = self.config.durability == "fsync"
+            checkpoint.write_life(self.store, self._opened.life, synced=synced)
 
     def _checkpoint_when_wanted(self) -> None:
         while True:

@@ -162,7 +162,7 @@ def test_a_missing_segment_is_named_unless_it_is_the_last(sound: Sound) -> None:
     for number in (0, 1, 2):
         directory = sound.copy("killed")
         list_segments(directory / "log")[number].unlink()
-        assert "are missing" in served_right_or_named(sound, directory, [".log"])
+        assert "missing" in served_right_or_named(sound, directory, [".log"])
 
 
 def test_a_cut_last_segment_serves_what_a_torn_write_leaves(sound: Sound) -> None:

@@ -12,7 +12,7 @@ from rowhouse.error import ConfigError, CorruptionError
 
 from ps_server.disk import checkpoint
 from ps_server.disk.checkpoint import CheckpointState, Life
-from ps_server.disk.segment import list_segments
+from ps_server.disk.segment import SEGMENT_HEADER, list_segments
 from ps_server.disk.store import Store
 from ps_server.disk.verify import verify_directory
 from tests.driver import Driver, shard_config, snapshot
@@ -114,8 +114,9 @@ def test_a_hole_in_the_log_is_damage_unless_the_machine_went_down_under_os(
     path = list_segments(tmp_path / "copy" / "log")[0]
     driver.abandon()
     data = path.read_bytes().rstrip(b"\0")
-    third = (len(data) - 32) // 3
-    path.write_bytes(data[: 32 + third] + bytes(third) + data[32 + 2 * third :])
+    head = SEGMENT_HEADER.size
+    third = (len(data) - head) // 3
+    path.write_bytes(data[: head + third] + bytes(third) + data[head + 2 * third :])
     if not went_down:
         with pytest.raises(CorruptionError, match="header fails its checksum"):
             Driver(driver.config, tmp_path / "copy")

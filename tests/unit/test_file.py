@@ -13,7 +13,7 @@ import pytest
 from rowhouse.error import ConfigError, CorruptionError, StoreError
 from rowhouse.file import replacing, write_synced
 
-from ps_server.disk.directory import claim_data_dir, missing_shards
+from ps_server.disk.data_dir import claim_data_dir, missing_shards
 
 
 def test_the_content_is_synced_before_the_name_and_the_name_before_the_return(

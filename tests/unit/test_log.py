@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import xxhash
 from rowhouse.error import CorruptionError, StoreError
 
 from ps_server.disk.log import SPARE_NAME, PushLog
@@ -14,17 +15,23 @@ from ps_server.disk.segment import (
     KIND_PUSH,
     RECORD_HEADER,
     TRAILER_BYTES,
+    Owner,
     Record,
+    check_segments,
     cut_lost_end,
     cut_torn_end,
+    encode_header,
     encode_record,
     list_segments,
     read_records,
 )
+from tests.conftest import ROOT
+
+OWNER = Owner("0f" * 16, 3)
 
 
 def _write(directory: Path, first: int, last: int, rotate_after: tuple[int, ...] = ()) -> list[Record]:
-    log = PushLog(directory, first - 1, first, durable=True)
+    log = PushLog(directory, first - 1, first, owner=OWNER, durable=True)
     records = [
         Record(lsn, KIND_PUSH, lsn * 10, bytes([lsn % 251]) * (lsn * 7)) for lsn in range(first, last + 1)
     ]
@@ -34,6 +41,47 @@ def _write(directory: Path, first: int, last: int, rotate_after: tuple[int, ...]
             log.rotate()
     log.close()
     return records
+
+
+def test_the_header_is_that_of_the_format_page() -> None:
+    """The worked example of docs/log_format.md."""
+    found = encode_header(3, 2, Owner("000102030405060708090a0b0c0d0e0f", 1))
+    text = (ROOT / "docs" / "log_format.md").read_text()
+    example = text[text.index("52 57 48") :].split("An evict")[0]
+    words = [word for word in example.split() if len(word) == 2 and set(word) <= set("0123456789abcdef")]
+    assert found.hex(" ") == " ".join(words)
+
+
+def test_a_segment_of_version_1_is_read_and_followed(tmp_path: Path) -> None:
+    """As an earlier version wrote it: no cluster, no shard."""
+    head = bytes.fromhex("52574853 4c4f4731 0100000000000000 0000000000000000")
+    record = Record(1, KIND_PUSH, 10, b"old")
+    path = tmp_path / f"{1:020d}.log"
+    path.write_bytes(
+        head + xxhash.xxh3_64_intdigest(head).to_bytes(8, "little") + b"".join(encode_record(record))
+    )
+    check_segments(tmp_path, OWNER, 1)
+    assert cut_torn_end(tmp_path) == 0
+    log = PushLog(tmp_path, 1, 2, owner=OWNER, durable=True)
+    log.append(Record(2, KIND_PUSH, 0, b"new"))
+    log.close()
+    assert [r.payload for r in read_records(tmp_path, 0)] == [b"old", b"new"]
+
+
+@pytest.mark.parametrize(
+    ("owner", "complaint"),
+    [
+        (OWNER, None), (Owner("", 3), None), (Owner("0f" * 16, 4), "of shard 3 of cluster 0f0f"),
+        (Owner("1f" * 16, 3), "this is shard 3 of cluster 1f1f"),
+    ],
+)  # fmt: skip
+def test_whose_a_segment_is(tmp_path: Path, owner: Owner, complaint: str | None) -> None:
+    _write(tmp_path, 1, 3, rotate_after=(2,))
+    if complaint is None:
+        check_segments(tmp_path, owner, 3)
+        return
+    with pytest.raises(CorruptionError, match=complaint):
+        check_segments(tmp_path, owner, 3)
 
 
 def test_reads_back_what_was_written_over_segments(tmp_path: Path) -> None:
@@ -46,7 +94,7 @@ def test_reads_back_what_was_written_over_segments(tmp_path: Path) -> None:
 
 def test_goes_on_after_reopening_and_after_skipped_numbers(tmp_path: Path) -> None:
     records = _write(tmp_path, 1, 3)
-    log = PushLog(tmp_path, 3, 1000, durable=True)
+    log = PushLog(tmp_path, 3, 1000, owner=OWNER, durable=True)
     log.append(Record(1000, KIND_EVICT, 0, b""))
     log.close()
     assert [r.lsn for r in read_records(tmp_path, 0)] == [1, 2, 3, 1000]
@@ -54,7 +102,7 @@ def test_goes_on_after_reopening_and_after_skipped_numbers(tmp_path: Path) -> No
 
 
 def test_drop_before_deletes_whole_segments_only(tmp_path: Path) -> None:
-    log = PushLog(tmp_path, 0, 1, durable=True)
+    log = PushLog(tmp_path, 0, 1, owner=OWNER, durable=True)
     for lsn in (1, 2):
         log.append(Record(lsn, KIND_PUSH, 0, b"x"))
     log.rotate()
@@ -104,7 +152,7 @@ def test_a_write_that_broke_off_anywhere_in_allocated_space_is_a_torn_end(
     found = 2 if written >= RECORD_HEADER.size + 14 else 1
     assert list(read_records(tmp_path, 0)) == records[:found]
     cut_torn_end(tmp_path)
-    log = PushLog(tmp_path, found, found + 1, durable=True)
+    log = PushLog(tmp_path, found, found + 1, owner=OWNER, durable=True)
     log.append(Record(found + 1, KIND_PUSH, 0, b"next"))
     log.close()
     assert [r.lsn for r in read_records(tmp_path, 0)] == list(range(1, found + 2))
@@ -153,7 +201,7 @@ def test_a_cut_or_missing_earlier_segment_is_found(tmp_path: Path) -> None:
 
 def _run_over(directory: Path, rounds: int) -> PushLog:
     """An `os` log whose segments are dropped and used again, shorter each time."""
-    log = PushLog(directory, 0, 1, durable=False)
+    log = PushLog(directory, 0, 1, owner=OWNER, durable=False)
     for round_ in range(rounds):
         log.append(Record(log.written_lsn + 1, KIND_PUSH, 0, bytes([65 + round_]) * (5000 - 1000 * round_)))
         kept = log.written_lsn
@@ -181,7 +229,7 @@ def test_a_dropped_segment_is_written_again_and_shows_nothing_of_what_it_held(tm
 
 
 def test_a_synced_log_never_uses_a_segment_again(tmp_path: Path) -> None:
-    log = PushLog(tmp_path, 0, 1, durable=True)
+    log = PushLog(tmp_path, 0, 1, owner=OWNER, durable=True)
     log.append(Record(1, KIND_PUSH, 0, b"x" * 5000))
     log.rotate()
     log.drop_before(1)
@@ -191,7 +239,7 @@ def test_a_synced_log_never_uses_a_segment_again(tmp_path: Path) -> None:
 
 def test_a_spare_that_a_kill_left_is_removed(tmp_path: Path) -> None:
     (tmp_path / SPARE_NAME).write_bytes(b"half zero, half old records")
-    log = PushLog(tmp_path, 0, 1, durable=False)
+    log = PushLog(tmp_path, 0, 1, owner=OWNER, durable=False)
     assert not (tmp_path / SPARE_NAME).exists()
     log.close()
 
@@ -203,12 +251,11 @@ def test_a_kill_at_any_step_of_a_spare_loses_no_record_and_shows_no_old_one(tmp_
 
     def failpoint(name: str) -> None:
         nonlocal steps
-        steps += 1
-        assert name == "mid spare"
-        if steps == hit:
+        steps += name == "mid spare"
+        if name == "mid spare" and steps == hit:
             shutil.copytree(live, killed)
 
-    log = PushLog(live, 0, 1, durable=False, failpoint=failpoint)
+    log = PushLog(live, 0, 1, owner=OWNER, durable=False, failpoint=failpoint)
     log.append(Record(1, KIND_PUSH, 0, b"old" * 2000))
     log.rotate()
     log.append(Record(2, KIND_PUSH, 0, b"kept"))
@@ -219,7 +266,7 @@ def test_a_kill_at_any_step_of_a_spare_loses_no_record_and_shows_no_old_one(tmp_
     assert (killed / SPARE_NAME).exists() is (hit < 4)
     assert cut_torn_end(killed) == 0
     assert [r.payload for r in read_records(killed, 1)] == [b"kept"]
-    after = PushLog(killed, 2, 3, durable=False)
+    after = PushLog(killed, 2, 3, owner=OWNER, durable=False)
     after.append(Record(3, KIND_PUSH, 0, b"next"))
     after.close()
     assert [r.payload for r in read_records(killed, 1)] == [b"kept", b"next"]
@@ -249,7 +296,7 @@ def test_after_the_machine_went_down_the_log_ends_where_it_is_not_whole(
     assert [r.lsn for r in read_records(tmp_path, 0)] == list(range(1, last + 1))
     assert f"goes up to LSN {last} " in caplog.text
     assert not three.exists()
-    log = PushLog(tmp_path, last, 100, durable=False)
+    log = PushLog(tmp_path, last, 100, owner=OWNER, durable=False)
     log.append(Record(100, KIND_PUSH, 0, b""))
     log.close()
     assert [r.lsn for r in read_records(tmp_path, 0)] == [*range(1, last + 1), 100]
@@ -263,7 +310,7 @@ def test_a_whole_log_loses_nothing_after_the_machine_went_down(tmp_path: Path) -
 
 
 def test_a_rotation_before_the_first_record_keeps_the_skipped_numbers(tmp_path: Path) -> None:
-    log = PushLog(tmp_path, 1, 1000, durable=False)
+    log = PushLog(tmp_path, 1, 1000, owner=OWNER, durable=False)
     log.rotate()
     log.drop_before(999)
     log.append(Record(1000, KIND_PUSH, 0, b"x"))
@@ -275,7 +322,7 @@ def test_a_rotation_before_the_first_record_keeps_the_skipped_numbers(tmp_path: 
 def test_a_spare_that_cannot_be_filled_is_an_error_and_the_log_stays_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    log = PushLog(tmp_path, 0, 1, durable=False)
+    log = PushLog(tmp_path, 0, 1, owner=OWNER, durable=False)
     log.append(Record(1, KIND_PUSH, 0, b"x" * 5000))
     log.rotate()
 

@@ -12,7 +12,7 @@ import pytest
 from rowhouse.document import dump
 
 from ps_server import psctl
-from ps_server.disk.directory import claim_data_dir
+from ps_server.disk.data_dir import claim_data_dir
 from ps_server.disk.verify import verify_directory
 from tests.stopped import TABLES, fill, make_config, open_shard, pull, stopped
 

@@ -12,7 +12,7 @@ from rowhouse.error import ConfigError, DirectoryInUseError, StoreError, Unavail
 
 from ps_server.config.cluster import ClusterConfig, load_config
 from ps_server.config.endpoint import split_endpoint
-from ps_server.disk.directory import claim_data_dir
+from ps_server.disk.data_dir import claim_data_dir, note_made
 from ps_server.serve.server import StopFlag
 from ps_server.serve.supervisor import RestartPolicy, Supervisor, resolve_ports
 from tests.conftest import MakeConfig
@@ -211,6 +211,8 @@ def test_a_shard_whose_directory_is_gone_is_not_started_anew(config: ClusterConf
     claim_data_dir(config.data_dir, config.shard_count)
     (config.data_dir / "shard-0001" / "store").mkdir(parents=True)
     (config.data_dir / "shard-0001" / "store" / "CURRENT").touch()
+    for index in range(2):
+        note_made(config.data_dir, index)
     world = World(config, [], stop_at_s=5)
     with pytest.raises(StoreError, match="shard-0000 is missing, one of 2 shards"):
         world.run()

@@ -35,7 +35,9 @@ def crashed(tmp_path: Path) -> Path:
     """A copy taken while the shard ran: what a kill -9 leaves. Its log has two segments of two records."""
     shard = open_shard(make_config(tmp_path / "live"))
     fill(shard)
-    shard._log.rotate()  # type: ignore[union-attr]
+    assert shard._log is not None
+    shard._log.rotate()
+    shard._note_open_segment(shard._log.open_lsn)
     push(shard, 5, "user", np.arange(10, dtype=np.uint64))
     shutil.copytree(shard.directory, tmp_path / "crashed")
     shard.close()
@@ -203,6 +205,13 @@ def test_a_missing_segment(crashed: Path) -> None:
     report = verify_directory(crashed)
     assert parts(report) == [("log", None)]
     assert "follows LSN 4; the records between are missing" in report.damage[0].what
+
+
+def test_the_open_segment_is_missing(crashed: Path) -> None:
+    list_segments(crashed / "log")[-1].unlink()
+    report = verify_directory(crashed)
+    assert parts(report) == [("log", None)]
+    assert "the push log's open segment when the shard was killed is missing" in report.damage[0].what
 
 
 # ---------------------------------------------------------------- psctl
