@@ -176,7 +176,7 @@ def check_out(table: Table, count: int, out: NDArray[np.float32]) -> None:
 
 
 def check_learning_rate(learning_rate: float | None) -> float | None:
-    """The learning rate of a push as it travels, a float32: None (the optimizer's own), or finite from 0 up."""
+    """The learning rate of a push as it travels, a float32: None (the optimizer's own), or finite, >= 0."""
     if learning_rate is None:
         return None
     with np.errstate(over="ignore"):

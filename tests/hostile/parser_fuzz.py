@@ -19,7 +19,6 @@ from typing import Any, Final
 
 import atheris
 import numpy as np
-import xxhash
 
 with atheris.instrument_imports(include=["rowhouse.codec", "rowhouse.frame", "rowhouse.document"]):
     from rowhouse import codec, document, frame
@@ -121,8 +120,7 @@ def seeds(folder: Path) -> None:
         texts[4].append(pb.PushResponse(lsn=number, duplicate=bool(number % 2)).SerializeToString())
         texts[5].append(frame.encode_head(number, 100, 7) + frame.encode_error(InvalidRequestError("why")))
     record = segment.encode_record(segment.Record(1, segment.KIND_PUSH, 5, b"payload"))
-    head = segment.SEGMENT_HEADER.pack(segment.MAGIC, 1, 0, 0)[:-8]
-    head += xxhash.xxh3_64_intdigest(head).to_bytes(8, "little")
+    head = segment.encode_header(1, 0, segment.Owner("ab" * 16, 0))
     texts[6] += [head + b"".join(record), head + b"".join(record)[:-3], head]
     texts[7] += [b"a: [1, 0x2, .inf, ~]\nb: &x {c: 'd'}\nc: *x\n", b"- |\n  text\n- >-\n  folded\n"]
     for parser, some in enumerate(texts):
