@@ -103,6 +103,12 @@ class Peer:
         failure = frame.decode_error(memoryview(data), "port")
         return f"{type(failure).__name__} {failure}"
 
+    def fail_or_call(self, kind: int, body: bytes) -> str:
+        """Class name of the error that a call gets; "" when it gets none."""
+        self.send(kind, body)
+        answer, data = self.receive()
+        return "" if answer == frame.ANSWER else type(frame.decode_error(memoryview(data), "")).__name__
+
     def is_closed(self) -> bool:
         """Whether the port hangs up, waiting for it; whatever it still says is read."""
         try:

@@ -10,6 +10,7 @@ something for the next one.
 Thread safety: every method may be called from any thread.
 """
 
+import ipaddress
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -93,3 +94,20 @@ class InFlight:
                     self._peers[peer] = left
                 else:
                     del self._peers[peer]
+
+
+def peer_of(address: str, connection: str) -> str:
+    """Whose share a call takes from: an address, or a connection where processes of this machine share one.
+
+    Parameters
+    ----------
+    address
+        An IP address, or any other text for a process of this machine.
+    connection
+        A name that no other connection has now.
+    """
+    try:
+        here = ipaddress.ip_address(address.partition("%")[0]).is_loopback
+    except ValueError:
+        here = True
+    return connection if here else address

@@ -4,7 +4,7 @@
 import pytest
 from rowhouse.error import BusyError
 
-from ps_server.serve.in_flight import InFlight
+from ps_server.serve.in_flight import InFlight, peer_of
 
 
 def test_in_flight_lets_one_large_request_in_and_gives_back_on_errors() -> None:
@@ -51,3 +51,10 @@ def test_a_call_goes_on_beside_its_own_bytes() -> None:
     in_flight.take(30, peer="a", own_bytes=40)  # its one call may use what is free
     with pytest.raises(BusyError, match="the answer of 20 bytes"):
         in_flight.take(20, peer="b", own_bytes=20)
+
+
+def test_a_share_is_an_addresss_or_a_connections_of_this_machine() -> None:
+    assert peer_of("10.1.2.3", "connection 9") == "10.1.2.3"
+    assert peer_of("fe80::1%eth0", "connection 9") == "fe80::1%eth0"
+    for here in ("127.0.0.1", "127.9.9.9", "::1", "a process of this machine"):
+        assert peer_of(here, "connection 9") == "connection 9"
