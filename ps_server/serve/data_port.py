@@ -36,10 +36,7 @@ from rowhouse.error import BusyError, InvalidRequestError, LimitExceededError, R
 from ps_server.config.endpoint import SOCKET_PREFIX
 from ps_server.serve.complaint import Complaints
 from ps_server.serve.in_flight import peer_of
-
-CONNECTIONS_MAX: Final = 16_384
-"""Data connections of a shard. A trainer holds one per thread that calls; past it they are closed at
-once and their clients go on over gRPC."""
+from ps_server.serve.open_file import CONNECTIONS_MAX
 
 STALL_S: Final = 30.0
 """A frame that makes no progress for so long is given up: its bytes are counted against everybody."""
@@ -177,6 +174,8 @@ class DataPort:
         Answers requests.
     threads
         Requests served at once.
+    connections_max
+        Connections past it are closed as they come; their clients go on over gRPC.
 
     Attributes
     ----------
@@ -186,8 +185,9 @@ class DataPort:
         What every frame must carry.
     """
 
-    def __init__(self, service: Answering, threads: int) -> None:
+    def __init__(self, service: Answering, threads: int, connections_max: int = CONNECTIONS_MAX) -> None:
         self.endpoint = ""
+        self._connections_max = connections_max
         self.token = secrets.randbits(64)
         self._service = service
         self._complaints = Complaints(_log)
@@ -269,7 +269,7 @@ class DataPort:
         self._epoll.modify(self._listener, _READ)
 
     def _add(self, peer: socket.socket) -> None:
-        if len(self._connections) >= CONNECTIONS_MAX:
+        if len(self._connections) >= self._connections_max:
             peer.close()
             return
         try:

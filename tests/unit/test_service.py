@@ -4,7 +4,6 @@
 import logging
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
@@ -16,6 +15,7 @@ from rowhouse.error import ERROR_METADATA_KEY, RowhouseError, error_class_names,
 from rowhouse.v1 import rowhouse_pb2 as pb
 from rowhouse.v1 import rowhouse_pb2_grpc
 
+from ps_server.serve.grpc_port import GrpcPort
 from ps_server.serve.service import ParameterService
 from tests.stub_shard import StubShard
 
@@ -29,10 +29,9 @@ class Rig:
     def __init__(self) -> None:
         self.shard, self.service = StubShard(), ParameterService(3, in_flight_bytes_max=80)
         self.service.attach(self.shard)
-        self.server = grpc.server(ThreadPoolExecutor(4))
-        self.server.add_generic_rpc_handlers((self.service.handler(),))
-        self.channel = grpc.insecure_channel(f"127.0.0.1:{self.server.add_insecure_port('127.0.0.1:0')}")
-        self.server.start()
+        self.port = GrpcPort(self.service, 4)
+        self.channel = grpc.insecure_channel(f"127.0.0.1:{self.port.listen('127.0.0.1:0')}")
+        self.port.start()
         self.stub: Any = rowhouse_pb2_grpc.ParameterServiceStub(self.channel)  # type: ignore[no-untyped-call]
         self.raw_push: Any = self.channel.unary_unary("/rowhouse.v1.ParameterService/Push")
         self.raw_pull: Any = self.channel.unary_unary("/rowhouse.v1.ParameterService/Pull")
@@ -43,7 +42,7 @@ def rig() -> Iterator[Rig]:
     one = Rig()
     yield one
     one.channel.close()
-    one.server.stop(None).wait()
+    one.port.stop(0)
 
 
 def failure(call: Any, *arguments: Any) -> tuple[grpc.StatusCode, RowhouseError]:
@@ -98,7 +97,7 @@ def test_every_method_of_the_proto_is_served(rig: Rig) -> None:
 
 @pytest.mark.parametrize("kind", CLASSES)
 def test_every_error_of_the_tree_arrives_as_itself(rig: Rig, kind: type[RowhouseError]) -> None:
-    """Invariant 1."""
+    """call.py, invariant 2."""
     rig.shard.fail = kind("tâble 'user': why")
     for call, request in ((rig.stub.Push, push_request()), (rig.stub.GetStats, pb.GetStatsRequest())):
         code, back = failure(call, request)
@@ -134,7 +133,7 @@ def test_malformed_bytes_never_reach_the_shard(rig: Rig, call: str, data: bytes)
 
 
 def test_an_answer_past_the_bound_is_refused_before_the_shard_works(rig: Rig) -> None:
-    """Invariant 3."""
+    """Invariant 2."""
     rig.service.message_bytes_max = 2 * 1000 * 4 + 1023
     table = pb.TableIds(table="user", dim=1000, count=2, ids=IDS.tobytes())
     code, back = failure(rig.stub.Pull, pb.PullRequest(dtype=pb.DTYPE_FLOAT32, tables=[table]))
@@ -144,7 +143,7 @@ def test_an_answer_past_the_bound_is_refused_before_the_shard_works(rig: Rig) ->
 
 
 def test_without_a_shard_every_call_is_unavailable(rig: Rig) -> None:
-    """Invariant 4."""
+    """Invariant 3."""
     rig.service.attach(None)
     for call, request in ((rig.stub.Push, push_request()), (rig.stub.GetCluster, pb.GetClusterRequest())):
         code, back = failure(call, request)
@@ -153,7 +152,7 @@ def test_without_a_shard_every_call_is_unavailable(rig: Rig) -> None:
 
 
 def test_past_the_in_flight_bound_a_push_is_told_to_back_off(rig: Rig) -> None:
-    """Invariant 2: two pushes of some 50 bytes do not fit under 80; after the first ends, the other does."""
+    """Invariant 1: two pushes of some 50 bytes do not fit under 80; after the first ends, the other does."""
     entered, leave = threading.Event(), threading.Event()
     rig.shard.hold_pushes(entered, leave)
     first = rig.stub.Push.future(push_request(1))
