@@ -11,10 +11,13 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor, Future
 from typing import Any, Final, Protocol, TypeVar
+from urllib.parse import unquote
 
 import grpc
 import grpc.aio
 from rowhouse.error import ERROR_METADATA_KEY, RowhouseError, UnavailableError
+
+from ps_server.serve.in_flight import peer_of
 
 _DETAILS_BYTES_MAX: Final = 6000
 """Details of a status travel percent-encoded among the headers, of which gRPC may refuse more than 8 KiB."""
@@ -39,12 +42,9 @@ class Counting(Protocol):
 
 
 def share_of(peer: str) -> str:
-    """Whose share of the bytes in flight counts, from what gRPC calls a peer ("ipv4:10.0.0.7:4711"): an
-    address, or one connection of this machine, for all of its processes have one address."""
-    kind, _, rest = peer.partition(":")
-    address = rest.rpartition(":")[0]
-    is_local = kind not in ("ipv4", "ipv6") or address.startswith("127.") or address == "[::1]"
-    return peer if is_local else address
+    """Whose share of the bytes in flight counts, from what gRPC calls a peer: "ipv4:10.0.0.7:4711"."""
+    address = unquote(peer).partition(":")[2].rpartition(":")[0].strip("[]")
+    return peer_of(address, peer)
 
 
 class Call:
