@@ -82,7 +82,12 @@ class Call:
         """What `function` returns, in a thread of `pool`. A call that ends while it waits for one is not
         worked for."""
         self._work = pool.submit(function, *arguments)
-        return await asyncio.wrap_future(self._work)
+        try:
+            return await asyncio.wrap_future(self._work)
+        finally:
+            # An error knows this frame, and the future the error: a circle that keeps the request's bytes.
+            if self._work.done():
+                self._work = None
 
     def cut(self, error: RowhouseError) -> None:
         """End the call with `error` wherever it waits."""
