@@ -99,22 +99,22 @@ class Call:
         """What `handle` returns; whatever it raises becomes the status, details and trailing metadata."""
         try:
             return await handle(self)
-        except RowhouseError as error:
-            await self._fail(error)
+        except RowhouseError as failure:
+            kind, text = type(failure), str(failure)
         except asyncio.CancelledError:
             if self._why is _GONE or self._task is None:
                 raise  # the peer gave up: nobody is left to be told
             self._task.uncancel()
-            await self._fail(self._why)
+            kind, text = type(self._why), str(self._why)
         except grpc.aio.AbortError:
             raise  # a library's own status
-        except Exception as error:
-            await self._fail(unforeseen(error))
-
-    async def _fail(self, error: RowhouseError) -> None:
-        details = fitted(str(error) or type(error).__name__)
-        trailing = ((ERROR_METADATA_KEY, type(error).__name__),)
-        await self.context.abort(_GRPC_CODES[error.code], details, trailing)
+        except Exception as failure:
+            told = unforeseen(failure)
+            kind, text = type(told), str(told)
+        # Out here: gRPC keeps what `abort` raises until the garbage is collected, and would keep with it the
+        # failure, its traceback, and so the bytes of the request.
+        trailing = ((ERROR_METADATA_KEY, kind.__name__),)
+        await self.context.abort(_GRPC_CODES[kind.code], fitted(text or kind.__name__), trailing)
 
     def _ended(self, _: Context) -> None:
         if self._work is None:
