@@ -29,13 +29,23 @@ class Counted:
         self.taken = 0
         self.work: Callable[[int, memoryview], list[Part]] = lambda kind, data: [bytes([kind]), data]
         self._lock = threading.Lock()
+        self._when_refused: list[Callable[[], None]] = []
+
+    def when_refused(self, press: Callable[[], None]) -> None:
+        self._when_refused.append(press)
 
     def take(self, size_bytes: int, *, peer: str = "", own_bytes: int = 0) -> None:
         with self._lock:
             if self.held_bytes > own_bytes and self.held_bytes + size_bytes > self.bound_bytes:
-                raise BusyError(f"{self.held_bytes} bytes are held")
-            self.held_bytes += size_bytes
-            self.taken += own_bytes == 0
+                refusal = BusyError(f"{self.held_bytes} bytes are held")
+            else:
+                refusal = None
+                self.held_bytes += size_bytes
+                self.taken += own_bytes == 0
+        if refusal:
+            for press in self._when_refused:
+                press()
+            raise refusal
 
     def give(self, size_bytes: int, *, peer: str = "") -> None:
         with self._lock:
@@ -102,6 +112,12 @@ class Peer:
         assert answer == frame.ERROR, data
         failure = frame.decode_error(memoryview(data), "port")
         return f"{type(failure).__name__} {failure}"
+
+    def fail_or_call(self, kind: int, body: bytes) -> str:
+        """Class name of the error that a call gets; "" when it gets none."""
+        self.send(kind, body)
+        answer, data = self.receive()
+        return "" if answer == frame.ANSWER else type(frame.decode_error(memoryview(data), "")).__name__
 
     def is_closed(self) -> bool:
         """Whether the port hangs up, waiting for it; whatever it still says is read."""

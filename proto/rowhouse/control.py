@@ -23,6 +23,10 @@ _SERVICE: Final = pb.DESCRIPTOR.services_by_name["ParameterService"]
 
 SERVICE_NAME: Final[str] = _SERVICE.full_name
 
+SIZE_METADATA_KEY: Final = "rowhouse-bytes"
+"""Metadata of a call: the bytes of its message, so that a shard makes room before it comes. A call without it
+is taken all the same, but stands in line."""
+
 HOT: Final = frozenset({"Pull", "Push", "Contribute"})
 """The calls of a training step."""
 

@@ -14,7 +14,7 @@ from typing import Any, Final, cast
 
 import grpc
 from rowhouse import codec, error
-from rowhouse.control import SERVICE_NAME, method_of
+from rowhouse.control import SERVICE_NAME, SIZE_METADATA_KEY, method_of
 from rowhouse.limit import MESSAGE_BYTES_MAX
 from rowhouse.message import Contribution, PullRequest, PullResponse, PushRequest, PushResponse
 from rowhouse.v1 import rowhouse_pb2 as pb
@@ -56,20 +56,18 @@ class GrpcTransport(Transport):
         self.endpoint = endpoint
         self._closed = False
         self._channel = grpc.insecure_channel(endpoint, OPTIONS)
-        self._pull = self._stub("Pull", codec.encode_pull_request, codec.decode_pull_response)
-        self._push = self._stub("Push", codec.encode_push_request, codec.decode_push_response)
-        self._contribute = self._stub(
-            "Contribute", codec.encode_contribution, pb.ContributeResponse.FromString
-        )
+        self._pull = self._stub("Pull", codec.decode_pull_response)
+        self._push = self._stub("Push", codec.decode_push_response)
+        self._contribute = self._stub("Contribute", pb.ContributeResponse.FromString)
         self._control: dict[str, Stub] = {}
 
-    def _stub(self, method: str, encode: Callable[[Any], bytes], decode: Callable[[bytes], Any]) -> Stub:
-        path = f"/{SERVICE_NAME}/{method}"
-        return self._channel.unary_unary(path, request_serializer=encode, response_deserializer=decode)
+    def _stub(self, method: str, decode: Callable[[bytes], Any]) -> Stub:
+        return self._channel.unary_unary(f"/{SERVICE_NAME}/{method}", response_deserializer=decode)
 
-    def _ask(self, stub: Stub, request: Any, timeout_s: float) -> Any:
+    def _ask(self, stub: Stub, request: bytes, timeout_s: float) -> Any:
+        """The answer to an encoded request; the shard is told its size, and makes room before it comes."""
         try:
-            return stub(request, timeout=timeout_s)
+            return stub(request, timeout=timeout_s, metadata=((SIZE_METADATA_KEY, str(len(request))),))
         except grpc.RpcError as failure:
             raise to_error(failure, self.endpoint) from None
         except ValueError:  # gRPC's word for a closed channel
@@ -79,24 +77,26 @@ class GrpcTransport(Transport):
 
     def pull(self, request: PullRequest, timeout_s: float) -> PullResponse:
         """Rows of one step."""
-        return cast("PullResponse", self._ask(self._pull, request, timeout_s))
+        return cast("PullResponse", self._ask(self._pull, codec.encode_pull_request(request), timeout_s))
 
     def push(self, request: PushRequest, timeout_s: float) -> PushResponse:
         """Gradients of one step."""
-        return cast("PushResponse", self._ask(self._push, request, timeout_s))
+        return cast("PushResponse", self._ask(self._push, codec.encode_push_request(request), timeout_s))
 
     def contribute(self, request: Contribution, timeout_s: float) -> pb.ContributeResponse:
         """One trainer's gradients of one step."""
-        return cast("pb.ContributeResponse", self._ask(self._contribute, request, timeout_s))
+        return cast(
+            "pb.ContributeResponse",
+            self._ask(self._contribute, codec.encode_contribution(request), timeout_s),
+        )
 
     def call(self, method: str, request: Any, timeout_s: float) -> Any:
         """Answer of a control call, by its name; InvalidRequestError where there is none of that name."""
         stub = self._control.get(method)
         if stub is None:
-            of = method_of(method)
-            stub = self._stub(method, of.request.SerializeToString, of.response.FromString)
+            stub = self._stub(method, method_of(method).response.FromString)
             self._control[method] = stub  # two threads at once make two that do the same
-        return self._ask(stub, request, timeout_s)
+        return self._ask(stub, request.SerializeToString(), timeout_s)
 
     def close(self) -> None:
         """Close the channel: calls under way are cancelled, and their retries are refused."""

@@ -7,11 +7,12 @@ No thread belongs to a connection: one that idles costs its socket and a few hun
 means is rowhouse/frame.py's business, what a call does service.py's.
 
 Invariants: 1. a connection is in the hands of one thread at a time (EPOLLONESHOT); 2. the bytes of a
-request count as in flight from its head to the end of its answer, those of the rows it asks for from before
-they are fetched to then: peers that ask and do not read find the shard busy, not its memory gone; 3. whatever
-a peer sends, at worst its own connection is closed; 4. a peer that stops in the middle of a frame, does not
-read its answer, or trickles, loses its connection: a frame takes STALL_S, plus a second for each
-RATE_BYTES_MIN, at most.
+request count as in flight as they arrive, until the end of its answer, those of the rows it asks for from
+before they are fetched to then: peers that ask and do not read find the shard busy, not its memory gone, and
+what a head announces takes nothing from others; 3. whatever a peer sends, at worst its own connection is
+closed; 4. a peer that stops in the middle of a frame, does not read its answer, or trickles, loses its
+connection: a frame takes STALL_S, plus a second for each RATE_BYTES_MIN, at most, and PRESSED_S in the place
+of STALL_S while others find the shard busy.
 Thread safety: `start` and `stop` belong to one thread.
 """
 
@@ -30,17 +31,21 @@ from typing import Final, Protocol
 
 from rowhouse import frame
 from rowhouse.codec import Part
-from rowhouse.error import InvalidRequestError, LimitExceededError, RowhouseError
+from rowhouse.error import BusyError, InvalidRequestError, LimitExceededError, RowhouseError
 
 from ps_server.config.endpoint import SOCKET_PREFIX
 from ps_server.serve.complaint import Complaints
-
-CONNECTIONS_MAX: Final = 16_384
-"""Data connections of a shard. A trainer holds one per thread that calls; past it they are closed at
-once and their clients go on over gRPC."""
+from ps_server.serve.in_flight import peer_of
+from ps_server.serve.open_file import CONNECTIONS_MAX
 
 STALL_S: Final = 30.0
 """A frame that makes no progress for so long is given up: its bytes are counted against everybody."""
+
+PRESSED_S: Final = 2.0
+"""What such a frame has while others are refused for the bytes that it holds."""
+
+TAKE_BYTES: Final = 1 << 20
+"""A body is counted so many bytes ahead at most, while it is read."""
 
 RATE_BYTES_MIN: Final = 1 << 20
 """Bytes of a frame that win it another second: else one byte now and then would hold the rest for ever."""
@@ -76,6 +81,9 @@ class Answering(Protocol):
     def give(self, size_bytes: int, *, peer: str = "") -> None:
         """Count them no more."""
 
+    def when_refused(self, press: Callable[[], None]) -> None:
+        """Have `press` called when `take` refuses, now and then."""
+
     def answer(self, kind: int, data: memoryview, hold: Callable[[int], None]) -> list[Part]:
         """The answer to one request frame, large ones counted by `hold`; raises errors of rowhouse.error."""
 
@@ -91,6 +99,9 @@ class _Connection:
         Where the body goes; None while the head is read, and while a refused body is skipped.
     held_bytes
         What is counted as in flight.
+    peer
+        Who is at the other end, as shares of what is in flight go: an address, or a connection of this
+        machine, for all of its processes have one address.
     refusal
         Why the body is skipped, and what the answer will be.
     unsent
@@ -107,6 +118,7 @@ class _Connection:
         "held_bytes",
         "kind",
         "left",
+        "peer",
         "refusal",
         "socket",
         "unsent",
@@ -114,6 +126,7 @@ class _Connection:
 
     def __init__(self, peer: socket.socket) -> None:
         self.socket = peer
+        self.peer = peer_of(_address(peer), f"connection {peer.fileno()}")
         self.head = bytearray(frame.HEAD.size)
         self.got = self.left = self.kind = self.held_bytes = 0
         self.body: memoryview | None = None
@@ -129,14 +142,20 @@ class _Connection:
     def receive(self, into: memoryview) -> bool:
         """Read until `into` is full; False when the rest is not here yet. EOFError when the peer is gone."""
         while self.got < len(into):
-            try:
-                count = self.socket.recv_into(into[self.got :])
-            except BlockingIOError:
+            if not self.receive_some(into[self.got :]):
                 return False
-            if not count:
-                raise EOFError
-            self.got += count
-            self.moved(count)
+        return True
+
+    def receive_some(self, into: memoryview) -> bool:
+        """Read what is here; False when that is nothing."""
+        try:
+            count = self.socket.recv_into(into)
+        except BlockingIOError:
+            return False
+        if not count:
+            raise EOFError
+        self.got += count
+        self.moved(count)
         return True
 
     def send(self) -> bool:
@@ -158,6 +177,8 @@ class DataPort:
         Answers requests.
     threads
         Requests served at once.
+    connections_max
+        Connections past it are closed as they come; their clients go on over gRPC.
 
     Attributes
     ----------
@@ -167,10 +188,12 @@ class DataPort:
         What every frame must carry.
     """
 
-    def __init__(self, service: Answering, threads: int) -> None:
+    def __init__(self, service: Answering, threads: int, connections_max: int = CONNECTIONS_MAX) -> None:
         self.endpoint = ""
+        self._connections_max = connections_max
         self.token = secrets.randbits(64)
         self._service = service
+        service.when_refused(self._press)
         self._complaints = Complaints(_log)
         self._connections: dict[int, _Connection] = {}
         self._stopping = self._paused = False
@@ -250,7 +273,7 @@ class DataPort:
         self._epoll.modify(self._listener, _READ)
 
     def _add(self, peer: socket.socket) -> None:
-        if len(self._connections) >= CONNECTIONS_MAX:
+        if len(self._connections) >= self._connections_max:
             peer.close()
             return
         try:
@@ -299,7 +322,10 @@ class DataPort:
                 return False
             self._begin(c)
         if c.body is not None:
-            return c.receive(c.body)
+            try:
+                return self._receive_body(c, c.body)
+            except BusyError as error:
+                self._refuse(c, error, len(c.body) - c.got)
         scratch = memoryview(bytearray(1 << 16))
         while c.left:  # a refused body is read all the same: closing now would lose the answer
             c.got = 0
@@ -312,23 +338,45 @@ class DataPort:
         return True
 
     def _begin(self, c: _Connection) -> None:
-        """The head is here: count the body and make room for it."""
+        """The head is here: make room for the body, which takes no memory before it comes."""
         c.kind, size, token = frame.decode_head(c.head)
         known = c.kind in frame.REQUESTS or (c.kind == frame.HELLO and not size)
         if token != self.token or not known:
             raise InvalidRequestError(f"a frame of kind {c.kind} with token {token:#x} is not for this shard")
         c.got = 0
-        try:
-            if size > self._service.message_bytes_max:
-                raise LimitExceededError(
-                    f"a request of {size} bytes; at most {self._service.message_bytes_max} for the "
-                    "memory_budget of this shard, use smaller steps"
-                )
-            self._service.take(size)
-            c.held_bytes = size
+        most = self._service.message_bytes_max
+        if size > most:
+            text = f"a request of {size} bytes; at most {most} for the memory_budget of this shard"
+            self._refuse(c, LimitExceededError(f"{text}, use smaller steps"), size)
+        else:
             c.body = frame.body_memory(size)
-        except RowhouseError as error:
-            c.refusal, c.left = error, size
+
+    def _refuse(self, c: _Connection, error: RowhouseError, left: int) -> None:
+        """Keep nothing of a request, and answer it with `error` once the `left` bytes of it have come."""
+        self._let_go(c)
+        c.refusal, c.left = error, left
+
+    def _receive_body(self, c: _Connection, body: memoryview) -> bool:
+        """Read until the body is whole; False when the rest is not here yet. What is here is counted."""
+        while True:
+            ahead = min(len(body) - c.got, TAKE_BYTES)
+            self._service.take(ahead, peer=c.peer, own_bytes=c.held_bytes)
+            c.held_bytes += ahead
+            if c.got == len(body):
+                return True
+            came = c.receive_some(body[c.got : c.got + ahead])
+            if c.held_bytes > c.got:
+                self._service.give(c.held_bytes - c.got, peer=c.peer)
+                c.held_bytes = c.got
+            if not came:
+                return False
+
+    def _press(self) -> None:
+        """Others are refused: end the connections whose frames hold bytes and do not get further."""
+        now_s = time.monotonic()
+        for c in list(self._connections.values()):
+            if c.held_bytes and c.due_s - STALL_S + PRESSED_S < now_s:
+                self._end(c)
 
     def _answer(self, c: _Connection) -> list[Part]:
         c.due_s = _NEVER_S
@@ -348,11 +396,11 @@ class DataPort:
             c.due_s = time.monotonic() + STALL_S
 
     def _hold(self, c: _Connection, size_bytes: int) -> None:
-        self._service.take(size_bytes, own_bytes=c.held_bytes)
+        self._service.take(size_bytes, peer=c.peer, own_bytes=c.held_bytes)
         c.held_bytes += size_bytes
 
     def _let_go(self, c: _Connection) -> None:
-        self._service.give(c.held_bytes)
+        self._service.give(c.held_bytes, peer=c.peer)
         c.held_bytes, c.body = 0, None
 
     def _release(self, c: _Connection) -> None:

@@ -14,42 +14,34 @@ through StopFlag.
 
 import logging
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
-from rowhouse.control import SERVICE_NAME
 from rowhouse.error import ConfigError, PoisonedError, StoreError
-from rowhouse.limit import MESSAGE_BYTES_MAX, in_flight_bytes_max, message_bytes_max
-from rowhouse.malloc import keep_large_blocks
+from rowhouse.limit import in_flight_bytes_max, message_bytes_max
+from rowhouse.malloc import give_back, keep_usual_blocks
 
 from ps_server.config.cluster import ClusterConfig, shard_directory
 from ps_server.config.endpoint import has_open_port, socket_path
 from ps_server.serve.binding import bind_data_port, bind_problem, clear_socket_file
 from ps_server.serve.data_port import DataPort
+from ps_server.serve.grpc_port import GrpcPort
+from ps_server.serve.open_file import connections_max, raise_file_limit
 from ps_server.serve.service import ParameterService, ServedShard
 
-STOP_GRACE_S: Final = 30.0
-"""Running calls get this long to end at a stop; the longest push takes well under a second."""
+STOP_GRACE_S: Final = 4.0
+"""Running calls get this long to end at a stop; the longest push takes well under a second. Peers cannot make
+it longer. The checkpoint that closes the shard comes after it, and takes what it takes."""
 
 _POLL_S: Final = 0.1
 """How late a stop or a poisoning may be noticed; nobody waits for less."""
 
-_OPTIONS: Final[tuple[tuple[str, int], ...]] = (
-    ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
-    ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
-    ("grpc.so_reuseport", 0),  # else a second server on the port would silently take half of the calls
-    ("grpc.keepalive_time_ms", 30_000),  # a trainer that vanished is noticed within a minute
-    ("grpc.keepalive_timeout_ms", 20_000),
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
-    ("grpc.keepalive_permit_without_calls", 1),  # trainers idle between epochs; their channel stays
-)
+_GIVE_BACK_POLLS: Final = 10
+"""Memory that calls no longer use goes back once a second at most: what is used again must be faulted in."""
 
 OpenShard = Callable[[ClusterConfig, int, Path], ServedShard]
 """How a shard is opened: config, index, directory; may take as long as recovery does."""
@@ -107,19 +99,13 @@ class Server:
         self._config, self._index, self._open_shard = config, index, open_shard
         budget = config.memory_budget
         self._service = ParameterService(index, in_flight_bytes_max(budget), message_bytes_max(budget))
-        self._health = health.HealthServicer()
         self._shard: ServedShard | None = None
         self._serving = False
         self.endpoint = config.endpoints[index]
-        self._server = grpc.server(
-            ThreadPoolExecutor(config.worker_threads, thread_name_prefix="rpc"), options=_OPTIONS
-        )
-        self._server.add_generic_rpc_handlers((self._service.handler(),))
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        names = (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(names, self._server)
-        self._data_port = DataPort(self._service, config.worker_threads)
-        self._set_serving(False)
+        ports = 1 if config.data_port == "off" else 2
+        connections = connections_max(raise_file_limit(), ports)
+        self._grpc_port = GrpcPort(self._service, config.worker_threads, connections)
+        self._data_port = DataPort(self._service, config.worker_threads, connections)
 
     def start(self) -> None:
         """Listen, recover the shard, serve.
@@ -131,19 +117,18 @@ class Server:
         RowhouseError
             Whatever opening the shard raises; the port is free again then.
         """
-        keep_large_blocks()
-        self._listen()
-        self._start_data_port()
-        self._server.start()
+        keep_usual_blocks()
         try:
+            self._listen()
+            self._start_data_port()
+            self._grpc_port.start()
             try:
                 self._directory.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise StoreError(f"data directory {str(self._directory)!r}: {error.strerror}") from None
             self._shard = self._open_shard(self._config, self._index, self._directory)
         except BaseException:
-            self._data_port.stop(STOP_GRACE_S)  # no call lasts: there is no shard yet
-            self._server.stop(None).wait()
+            self._stop_ports()  # no call lasts: there is no shard yet
             raise
         self._service.attach(self._shard)
         self._set_serving(self._shard.poison is None)
@@ -151,14 +136,18 @@ class Server:
     def run(self, flag: StopFlag) -> None:
         """Watch the shard until a stop is asked for; health turns NOT_SERVING when it is poisoned."""
         assert self._shard is not None, "start comes before run"
+        polls = 0
         while not flag.requested:
+            polls += 1
+            if polls % _GIVE_BACK_POLLS == 0 and self._service.was_used():
+                give_back()
             if self._serving and self._shard.poison is not None:
                 _log.error("shard %d is poisoned: %s", self._index, self._shard.poison)
                 self._set_serving(False)
             time.sleep(_POLL_S)
 
     def stop(self) -> None:
-        """Drain, then close the shard.
+        """Drain, for STOP_GRACE_S at most, then close the shard.
 
         Raises
         ------
@@ -168,9 +157,7 @@ class Server:
             Whatever the last checkpoint raises.
         """
         self._set_serving(False)
-        stopped = self._server.stop(STOP_GRACE_S)
-        self._data_port.stop(STOP_GRACE_S)
-        stopped.wait()
+        self._stop_ports()
         shard, self._shard = self._shard, None
         self._service.attach(None)
         if shard is None:
@@ -182,9 +169,14 @@ class Server:
 
     def _set_serving(self, serving: bool) -> None:
         self._serving = serving
-        status = health_pb2.HealthCheckResponse
-        for name in ("", SERVICE_NAME):
-            self._health.set(name, status.SERVING if serving else status.NOT_SERVING)
+        self._grpc_port.set_serving(serving)
+
+    def _stop_ports(self) -> None:
+        """Both at once, so that one grace is enough."""
+        data_port = threading.Thread(target=self._data_port.stop, args=(STOP_GRACE_S,), name="stop-data-port")
+        data_port.start()
+        self._grpc_port.stop(STOP_GRACE_S)
+        data_port.join()
 
     def _start_data_port(self) -> None:
         """Before recovery, so that a taken port is told at once and no client misses it; until the shard is
@@ -192,14 +184,8 @@ class Server:
         wanted = self._config.data_port
         if wanted == "off":
             return
-        try:
-            port = 0 if wanted == "auto" else wanted + self._index
-            bound = bind_data_port(self.endpoint, port, self._config.endpoints)
-        except BaseException:
-            self._server.start()  # gRPC lets go of the port of a server that has run, and of no other
-            self._server.stop(None).wait()
-            raise
-        self._data_port.start(bound)
+        port = 0 if wanted == "auto" else wanted + self._index
+        self._data_port.start(bind_data_port(self.endpoint, port, self._config.endpoints))
         self._service.tell_data_port(self._data_port.endpoint, self._data_port.token)
 
     def _listen(self) -> None:
@@ -211,10 +197,7 @@ class Server:
             )
         if (path := socket_path(self.endpoint)) is not None:
             clear_socket_file(path)
-        try:
-            bound = self._server.add_insecure_port(self.endpoint)
-        except RuntimeError:
-            bound = 0
+        bound = self._grpc_port.listen(self.endpoint)
         if bound == 0:
             reason = bind_problem(self.endpoint)
             raise ConfigError(f"shard {self._index} cannot listen on {self.endpoint!r}: {reason}")

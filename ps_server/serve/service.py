@@ -1,46 +1,55 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`rowhouse.v1.ParameterService` over one shard: bytes in, bytes out, errors as gRPC statuses.
+"""`rowhouse.v1.ParameterService` over one shard: bytes in, bytes out.
 
-Pull and Push take and give raw bytes and go through rowhouse/codec.py; the other calls use the generated
-stubs. What a call does is the shard's business; sockets, health and signals are server.py's.
+Pull, Push and Contribute go through rowhouse/codec.py; the other calls use the generated messages. What a
+call does is the shard's business; how it comes and goes is that of grpc_port.py and data_port.py.
 
-Invariants: 1. every answer that is not OK carries the error's class name in the trailing metadata
-`rowhouse-error`; 2. bytes of requests, and of the rows that pulls ask for, held at once stay at or below
-the in-flight bound: they count until the peer has read the answer, or is gone; 3. an
-answer past that bound or that of a message is refused before the shard works for it; 4. without a shard
-(it is recovering, or closed) every call is UNAVAILABLE.
+Invariants: 1. bytes of requests, and of the rows that pulls ask for, held at once stay at or below the
+in-flight bound: they count until the peer has read the answer, or is gone; 2. an answer past that bound or
+that of a message is refused before the shard works for it; 3. without a shard (it is recovering, or closed)
+every call is UNAVAILABLE.
 Thread safety: all methods may be called from any thread.
 """
 
 import logging
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol
 
-import grpc
 from rowhouse import codec, frame
-from rowhouse.control import METHODS, SERVICE_NAME, Method
+from rowhouse.control import METHODS
 from rowhouse.dtype import STORAGE
 from rowhouse.error import (
-    ERROR_METADATA_KEY,
     InternalError,
     LimitExceededError,
     RowhouseError,
     UnavailableError,
 )
 from rowhouse.limit import IN_FLIGHT_BYTES_MAX, MESSAGE_BYTES_MAX
-from rowhouse.message import Contribution, PullRequest, PullResponse, PushRequest, PushResponse
+from rowhouse.message import (
+    Contribution,
+    PullRequest,
+    PullResponse,
+    PushRequest,
+    PushResponse,
+    TableGradients,
+    TableIds,
+)
 from rowhouse.v1 import rowhouse_pb2 as pb
 
-from ps_server.serve.in_flight import InFlight
+from ps_server.serve.in_flight import InFlight, Work
+from ps_server.table.table import PULL_BYTES
 
-_DETAILS_BYTES_MAX: Final = 6000
-"""Details of a status travel percent-encoded among the headers, of which gRPC may refuse more than 8 KiB."""
+PUSH_COPIES: Final = 3
+"""What a push needs at most, in its own size in fp32: sums of duplicates, clipped gradients, new rows."""
+
+PULL_WORK_BYTES: Final = 5 * PULL_BYTES
+"""What a pull needs at most: the cold rows of one part of it, as the store gives them and as they go on."""
+
+_ID_BYTES: Final = 32
+"""Places, hashes and numbers of one id."""
 
 _ANSWER_OVERHEAD_BYTES: Final = 1024
 """Names and heads of one table in an answer: at most a 128-byte name and some varints."""
-
-_GRPC_CODES: Final[dict[int, grpc.StatusCode]] = {code.value[0]: code for code in grpc.StatusCode}
 
 _log = logging.getLogger(__name__)
 
@@ -68,28 +77,6 @@ class ServedShard(Protocol):
         """Checkpoint, then let go of the directory."""
 
 
-Call = Callable[[ServedShard, Any, grpc.ServicerContext], Any]
-"""What a gRPC call does: the shard, the request and gRPC's context, to the answer."""
-
-
-def abort_with(context: grpc.ServicerContext, error: RowhouseError) -> None:
-    """End the call with `error` as status, details and trailing metadata (always raises)."""
-    details = str(error) or type(error).__name__
-    context.set_trailing_metadata(((ERROR_METADATA_KEY, type(error).__name__),))
-    context.abort(_GRPC_CODES[error.code], _fitted(details))
-
-
-def _fitted(details: str) -> str:
-    """`details`, cut where its percent-encoding would pass _DETAILS_BYTES_MAX."""
-    size_bytes = 0
-    for position, character in enumerate(details):
-        plain = " " <= character <= "~" and character != "%"
-        size_bytes += 1 if plain else 3 * len(character.encode())
-        if size_bytes > _DETAILS_BYTES_MAX:
-            return details[:position] + "..."
-    return details
-
-
 class ParameterService:
     """The service of one shard, with or without the shard.
 
@@ -113,6 +100,8 @@ class ParameterService:
         self.message_bytes_max = message_bytes_max
         self._in_flight = InFlight(in_flight_bytes_max)
         self.take, self.give = self._in_flight.take, self._in_flight.give
+        self.was_used, self.when_refused = self._in_flight.was_used, self._in_flight.when_refused
+        self._work = Work(in_flight_bytes_max)
         self._data_endpoint, self._data_token = "", 0
         self._shard: ServedShard | None = None
 
@@ -143,37 +132,52 @@ class ParameterService:
             Whatever the call raises; InternalError for anything unforeseen.
         """
         try:
-            return _answered(self._served(), kind, data, hold, self.message_bytes_max)
+            return self._answered(kind, data, hold)
         except RowhouseError:
             raise
         except Exception as error:
-            raise self._unforeseen(error) from error
+            raise self.unforeseen(error) from error
 
-    def handler(self) -> grpc.GenericRpcHandler:
-        """The gRPC handler to register under SERVICE_NAME."""
-        hot = {"Pull": frame.PULL, "Push": frame.PUSH, "Contribute": frame.CONTRIBUTE}
-        calls = {name: self._hot(kind) for name, kind in hot.items()}
-        calls |= {name: self._control(method) for name, method in METHODS.items()}
-        methods: dict[str, grpc.RpcMethodHandler[Any, Any]]
-        methods = {n: grpc.unary_unary_rpc_method_handler(self._guard(call)) for n, call in calls.items()}
-        return grpc.method_handlers_generic_handler(SERVICE_NAME, methods)
+    def answer_whole(self, kind: int, data: bytes, hold: Callable[[int], None]) -> bytes:
+        """The answer to one hot call over gRPC, which takes it whole; raises whatever the call does."""
+        return b"".join(self._answered(kind, data, hold))
 
-    def _guard(self, call: Call) -> Callable[[Any, grpc.ServicerContext], Any]:
-        """`call` with the shard looked up and every exception turned into a status."""
+    def control(self, name: str, data: bytes) -> bytes:
+        """The answer to a control call, by its name; GetCluster also says where the data port is.
 
-        def guarded(request: Any, context: grpc.ServicerContext) -> Any:
-            try:
-                return call(self._served(), request, context)
-            except RowhouseError as error:
-                abort_with(context, error)
-            except Exception as error:
-                abort_with(context, self._unforeseen(error))
+        Raises
+        ------
+        RowhouseError
+            Whatever the call raises.
+        """
+        method = METHODS[name]
+        answer = self._served().call(name, method.read_request(data))
+        if isinstance(answer, pb.GetClusterResponse):
+            answer.data_endpoint, answer.data_token = self._data_endpoint, self._data_token
+            answer.message_bytes_max = self.message_bytes_max
+        encoded: bytes = answer.SerializeToString()
+        return encoded
 
-        return guarded
-
-    def _unforeseen(self, error: Exception) -> InternalError:
+    def unforeseen(self, error: Exception) -> InternalError:
+        """What a caller is told of an error that is no RowhouseError."""
         _log.exception("shard %d: a call failed", self._index)
         return InternalError(f"{type(error).__name__}: {error} (traceback in the shard's log)")
+
+    def _answered(self, kind: int, data: bytes | memoryview, hold: Callable[[int], None]) -> list[codec.Part]:
+        """The answer to a hot call, in pieces; `hold` counts the bytes of its rows before they are there."""
+        shard = self._served()
+        if kind == frame.PULL:
+            pull = codec.decode_pull_request(data)
+            hold(_answer_bytes(pull, self.message_bytes_max))
+            with self._work.room(min(_work_bytes(pull.tables), PULL_WORK_BYTES)):
+                return codec.pull_response_parts(shard.pull(pull))
+        if kind == frame.PUSH:
+            push = codec.decode_push_request(data)
+            with self._work.room(PUSH_COPIES * _work_bytes(push.tables)):
+                return [codec.encode_push_response(shard.push(push, data))]
+        contribution = codec.decode_contribution(data)
+        with self._work.room(PUSH_COPIES * _work_bytes(contribution.push.tables)):
+            return [shard.contribute(contribution).SerializeToString()]
 
     def _served(self) -> ServedShard:
         shard = self._shard
@@ -181,52 +185,13 @@ class ParameterService:
             raise UnavailableError(f"shard {self._index} is starting or stopping; retry")
         return shard
 
-    def _control(self, method: Method) -> Call:
-        """A control call from bytes to bytes; GetCluster also says where the data port is."""
 
-        def decode_and_call(shard: ServedShard, data: bytes, _context: grpc.ServicerContext) -> bytes:
-            answer = shard.call(method.name, method.read_request(data))
-            if isinstance(answer, pb.GetClusterResponse):
-                answer.data_endpoint, answer.data_token = self._data_endpoint, self._data_token
-                answer.message_bytes_max = self.message_bytes_max
-            encoded: bytes = answer.SerializeToString()
-            return encoded
-
-        return decode_and_call
-
-    def _hot(self, kind: int) -> Call:
-        """A call of a training step from bytes to bytes."""
-
-        def answer(shard: ServedShard, data: bytes, context: grpc.ServicerContext) -> bytes:
-            with ExitStack() as held:
-                hold = held.enter_context(self._in_flight.hold(len(data)))
-                answer = b"".join(_answered(shard, kind, data, hold, self.message_bytes_max))
-                if kind != frame.PULL:
-                    return answer
-                # gRPC keeps the rows until the peer has read them, which may be never; then the call ends
-                unread = held.pop_all()
-            if not context.add_callback(unread.close):
-                unread.close()  # it has ended already
-            return answer
-
-        return answer
-
-
-def _answered(
-    shard: ServedShard,
-    kind: int,
-    data: bytes | memoryview,
-    hold: Callable[[int], None],
-    bytes_max: int,
-) -> list[codec.Part]:
-    """The answer to a hot call, in pieces; `hold` counts the bytes of its rows before they are there."""
-    if kind == frame.PULL:
-        pull = codec.decode_pull_request(data)
-        hold(_answer_bytes(pull, bytes_max))
-        return codec.pull_response_parts(shard.pull(pull))
-    if kind == frame.PUSH:
-        return [codec.encode_push_response(shard.push(codec.decode_push_request(data), data))]
-    return [shard.contribute(codec.decode_contribution(data)).SerializeToString()]
+def _work_bytes(tables: Sequence[TableIds | TableGradients]) -> int:
+    """Bytes of the rows of a call in fp32, and of some numbers for each id."""
+    return sum(
+        t.ids.shape[0] * (4 * (t.dim if isinstance(t, TableIds) else t.gradients.shape[1]) + _ID_BYTES)
+        for t in tables
+    )
 
 
 def _answer_bytes(request: PullRequest, bytes_max: int) -> int:

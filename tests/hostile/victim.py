@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A shard in a process of its own, its memory seen from outside, and bare connections for any bytes."""
+"""A shard in a process of its own, its memory seen from outside, and connections that send it anything."""
 
 import socket
 from pathlib import Path

@@ -7,15 +7,12 @@ oracle: `rows` is what the table must hold. `local_client` gives a client over s
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
-import grpc
 import numpy as np
 from numpy.typing import NDArray
 from rowhouse import dtype, error, message
-from rowhouse.limit import MESSAGE_BYTES_MAX
 from rowhouse.mix import mix64
 from rowhouse.placement import PartitionMap
 from rowhouse.v1 import rowhouse_pb2 as pb
@@ -25,6 +22,7 @@ from ps_client.cluster import Cluster
 from ps_client.retry import Retry
 from ps_client.transport.embedded import EmbeddedTransport
 from ps_client.transport.transport import Transport
+from ps_server.serve.grpc_port import GrpcPort
 from ps_server.serve.service import ParameterService
 
 Fault = Callable[[], object]
@@ -209,16 +207,14 @@ def raising(failure: type[error.RowhouseError], text: str = "on purpose") -> Fau
     return strike
 
 
-def start(shard: FakeShard, address: str = "127.0.0.1:0") -> tuple[grpc.Server, str]:
-    """A gRPC server for the shard, and its endpoint."""
+def start(shard: FakeShard, address: str = "127.0.0.1:0") -> tuple[GrpcPort, str]:
+    """A gRPC port for the shard, and its endpoint."""
     service = ParameterService(shard.shard)
     service.attach(shard)
-    sizes = [(f"grpc.max_{way}_message_length", MESSAGE_BYTES_MAX) for way in ("send", "receive")]
-    server = grpc.server(ThreadPoolExecutor(8), options=[*sizes, ("grpc.so_reuseport", 0)])
-    server.add_generic_rpc_handlers((service.handler(),))
-    port = server.add_insecure_port(address)
-    server.start()
-    return server, address if address.startswith("unix:") else f"127.0.0.1:{port}"
+    port = GrpcPort(service, 8)
+    bound = port.listen(address)
+    port.start()
+    return port, address if address.startswith("unix:") else f"127.0.0.1:{bound}"
 
 
 @contextmanager
@@ -231,5 +227,5 @@ def serve(shards: Sequence[FakeShard]) -> Iterator[list[str]]:
     try:
         yield endpoints
     finally:
-        for server, _ in running:
-            server.stop(None).wait()
+        for port, _ in running:
+            port.stop(0)

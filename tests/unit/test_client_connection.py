@@ -10,7 +10,6 @@ from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
 from typing import Any
 
-import grpc
 import numpy as np
 import pytest
 from rowhouse import error
@@ -27,6 +26,7 @@ from ps_client.cluster import Cluster
 from ps_client.retry import Retry
 from ps_client.transport import embedded
 from ps_client.transport.embedded import EmbeddedTransport
+from ps_server.serve.grpc_port import GrpcPort
 
 from .fake_shard import FakeShard, make_shards, raising, serve, start
 
@@ -89,7 +89,7 @@ def test_a_unix_socket_is_a_target(tmp_path: Path) -> None:
     server, endpoint = start(shard, f"unix:{tmp_path}/shard.sock")
     with connect(endpoint, timeout_s=5) as client:
         client.push("user", IDS, ONES)
-    server.stop(None).wait()
+    server.stop(0)
     assert shard.applied == 1
 
 
@@ -172,7 +172,7 @@ def test_a_map_whose_version_does_not_fit_is_an_internal_error() -> None:
 def test_no_shard_at_the_target_is_unavailable_within_the_timeout() -> None:
     (shard,) = make_shards(1)
     server, endpoint = start(shard)
-    server.stop(None).wait()
+    server.stop(0)
     began_s = time.monotonic()
     with pytest.raises(UnavailableError, match=f"shard at {endpoint}: .*gave up after"):
         connect(endpoint, timeout_s=1)
@@ -185,14 +185,14 @@ def test_a_shard_that_restarts_is_waited_for_and_nothing_is_lost_or_doubled() ->
     with connect(endpoint, timeout_s=20) as client:
         client.push("user", IDS, ONES)
         first = client.pull("user", IDS)
-        server.stop(None).wait()
-        reopened: list[grpc.Server] = []
+        server.stop(0)
+        reopened: list[GrpcPort] = []
         timer = threading.Timer(0.7, lambda: reopened.append(start(shard, endpoint)[0]))
         timer.start()
         client.push("user", IDS, ONES)
         np.testing.assert_array_equal(client.pull("user", IDS), first - np.float32(0.5))
         timer.join()
-        reopened[0].stop(None).wait()
+        reopened[0].stop(0)
     assert shard.applied == 2
 
 

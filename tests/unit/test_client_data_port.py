@@ -21,7 +21,6 @@ from ps_client.transport.fallback import FallbackTransport
 from ps_client.transport.frame import FrameTransport, open_frames
 from ps_client.transport.grpc import GrpcTransport
 from ps_server.config.cluster import load_config
-from ps_server.serve import data_port
 from ps_server.serve.server import Server
 from tests.conftest import MakeConfig
 from tests.data_peer import until
@@ -274,8 +273,8 @@ def test_a_port_that_hangs_up_on_calls_is_not_tried_at_each(rig: Rig) -> None:
         assert [rig.push(n) for n in range(1, 6)] == ["grpc"] * 5
 
 
-def test_a_full_port_sends_its_clients_to_grpc(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data_port, "CONNECTIONS_MAX", 0)
+def test_a_full_port_sends_its_clients_to_grpc(rig: Rig) -> None:
+    rig.server._data_port._connections_max = 0
     assert [rig.push(n) for n in (1, 2, 3)] == ["grpc"] * 3
 
 

@@ -16,7 +16,7 @@ from rowhouse.codec import Part
 from rowhouse.error import InvalidRequestError
 from rowhouse.limit import MESSAGE_BYTES_MAX
 
-from ps_server.serve import complaint, data_port
+from ps_server.serve import complaint
 from ps_server.serve.data_port import DataPort
 from ps_server.serve.service import ParameterService
 from tests.data_peer import BIG, Counted, Peer, listener, serving, until
@@ -172,10 +172,8 @@ def test_the_service_answers_what_nobody_foresaw(caplog: pytest.LogCaptureFixtur
 
 
 # ------------------------------------------------------------ many
-def test_connections_past_the_bound_are_closed_at_once(
-    port: DataPort, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(data_port, "CONNECTIONS_MAX", 3)
+def test_connections_past_the_bound_are_closed_at_once(port: DataPort) -> None:
+    port._connections_max = 3
     with ExitStack() as stack:
         held = [stack.enter_context(Peer(port)) for _ in range(3)]
         assert [peer.call(frame.HELLO, b"") for peer in held] == [b""] * 3

@@ -10,6 +10,7 @@ from rowhouse import codec, frame
 from rowhouse.codec import Part
 from rowhouse.error import UnknownTableError
 
+from ps_server.serve import data_port
 from ps_server.serve.data_port import DataPort
 from ps_server.serve.service import ParameterService
 from tests.data_peer import BIG, Counted, Peer, listener, serving, until
@@ -99,3 +100,48 @@ def test_an_error_that_is_not_read_holds_neither_request_nor_rows() -> None:
             unread.socket.sendall(unread.frame(frame.PULL, bytes(50)) * 200_000)
         until(lambda: any(c.unsent for c in list(port._connections.values())))
         assert service.held_bytes == 0
+
+
+def test_heads_without_bodies_take_nothing_from_others() -> None:
+    service = Counted(bound_bytes=10 << 20)
+    with serving(service) as port, ExitStack() as stack, Peer(port) as honest:
+        for _ in range(20):
+            stack.enter_context(Peer(port)).socket.sendall(frame.encode_head(frame.PUSH, 9 << 20, port.token))
+        until(lambda: sum(c.body is not None for c in list(port._connections.values())) == 20)
+        until(lambda: service.held_bytes == 0)
+        for _ in range(5):
+            assert len(honest.call(frame.PUSH, bytes(9 << 20))) == (9 << 20) + 1
+
+
+@pytest.mark.parametrize("where", ["body", "answer"])
+def test_bytes_that_do_not_get_further_are_given_up_when_others_need_them(
+    where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Invariant 4: it would take STALL_S, were it not for the others."""
+    monkeypatch.setattr(data_port, "PRESSED_S", 0.3)
+    service = Counted(bound_bytes=BIG)
+    service.work = lambda kind, data: [bytes(BIG - 100 if kind == frame.PULL else 1)]
+    with serving(service) as port, Peer(port) as silent, Peer(port) as other:
+        if where == "answer":
+            silent.send(frame.PULL, b"never read")
+        else:
+            silent.socket.sendall(silent.frame(frame.PUSH, bytes(BIG))[:-1])
+        until(lambda: service.held_bytes > BIG - 100)
+        while other.fail_or_call(frame.PUSH, bytes(200)) != "":
+            pass
+        assert silent.is_closed()
+
+
+def test_a_body_that_finds_no_room_half_way_is_refused_and_the_connection_goes_on() -> None:
+    service = Counted(bound_bytes=8 << 20)
+    with serving(service) as port, Peer(port) as peer:
+        whole = peer.frame(frame.PUSH, bytes(4 << 20))
+        peer.socket.sendall(whole[: 2 << 20])
+        until(lambda: service.held_bytes == (2 << 20) - frame.HEAD.size)
+        service.take(6 << 20)
+        peer.socket.sendall(whole[2 << 20 :])
+        kind, body = peer.receive()
+        assert kind == frame.ERROR and b"BusyError" in body
+        assert service.held_bytes == 6 << 20
+        service.give(6 << 20)
+        assert len(peer.call(frame.PUSH, bytes(4 << 20))) == (4 << 20) + 1

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Bytes in flight (numbers: its module's invariants)."""
 
+import threading
+
 import pytest
 from rowhouse.error import BusyError
 
-from ps_server.serve.in_flight import InFlight
+from ps_server.serve.in_flight import InFlight, Work, peer_of
 
 
 def test_in_flight_lets_one_large_request_in_and_gives_back_on_errors() -> None:
@@ -51,3 +53,67 @@ def test_a_call_goes_on_beside_its_own_bytes() -> None:
     in_flight.take(30, peer="a", own_bytes=40)  # its one call may use what is free
     with pytest.raises(BusyError, match="the answer of 20 bytes"):
         in_flight.take(20, peer="b", own_bytes=20)
+
+
+def test_a_share_is_an_addresss_or_a_connections_of_this_machine() -> None:
+    assert peer_of("10.1.2.3", "connection 9") == "10.1.2.3"
+    assert peer_of("fe80::1%eth0", "connection 9") == "fe80::1%eth0"
+    for here in ("127.0.0.1", "127.9.9.9", "::1", "a process of this machine"):
+        assert peer_of(here, "connection 9") == "connection 9"
+
+
+def test_a_refusal_has_those_ended_that_do_not_get_further_now_and_then() -> None:
+    in_flight, pressed = InFlight(10), list[int]()
+    in_flight.when_refused(lambda: pressed.append(in_flight._held_bytes))
+    in_flight.take(10)
+    for _ in range(5):
+        with pytest.raises(BusyError):
+            in_flight.take(1)
+    assert pressed and pressed == [10] * len(pressed)
+    in_flight._told_s -= 1.0
+    before = len(pressed)
+    with pytest.raises(BusyError):
+        in_flight.take(1)
+    assert len(pressed) == before + 1
+
+
+def test_memory_is_to_go_back_when_calls_have_ended() -> None:
+    in_flight = InFlight(100)
+    assert not in_flight.was_used()
+    with in_flight.hold(10):
+        with in_flight.hold(60):
+            pass
+        assert not in_flight.was_used(), "a call is under way, and little was used"
+        with in_flight.hold(60):
+            pass
+        assert in_flight.was_used() and not in_flight.was_used()
+    assert in_flight.was_used() and not in_flight.was_used()
+
+
+def test_work_waits_for_room_in_its_turn_and_what_is_larger_works_alone() -> None:
+    work, order = Work(10), list[str]()
+    entered, leave = threading.Event(), threading.Event()
+
+    def one(name: str, size: int) -> None:
+        with work.room(size):
+            order.append(name)
+            if name == "first":
+                entered.set()
+                assert leave.wait(20)
+
+    threads = [threading.Thread(target=one, args=("first", 6))]
+    threads[0].start()
+    assert entered.wait(20)
+    with work.room(4):
+        pass  # beside the first one
+    threads.append(threading.Thread(target=one, args=("large", 50)))
+    threads[1].start()
+    while not work._door.locked():
+        threads[1].join(0.01)
+    threads.append(threading.Thread(target=one, args=("small", 1)))
+    threads[2].start()
+    assert order == ["first"]
+    leave.set()
+    for thread in threads:
+        thread.join(20)
+    assert order == ["first", "large", "small"] and work._held_bytes == 0

@@ -1,21 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
 """The service over a stub of a shard and real gRPC: bytes, errors, bounds."""
 
+import gc
 import logging
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from types import TracebackType
 from typing import Any
 
 import grpc
 import numpy as np
 import pytest
 from rowhouse import codec, dtype, error, message
-from rowhouse.control import SERVICE_NAME
+from rowhouse.control import SERVICE_NAME, SIZE_METADATA_KEY
 from rowhouse.error import ERROR_METADATA_KEY, RowhouseError, error_class_names, from_status
 from rowhouse.v1 import rowhouse_pb2 as pb
 from rowhouse.v1 import rowhouse_pb2_grpc
 
+from ps_server.serve import reading
+from ps_server.serve.grpc_port import GrpcPort
 from ps_server.serve.service import ParameterService
 from tests.stub_shard import StubShard
 
@@ -29,10 +33,9 @@ class Rig:
     def __init__(self) -> None:
         self.shard, self.service = StubShard(), ParameterService(3, in_flight_bytes_max=80)
         self.service.attach(self.shard)
-        self.server = grpc.server(ThreadPoolExecutor(4))
-        self.server.add_generic_rpc_handlers((self.service.handler(),))
-        self.channel = grpc.insecure_channel(f"127.0.0.1:{self.server.add_insecure_port('127.0.0.1:0')}")
-        self.server.start()
+        self.port = GrpcPort(self.service, 4)
+        self.channel = grpc.insecure_channel(f"127.0.0.1:{self.port.listen('127.0.0.1:0')}")
+        self.port.start()
         self.stub: Any = rowhouse_pb2_grpc.ParameterServiceStub(self.channel)  # type: ignore[no-untyped-call]
         self.raw_push: Any = self.channel.unary_unary("/rowhouse.v1.ParameterService/Push")
         self.raw_pull: Any = self.channel.unary_unary("/rowhouse.v1.ParameterService/Pull")
@@ -43,7 +46,7 @@ def rig() -> Iterator[Rig]:
     one = Rig()
     yield one
     one.channel.close()
-    one.server.stop(None).wait()
+    one.port.stop(0)
 
 
 def failure(call: Any, *arguments: Any) -> tuple[grpc.StatusCode, RowhouseError]:
@@ -98,7 +101,7 @@ def test_every_method_of_the_proto_is_served(rig: Rig) -> None:
 
 @pytest.mark.parametrize("kind", CLASSES)
 def test_every_error_of_the_tree_arrives_as_itself(rig: Rig, kind: type[RowhouseError]) -> None:
-    """Invariant 1."""
+    """call.py, invariant 2."""
     rig.shard.fail = kind("tâble 'user': why")
     for call, request in ((rig.stub.Push, push_request()), (rig.stub.GetStats, pb.GetStatsRequest())):
         code, back = failure(call, request)
@@ -134,7 +137,7 @@ def test_malformed_bytes_never_reach_the_shard(rig: Rig, call: str, data: bytes)
 
 
 def test_an_answer_past_the_bound_is_refused_before_the_shard_works(rig: Rig) -> None:
-    """Invariant 3."""
+    """Invariant 2."""
     rig.service.message_bytes_max = 2 * 1000 * 4 + 1023
     table = pb.TableIds(table="user", dim=1000, count=2, ids=IDS.tobytes())
     code, back = failure(rig.stub.Pull, pb.PullRequest(dtype=pb.DTYPE_FLOAT32, tables=[table]))
@@ -144,7 +147,7 @@ def test_an_answer_past_the_bound_is_refused_before_the_shard_works(rig: Rig) ->
 
 
 def test_without_a_shard_every_call_is_unavailable(rig: Rig) -> None:
-    """Invariant 4."""
+    """Invariant 3."""
     rig.service.attach(None)
     for call, request in ((rig.stub.Push, push_request()), (rig.stub.GetCluster, pb.GetClusterRequest())):
         code, back = failure(call, request)
@@ -153,7 +156,7 @@ def test_without_a_shard_every_call_is_unavailable(rig: Rig) -> None:
 
 
 def test_past_the_in_flight_bound_a_push_is_told_to_back_off(rig: Rig) -> None:
-    """Invariant 2: two pushes of some 50 bytes do not fit under 80; after the first ends, the other does."""
+    """Invariant 1: two pushes of some 50 bytes do not fit under 80; after the first ends, the other does."""
     entered, leave = threading.Event(), threading.Event()
     rig.shard.hold_pushes(entered, leave)
     first = rig.stub.Push.future(push_request(1))
@@ -163,3 +166,36 @@ def test_past_the_in_flight_bound_a_push_is_told_to_back_off(rig: Rig) -> None:
     leave.set()
     assert first.result(10).lsn == 1
     assert rig.stub.Push(push_request(2)).lsn == 2
+
+
+def test_a_refused_call_leaves_nothing_of_its_request_to_the_garbage_collector(rig: Rig) -> None:
+    """gRPC keeps an ended call in a circle; a traceback in it would keep the bytes of the request."""
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(4):
+            failure(rig.raw_push, b"\x08")
+        kept = [o.tb_frame.f_code.co_name for o in gc.get_objects() if isinstance(o, TracebackType)]
+        assert kept.count("_answered") <= 1, "that of the last one, which may not have ended yet"
+    finally:
+        gc.enable()
+
+
+def test_a_message_that_was_told_and_does_not_come_makes_room_for_others(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "PATIENCE_S", 0.2)
+    leave = threading.Event()
+
+    def nothing() -> Iterator[bytes]:
+        leave.wait(30)
+        yield from ()
+
+    call: Any = rig.channel.stream_unary("/rowhouse.v1.ParameterService/Push")
+    silent = call.future(nothing(), metadata=((SIZE_METADATA_KEY, "80"),))
+    while not silent.done():
+        with suppress(grpc.RpcError):
+            rig.stub.Push(push_request(1))
+    assert silent.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    leave.set()
+    assert rig.stub.Push(push_request(1)).lsn == 1
