@@ -50,10 +50,10 @@ def replacing(path: Path, *, synced: bool = True) -> Iterator[Path]:
     """
     temporary = path.with_name(f"{path.name}.{threading.get_native_id()}.new")
     try:
-        _remove_left_over(path)
+        remove_left_over(path)
         yield temporary
         if synced:
-            _sync_file(temporary)
+            sync_file(temporary)
         os.replace(temporary, path)
         if synced:
             sync_directory(path.parent)
@@ -72,13 +72,17 @@ def write_synced(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def _sync_file(path: Path) -> None:
+def sync_file(path: Path) -> None:
+    """Make the content of a file durable."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
 
 
-def _remove_left_over(path: Path) -> None:
-    """Remove what killed writers of this file left: no thread with their number runs any more."""
+def remove_left_over(path: Path) -> None:
+    """Remove what killed writers of a file left: no thread with their number runs any more.
+
+    Does nothing where the system has no /proc. Raises OSError when the folder cannot be read.
+    """
     left_over = re.compile(re.escape(path.name) + r"\.([0-9]+)\.new")
     for name in os.listdir(path.parent):
         found = left_over.fullmatch(name)

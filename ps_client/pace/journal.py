@@ -75,7 +75,7 @@ def read_journal(path: Path, group: int, trainer: int, step: int) -> list[PushRe
         header = json.loads(head)
         sound = header["version"] == VERSION and header["xxh3"] == xxhash.xxh3_64_hexdigest(body)
         known = (header["group"], header["trainer"], header["step"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         sound = False
     if not sound:
         raise CorruptionError(f"journal {str(path)!r} is damaged, or of another version; remove it")

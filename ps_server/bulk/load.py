@@ -33,8 +33,9 @@ from ps_server.bulk.open_table import SCAN_ROWS, OpenTable, open_table
 from ps_server.bulk.spool import READ_SHARE, Spool, default_memory_bytes
 from ps_server.bulk.sst_file import BYTES_PER_KEY, Job, Part, Records
 from ps_server.bulk.sst_worker import WORKERS_MAX, FileWriters
-from ps_server.disk.row import ID_BYTES, put_lsn
+from ps_server.disk.row import ID_BYTES, put_lsn, row_time_s
 from ps_server.disk.store import Keys, RowFamily
+from ps_server.life.recovery import LOAD_FOLDER
 from ps_server.shard.shard import Shard
 
 FILE_BYTES: Final = 64 << 20
@@ -121,7 +122,7 @@ def bulk_load(
         The store refused something. DirectoryInUseError: a shard runs in that directory.
     """
     with open_table(target, table, writing=True) as opened:
-        scratch = opened.directory / "load"
+        scratch = opened.directory / LOAD_FOLDER
         shutil.rmtree(scratch, ignore_errors=True)
         memory = default_memory_bytes() if memory_bytes is None else memory_bytes
         spool: Spool | None = None
@@ -130,7 +131,7 @@ def bulk_load(
             scratch.mkdir(exist_ok=True)
             # of its own: a worker of a load that was killed may be at its last file still
             folder = Path(tempfile.mkdtemp(dir=scratch))
-            spool = _spool(opened, folder, memory, int(clock()))
+            spool = _spool(opened, folder, memory, int(row_time_s(clock())))
             count = min(os.cpu_count() or 1, WORKERS_MAX + 1) - 1 if workers is None else workers
             writers = FileWriters(count, spool.memory_fd)
             skipped = 0

@@ -108,7 +108,7 @@ def _estimated(arguments: argparse.Namespace) -> list[Demand]:
             )
             for group in document["groups"]
         ]
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+    except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
         what = f"{type(error).__name__}: {error}"
         raise ConfigError(f"{path} is not what `feature-cross estimate --json` prints: {what}") from None
 

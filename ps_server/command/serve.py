@@ -12,6 +12,9 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -59,7 +62,7 @@ def _follow_parent(parent_pid: int) -> None:
         raise UnavailableError(f"parent process {parent_pid} is gone")
 
 
-def _open_shard(config: ClusterConfig, index: int, directory: Path) -> ServedShard:
+def _open_shard(flag: StopFlag, config: ClusterConfig, index: int, directory: Path) -> ServedShard:
     """Warm the kernels, open the shard, and say every few seconds how far a long recovery has come."""
     # Imported here: `up` runs no shard, and the kernels take a second to load.
     from ps_server.serve.warmup import warm_up  # noqa: PLC0415
@@ -75,7 +78,22 @@ def _open_shard(config: ClusterConfig, index: int, directory: Path) -> ServedSha
             told_s = time.monotonic()
             _log.info("recovering: %d log records replayed", records)
 
-    return Shard.open(config, index, directory, progress=progress)
+    with _ending_at_once(flag):
+        return Shard.open(config, index, directory, progress=progress)
+
+
+@contextmanager
+def _ending_at_once(flag: StopFlag) -> Iterator[None]:
+    """A signal ends the process at once meanwhile: RocksDB may be busy where no handler of Python's runs, and
+    a shard that is not open yet has acknowledged nothing."""
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        if flag.requested:
+            os.kill(os.getpid(), signal.SIGTERM)
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _serve(arguments: argparse.Namespace, flag: StopFlag) -> None:
@@ -84,7 +102,7 @@ def _serve(arguments: argparse.Namespace, flag: StopFlag) -> None:
     config = _config_from(arguments)
     claim_data_dir(config.data_dir, config.shard_count, config.cluster_id)
     began_s = time.monotonic()
-    server = Server(config, arguments.shard, _open_shard)
+    server = Server(config, arguments.shard, partial(_open_shard, flag))
     server.start()
     if not arguments.quiet:
         _show_config(config)

@@ -16,13 +16,13 @@ import os
 import re
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 from rowhouse.error import ConfigError, CorruptionError, StoreError
-from rowhouse.file import write_synced
+from rowhouse.file import remove_left_over, write_synced
 from rowhouse.placement import PartitionMap
 
 NOTE_NAME: Final = "cluster.json"
@@ -71,6 +71,8 @@ def claim_data_dir(data_dir: Path, shard_count: int, cluster_id: str | None = No
         The note is damaged; it cannot be read or written.
     """
     note = _read(data_dir)
+    with suppress(OSError):
+        remove_left_over(data_dir / NOTE_NAME)
     if note is None or not note.cluster_id or note.made is None:
         with _locked(data_dir):
             note = _claimed(data_dir, shard_count, cluster_id)
@@ -110,8 +112,8 @@ def check_shard_is_here(data_dir: Path, index: int) -> None:
     if note and note.made and index in note.made and not is_made(_shard(data_dir, index)):
         raise StoreError(
             f"{data_dir}: {name} is missing or empty, and {NOTE_NAME} says that it had data. Put the folder "
-            f"back. To start this shard anew with initial rows, take {index} out of the list 'made' in "
-            f"{data_dir / NOTE_NAME}"
+            f"back. To start this shard anew with initial rows, remove what is left of the folder, and take "
+            f"{index} out of the list 'made' in {data_dir / NOTE_NAME}"
         )
 
 

@@ -26,6 +26,15 @@ INDEX_BYTES_PER_ROW: Final = 14
 
 ROW_FORMAT_VERSION: Final = 1
 
+TIME_MAX_S: Final = 2**32 - 1
+"""The newest moment that a row's time of its last push can be (in 2106); the oldest is 1970."""
+
+
+def row_time_s(now_s: float) -> float:
+    """The moment nearest to `now_s` (seconds since 1970) that a row can keep: a machine's clock may be wrong,
+    and that is no reason to refuse pushes."""
+    return min(max(now_s, 0.0), float(TIME_MAX_S))
+
 
 def _align(offset: int, to: int) -> int:
     return -(-offset // to) * to

@@ -24,6 +24,8 @@ import rocksdict
 from numpy.typing import NDArray
 from rowhouse.error import CorruptionError, DirectoryInUseError, RowhouseError, StoreError
 
+from ps_server.disk.framing import check_framing
+
 META: Final = "meta"
 KEY_BYTES: Final = 8
 BLOCK_BYTES: Final = 4 * 1024
@@ -358,6 +360,8 @@ class Store:
         access = rocksdict.AccessType.read_only(False) if read_only else rocksdict.AccessType.read_write()
         what = f"opening {directory}"
         exists = (directory / "CURRENT").exists()
+        if exists:
+            check_framing(directory)
         listed = _guarded(what, lambda: rocksdict.Rdict.list_cf(str(directory), options)) if exists else []
         families = {*listed} - {"default"}
         if not read_only:
@@ -398,9 +402,17 @@ class Store:
         _guarded(what, lambda: rocksdict.Checkpoint(self._database).create_checkpoint(str(folder)))
 
     def close(self) -> None:
-        """Close the database; what was not flushed and is not in a write-ahead log is gone."""
+        """Close the database; what was not flushed and is not in a write-ahead log is gone.
+
+        Everything is let go of, also where RocksDB tells of damage only now; then that is raised.
+        """
         self._readers.shutdown()
-        for family in self.families.values():
-            family.close()
-        self._meta.close()
-        _guarded("closing the store", self._database.close)
+        failures: list[RowhouseError] = []
+        ends = [family.close for family in self.families.values()]
+        for end in (*ends, self._meta.close, self._database.close):
+            try:
+                _guarded("closing the store", end)
+            except RowhouseError as error:
+                failures.append(error)
+        if failures:
+            raise failures[0]

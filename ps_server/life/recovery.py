@@ -9,14 +9,17 @@ uses the same code as a live push; 3. after it every table is bit for bit what i
 Thread safety: runs before anyone else has the shard.
 """
 
+import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from logging import getLogger
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from rowhouse.codec import decode_push_request
-from rowhouse.error import ConfigError, CorruptionError, StoreError
+from rowhouse.error import ConfigError, CorruptionError, RowhouseError, StoreError
+from rowhouse.file import remove_left_over
 from rowhouse.placement import PartitionMap
 
 from ps_server.config.cluster import ClusterConfig, shard_directory
@@ -38,12 +41,16 @@ from ps_server.disk.segment import (
 )
 from ps_server.disk.store import Store
 from ps_server.life.read_ahead import read_ahead
+from ps_server.life.saved import FOLDER, MARK, RESTORING
 from ps_server.life.session import Sessions
 from ps_server.table.budget import Budget, split
 from ps_server.table.config import TableConfig
 from ps_server.table.push import TablePush
 from ps_server.table.table import Table
 from ps_server.table.tier import TierParts
+
+LOAD_FOLDER: Final = "load"
+"""Where a bulk load keeps its files until they are in the store."""
 
 _logger = getLogger(__name__)
 
@@ -225,6 +232,8 @@ def open_directory(
         owner = checkpoint.check_shard(store, identity, read_only=read_only)
         if noted:
             note_made(config.data_dir, index)
+        if not read_only:
+            _remove_left_over(directory)
         state, life = checkpoint.read(store), checkpoint.read_life(store)
         if read_only and not life.clean:
             raise StoreError(f"{directory}: was not stopped cleanly; open it for writing once to recover it")
@@ -252,8 +261,17 @@ def open_directory(
             gate.log = opened.log
         return opened
     except BaseException:
-        store.close()
+        with suppress(RowhouseError):  # what made the opening fail says more
+            store.close()
         raise
+
+
+def _remove_left_over(directory: Path) -> None:
+    """What a kill left of a save, a drop, a bulk load or a small file; the store's lock is held."""
+    for folder in (*(directory / FOLDER).glob(".*"), directory / LOAD_FOLDER):
+        shutil.rmtree(folder, ignore_errors=True)  # a load's worker may be at its last file still
+    for name in (MARK, RESTORING):
+        remove_left_over(directory / name)
 
 
 def _replay(

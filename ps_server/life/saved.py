@@ -26,7 +26,7 @@ from typing import Any, Final, Protocol
 
 import xxhash
 from rowhouse.error import CorruptionError, InvalidRequestError, PreconditionError, StoreError
-from rowhouse.file import sync_directory, write_synced
+from rowhouse.file import sync_directory, sync_file, write_synced
 from rowhouse.v1 import rowhouse_pb2 as pb
 
 from ps_server.disk import checkpoint
@@ -144,6 +144,7 @@ class SavedTables:
             gone = final.with_name(f".{request.name}.old")
             _remove(gone)
             os.rename(final, gone)
+            sync_directory(final.parent)
             _remove(gone)
         return pb.DropSavedTablesResponse(dropped=True)
 
@@ -213,6 +214,7 @@ def _restore_one(directory: Path, source: Path, mark: list[Save]) -> None:
             os.link(path, fresh / path.name)
         elif path.is_file():
             shutil.copyfile(path, fresh / path.name)
+            sync_file(fresh / path.name)
     (fresh / "LOCK").touch()  # what verify and export hold, as if a shard had been stopped here
     sync_directory(fresh)
     if (directory / "store").exists():

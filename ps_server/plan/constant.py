@@ -96,7 +96,7 @@ def read_runs(path: Path) -> tuple[Run, ...]:
         if document["format"] != FORMAT:
             raise ConfigError(f"{path}: format is {document['format']!r}; this program reads {FORMAT}")
         return tuple(Run.from_json(run) for run in document["runs"])
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ConfigError(f"{path} holds no measured runs: {type(error).__name__}: {error}") from None
 
 

@@ -279,7 +279,7 @@ class Supervisor:
                     break
                 except subprocess.TimeoutExpired:
                     _log.warning("waiting for shard %d (process %d) to end", child.index, process.pid)
-            if code != 0:
+            if code != 0 and (child.healthy or code != -signal.SIGTERM):  # one that was opening ends at once
                 failed.append(f"shard {child.index} ended with code {code}")
             child.process, child.healthy = None, False
         if self.children:

@@ -32,6 +32,7 @@ from rowhouse.v1 import rowhouse_pb2 as pb
 from ps_server.config.cluster import ClusterConfig
 from ps_server.disk import checkpoint
 from ps_server.disk.checkpoint import CheckpointState
+from ps_server.disk.row import row_time_s
 from ps_server.disk.segment import KIND_EVICT, KIND_PUSH, Record, encode_eviction, list_segments
 from ps_server.disk.store import Store
 from ps_server.life.recovery import Opened, freezes, open_directory
@@ -189,6 +190,9 @@ class Shard:
         if writing and self._read_only:
             raise TableFrozenError(f"shard {self.index} is open read-only")
 
+    def _now_s(self) -> float:
+        return row_time_s(self._clock())
+
     @contextmanager
     def _poisoning(self) -> Iterator[None]:
         """A store error inside leaves memory and store apart: the shard must not go on."""
@@ -268,7 +272,7 @@ class Shard:
             check_owned(request.tables, self.partition_map, self.index)
         with self._push_lock:
             self._check_alive(writing=True)
-            time_ms = int(self._clock() * 1000)
+            time_ms = int(self._now_s() * 1000)
             repeat = self._sessions.repeat_of(request.client_id, request.sequence, time_ms)
             lsn = self._applied_lsn + 1 if repeat is None else repeat
             if repeat is None:  # only now: a repeat was applied, whatever map it was routed by
@@ -436,7 +440,7 @@ class Shard:
         self._check_alive(writing=True)
         table = evictable_table_of(request.table, self._tables)
         with self.upkeep(writing=True):
-            evicted = evict_by_policy(table, int(self._clock()), self._evict_chunk)
+            evicted = evict_by_policy(table, int(self._now_s()), self._evict_chunk)
         table.counters.evicted_rows += evicted
         return pb.EvictRowsResponse(rows_evicted=evicted)
 
@@ -448,7 +452,7 @@ class Shard:
             lsn = self._applied_lsn + 1
             if self._log is not None:
                 payload = encode_eviction(table.name, ids)
-                self._log.append(Record(lsn, KIND_EVICT, int(self._clock() * 1000), payload))
+                self._log.append(Record(lsn, KIND_EVICT, int(self._now_s() * 1000), payload))
             evicted = table.tier.remove(ids, lsn)
             self._advance(lsn)
             return evicted

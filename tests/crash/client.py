@@ -242,6 +242,8 @@ def power_cut(directory: Path, notes: Path, rng: np.random.Generator) -> None:
         fact = json.loads(line)
         if "folder" in fact:
             names[fact["folder"]] = fact["names"]
+        elif "from" in fact:
+            sizes[fact["to"]] = sizes.pop(fact["from"], 0)
         else:
             sizes[fact["path"]] = fact["size"]
     log = directory / "log"

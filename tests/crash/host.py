@@ -124,13 +124,13 @@ def _push_of(gradients: Gradients, sequence: int) -> Any:
 
 # ------------------------------------------------------------ what a power cut leaves
 class SyncWatch:
-    """Wraps os.write, pwrite, pwritev, fsync and fdatasync, and writes to `path` what is synced now."""
+    """Wraps os.write, pwrite, pwritev, rename, fsync and fdatasync; writes to `path` what is synced now."""
 
     def __init__(self, path: str) -> None:
         self._path = path
         self._ends: dict[int, int] = {}
         self._write, self._open, self._close = os.write, os.open, os.close
-        for name in ("write", "pwrite", "pwritev", "open", "fsync", "fdatasync"):
+        for name in ("write", "pwrite", "pwritev", "open", "fsync", "fdatasync", "rename"):
             setattr(os, name, getattr(self, f"_on_{name}")(getattr(os, name)))
 
     def _on_open(self, real: Callable[..., int]) -> Callable[..., int]:
@@ -167,13 +167,23 @@ class SyncWatch:
             if os.path.isdir(path):
                 fact = {"folder": path, "names": os.listdir(path)}
             real(handle)
-            notes = self._open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-            self._write(notes, (json.dumps(fact) + "\n").encode())
-            self._close(notes)
+            self._note(fact)
 
         return synced
 
     _on_fdatasync = _on_fsync
+
+    def _on_rename(self, real: Callable[..., None]) -> Callable[..., None]:
+        def renamed(source: Any, target: Any) -> None:
+            real(source, target)
+            self._note({"from": str(source), "to": str(target)})
+
+        return renamed
+
+    def _note(self, fact: dict[str, Any]) -> None:
+        notes = self._open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        self._write(notes, (json.dumps(fact) + "\n").encode())
+        self._close(notes)
 
 
 # ------------------------------------------------------------ one life
