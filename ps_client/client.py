@@ -28,6 +28,7 @@ from rowhouse.v1 import rowhouse_pb2 as pb
 
 from ps_client.cluster import Cluster
 from ps_client.exchange import Exchange
+from ps_client.interrupt import whole
 from ps_client.pace.pipeline import PREFETCH_MAX, PUSH_MAX, Pipeline
 from ps_client.pace.trainer import Trainer
 from ps_client.report import (
@@ -126,6 +127,7 @@ class Client(StepClient):
         self._trainers[group, rank] = made
         return made
 
+    @whole
     def flush(self) -> None:
         """Send again each push whose answer is missing, and return when all of them are applied.
 
@@ -137,6 +139,7 @@ class Client(StepClient):
         self._check_usable()
         self._exchange.settle()
 
+    @whole
     def checkpoint(self, timeout_s: float | None = None) -> Sequence[Checkpoint]:
         """Have every shard write its dirty rows to its store; what each of them did.
 
@@ -149,6 +152,7 @@ class Client(StepClient):
         answers = self._exchange.every_shard("CreateCheckpoint", pb.CreateCheckpointRequest(), timeout_s)
         return [checkpoint_of(answer) for answer in answers]
 
+    @whole
     def save_tables(self, name: str, timeout_s: float | None = None) -> SavedTables:
         """Have every shard keep a copy of its tables as they are now; nobody may push meanwhile.
 
@@ -185,6 +189,7 @@ class Client(StepClient):
     def _dims(self) -> dict[str, int]:
         return {name: table.dim for name, table in self.tables.items()}
 
+    @whole
     def check_tables(self, saved: SavedTables) -> None:
         """PreconditionError unless every shard holds just what was saved; it names shard and difference.
 
@@ -198,6 +203,7 @@ class Client(StepClient):
         answers = self._exchange.every_shard("GetSavedTables", request)
         check_saved(saved, self._cluster.partition_map.version, self._dims(), answers)
 
+    @whole
     def drop_tables(self, name: str) -> bool:
         """Forget a saved copy on every shard.
 
@@ -219,12 +225,14 @@ class Client(StepClient):
         answers = self._exchange.every_shard("DropSavedTables", request)
         return any(answer.dropped for answer in answers)
 
+    @whole
     def stats(self) -> Sequence[ShardStats]:
         """Live counters by shard."""
         self._check_usable()
         answers = self._exchange.every_shard("GetStats", pb.GetStatsRequest())
         return [shard_stats(answer) for answer in answers]
 
+    @whole
     def freeze(self, table: str, mode: Literal["off", "refuse", "ignore"]) -> None:
         """Set what every shard does with pushes to one table.
 
@@ -242,6 +250,7 @@ class Client(StepClient):
         request = pb.SetTableFreezeRequest(table=find_table(self.tables, table).name, mode=FREEZE_MODES[mode])
         self._exchange.every_shard("SetTableFreeze", request)
 
+    @whole
     def evict(self, table: str, timeout_s: float | None = None) -> int:
         """Run one table's eviction policies now, on every shard.
 
@@ -262,6 +271,7 @@ class Client(StepClient):
         answers = self._exchange.every_shard("EvictRows", request, timeout_s)
         return sum(answer.rows_evicted for answer in answers)
 
+    @whole
     def close(self) -> None:
         """Let go of every shard; an embedded one writes what is dirty. A second call does nothing.
 

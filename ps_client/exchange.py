@@ -38,6 +38,7 @@ from rowhouse.message import PullRequest, PullResponse, PushResponse, TableGradi
 from rowhouse.placement import PartitionMap
 
 from ps_client.cluster import Cluster
+from ps_client.interrupt import acquired, result_of
 from ps_client.kernel import scatter
 from ps_client.lane import REFUSALS, Lane
 from ps_client.retry import Backoff, Retry
@@ -206,7 +207,7 @@ class Exchange:
         left_s = step.within.remaining_s()
         backoff = self._retry.start(left_s)
         lane, transport = self._cluster.lanes[shard], self._cluster.transports[shard]
-        if begun is None and not lane.lock.acquire(timeout=backoff.remaining_s()):
+        if begun is None and not acquired(lane.lock, backoff.remaining_s()):
             raise DeadlineExceededError(
                 f"shard at {transport.endpoint}: another thread's push took the whole {left_s:.1f} s; "
                 "this push was not sent"
@@ -349,14 +350,14 @@ class Exchange:
                 first.call.cancel()
                 abandon(shard)
             raise
-        outcomes |= {shard: future.result() for shard, future in waited.items()}
+        outcomes |= {shard: result_of(future) for shard, future in waited.items()}
         return [outcomes[shard] for shard in parts]
 
     def _parallel(self, calls: Sequence[Callable[[], T]]) -> list[T | RowhouseError]:
         """Outcomes of the calls, each an answer or the error it raised; the first runs on this thread."""
         futures = [self._pool.submit(_outcome, call) for call in calls[1:]]
         mine = [_outcome(call) for call in calls[:1]]
-        return mine + [future.result() for future in futures]
+        return mine + [result_of(future) for future in futures]
 
     def close(self) -> None:
         """Stop the pool's threads; calls under way end by themselves."""

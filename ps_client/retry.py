@@ -15,6 +15,8 @@ from dataclasses import dataclass
 
 from rowhouse.error import RowhouseError
 
+from ps_client.interrupt import interruptible
+
 _SYSTEM_RANDOM = random.SystemRandom()
 
 
@@ -80,4 +82,6 @@ class Backoff:
 
     def wait(self, failure: RowhouseError) -> None:
         """Sleep until the next attempt is due; raises as `delay_s` does."""
-        self._retry.sleep(self.delay_s(failure))
+        delay_s = self.delay_s(failure)
+        with interruptible():
+            self._retry.sleep(delay_s)

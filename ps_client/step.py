@@ -23,6 +23,7 @@ from rowhouse.error import PreconditionError
 from rowhouse.kernel import as_read_only, sum_groups
 from rowhouse.message import TableGradients
 
+from ps_client.interrupt import whole
 from ps_client.kernel import gather
 from ps_client.split import distinct
 from ps_client.table import Table, find_table
@@ -141,6 +142,7 @@ class StepClient(ABC):
         declared = [(find_table(self.tables, table), values) for table, values in ids.items()]
         return [(table, as_ids(table, values)) for table, values in declared]
 
+    @whole
     def pull(
         self, table: str, ids: ArrayLike, out: NDArray[np.float32] | None = None, *, read_only: bool = False
     ) -> NDArray[np.float32]:
@@ -199,6 +201,7 @@ class StepClient(ABC):
             answers[table] = _in_order(unique, None)
         return answers
 
+    @whole
     def pull_unique(self, ids: Mapping[str, ArrayLike], *, read_only: bool = False) -> dict[str, UniqueRows]:
         """As `pull_many`, but each distinct id's row once, with the inverse; the base of ps_client.torch.
 
@@ -225,6 +228,7 @@ class StepClient(ABC):
             "prefetch needs a pipeline: use what client.pipeline() gives, or make the module with it"
         )
 
+    @whole
     def push(
         self,
         table: str,
@@ -256,6 +260,7 @@ class StepClient(ABC):
         if part.ids.shape[0]:
             self._send([part])
 
+    @whole
     def push_many(
         self, gradients: Mapping[str, tuple[ArrayLike, ArrayLike]], learning_rate: float | None = None
     ) -> None:
@@ -289,6 +294,7 @@ class StepClient(ABC):
         if parts := [part for part in parts if part.ids.shape[0]]:
             self._send(parts)
 
+    @whole
     def push_unique(self, gradients: Mapping[str, tuple[NDArray[np.uint64], NDArray[np.float32]]]) -> None:
         """As `push_many`, for distinct ids: nothing is deduplicated or copied again.
 

@@ -30,6 +30,7 @@ from rowhouse.error import ConfigError, LimitExceededError, PreconditionError
 from rowhouse.kernel import as_read_only, deduplicate
 from rowhouse.message import TableGradients
 
+from ps_client.interrupt import result_of, wait_for, whole
 from ps_client.kernel import scatter
 from ps_client.step import Asked, StepClient, UniqueRows
 from ps_client.table import Table
@@ -124,6 +125,7 @@ class Pipeline(StepClient):
         return self._client.tables
 
     # ------------------------------------------------------------ ahead
+    @whole
     def prefetch(self, ids: Mapping[str, ArrayLike], *, read_only: bool = False) -> None:
         """Start the pull of a later step; returns at once.
 
@@ -158,7 +160,7 @@ class Pipeline(StepClient):
 
     def _read_ahead(self, step: _Ahead) -> list[UniqueRows]:
         with self._changed:
-            self._changed.wait_for(lambda: self._finished >= step.floor)
+            wait_for(self._changed, lambda: self._finished >= step.floor)
             step.floor = self._finished
         return self._client._fetch(step.asked, step.read_only)
 
@@ -192,6 +194,7 @@ class Pipeline(StepClient):
                 yield waiting.popleft()
         yield from waiting
 
+    @whole
     def discard(self) -> None:
         """Forget every prefetched step that was not pulled."""
         with self._changed:
@@ -211,7 +214,7 @@ class Pipeline(StepClient):
             if step is not None:
                 step.taken = True
         try:
-            found = None if step is None else step.answer.result()
+            found = None if step is None else result_of(step.answer)
         except BaseException:
             self._remove(step)
             raise
@@ -264,7 +267,7 @@ class Pipeline(StepClient):
     # ------------------------------------------------------------ behind
     def _send(self, parts: Sequence[TableGradients]) -> None:
         with self._changed:
-            self._changed.wait_for(lambda: self._queued - self._finished < self._push_max)
+            wait_for(self._changed, lambda: self._queued - self._finished < self._push_max)
             self._raise_failures()
             self._check_usable()
             self._behind.append(_Behind(self._round, {part.table: part.ids for part in parts}))
@@ -297,7 +300,7 @@ class Pipeline(StepClient):
 
     def _wait_for_pushes(self, bound: int) -> None:
         with self._changed:
-            self._changed.wait_for(lambda: self._finished >= bound)
+            wait_for(self._changed, lambda: self._finished >= bound)
             self._raise_failures()
 
     def _raise_failures(self) -> None:
@@ -311,6 +314,7 @@ class Pipeline(StepClient):
         raise failures[0]
 
     # ------------------------------------------------------------ the end
+    @whole
     def flush(self) -> None:
         """Return when every push made so far is applied.
 

@@ -38,6 +38,7 @@ from rowhouse.v1 import rowhouse_pb2 as pb
 
 from ps_client.cluster import Cluster
 from ps_client.exchange import Exchange
+from ps_client.interrupt import whole
 from ps_client.lane import REFUSALS
 from ps_client.pace.journal import read_journal, write_journal
 from ps_client.split import split_push
@@ -190,6 +191,7 @@ class Trainer(StepClient):
                 )
         self._parts += parts
 
+    @whole
     def step(self) -> None:
         """End the step: send what was pushed since the last one, and wait as the pace says.
 
@@ -307,6 +309,7 @@ class Trainer(StepClient):
                 pause_s = min(2 * pause_s, _POLL_MAX_S)
 
     # ------------------------------------------------------------ the end
+    @whole
     def flush(self) -> None:
         """As Client.flush; a step that `step` could not finish is finished."""
         self._check_usable()

@@ -19,6 +19,7 @@ from rowhouse.limit import MESSAGE_BYTES_MAX
 from rowhouse.message import Contribution, PullRequest, PullResponse, PushRequest, PushResponse
 from rowhouse.v1 import rowhouse_pb2 as pb
 
+from ps_client.interrupt import interruptible
 from ps_client.transport.transport import Transport, closed_in_call
 
 OPTIONS: Final = (
@@ -67,7 +68,8 @@ class GrpcTransport(Transport):
     def _ask(self, stub: Stub, request: bytes, timeout_s: float) -> Any:
         """The answer to an encoded request; the shard is told its size, and makes room before it comes."""
         try:
-            return stub(request, timeout=timeout_s, metadata=((SIZE_METADATA_KEY, str(len(request))),))
+            with interruptible():
+                return stub(request, timeout=timeout_s, metadata=((SIZE_METADATA_KEY, str(len(request))),))
         except grpc.RpcError as failure:
             raise to_error(failure, self.endpoint) from None
         except ValueError:  # gRPC's word for a closed channel

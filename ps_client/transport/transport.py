@@ -20,6 +20,8 @@ from rowhouse.error import PreconditionError
 from rowhouse.message import Contribution, PullRequest, PullResponse, PushRequest, PushResponse
 from rowhouse.v1 import rowhouse_pb2 as pb
 
+from ps_client.interrupt import interruptible
+
 K = TypeVar("K")
 T = TypeVar("T")
 
@@ -85,7 +87,9 @@ def as_ended(calls: Mapping[K, Underway]) -> Iterator[K]:
         while waiting:
             now_s = time.monotonic()
             due_s = min(calls[key].deadline_s for key in waiting.values())
-            ready = {number for number, _ in poller.poll(max(due_s - now_s, 0.0) * 1e3)}
+            with interruptible():
+                events = poller.poll(max(due_s - now_s, 0.0) * 1e3)
+            ready = {number for number, _ in events}
             if due_s <= now_s or not ready:  # each looks at its own time
                 ready = set(waiting)
             for number in ready:
