@@ -5,6 +5,7 @@ Thread safety: that of the client; the module itself holds no state that changes
 """
 
 import math
+from collections.abc import Mapping
 from typing import Final
 
 import torch
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 
 from ps_client.step import StepProtocol
 from ps_client.table import find_table
+from ps_client.torch.handle import RowHandle, RowModule
+from ps_client.torch.jagged import check_integers
 from ps_client.torch.lookup import look_up, prefetch
 from ps_client.torch.pool import Bags, pooled
 
@@ -27,11 +30,12 @@ def check_gradient_scale(gradient_scale: float) -> float:
     return scale
 
 
-class EmbeddingBag(nn.Module):
+class EmbeddingBag(RowModule):
     """Pooled rows of one table, as `torch.nn.EmbeddingBag`; backward pushes their gradients.
 
-    It has no parameters: the optimizer of the table runs on the shards. In eval mode, or where
-    gradients are off, it pulls read-only and pushes nothing.
+    Its one parameter, `weight`, has no elements: it is there to be frozen (`requires_grad_(False)`), and the
+    optimizer of the table runs on the shards. In eval mode, where gradients are off, or frozen, it pulls
+    read-only and pushes nothing.
 
     Parameters
     ----------
@@ -40,7 +44,7 @@ class EmbeddingBag(nn.Module):
     table
         Name of the table.
     mode
-        "sum", "mean" or "max".
+        "mean", "sum" or "max".
     padding_idx
         An id that counts for nothing: it is not pulled, not pooled, not counted by a mean, and gets no
         gradient. As its 64 bits: -1 and 2^64 - 1 are the same id.
@@ -61,19 +65,19 @@ class EmbeddingBag(nn.Module):
         self,
         client: StepProtocol,
         table: str,
-        mode: str = "sum",
+        mode: str = "mean",
         *,
         padding_idx: int | None = None,
         include_last_offset: bool = False,
         gradient_scale: float = 1.0,
     ) -> None:
-        super().__init__()
+        super().__init__(client)
         if mode not in MODES:
             raise ValueError(f"mode is {mode!r}; it must be one of {MODES}")
         if padding_idx is not None and not -(1 << 63) <= padding_idx < 1 << 64:
             raise ValueError(f"padding_idx is {padding_idx}; it must be -2^63 to 2^64 - 1")
         declared = find_table(client.tables, table)
-        self.client = client
+        self.weight = RowHandle(torch.empty(0, declared.dim))
         self.table, self.embedding_dim, self.mode = table, declared.dim, mode
         self.padding_idx, self.include_last_offset = padding_idx, include_last_offset
         self.gradient_scale = check_gradient_scale(gradient_scale)
@@ -81,6 +85,10 @@ class EmbeddingBag(nn.Module):
     def extra_repr(self) -> str:
         """What `print` shows between the parentheses."""
         return f"{self.table!r}, dim={self.embedding_dim}, mode={self.mode!r}"
+
+    def handles(self) -> Mapping[str, nn.Parameter]:
+        """`weight`, by the name of its table."""
+        return {self.table: self.weight}
 
     def forward(
         self, input: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None
@@ -111,9 +119,7 @@ class EmbeddingBag(nn.Module):
         if self.padding_idx is not None:
             assert offsets is not None
             ids, offsets, weights = self._without_padding(ids, offsets, weights)
-        step = look_up(
-            self.client, {self.table: ids}, recorded=self.training, gradient_scale=self.gradient_scale
-        )
+        step = look_up(self, {self.table: ids}, gradient_scale=self.gradient_scale)
         return pooled(step, [Bags(self.table, 0, ids.shape[0], offsets, self.mode, weights, last)])[0]
 
     def prefetch(self, input: Tensor) -> None:
@@ -127,7 +133,7 @@ class EmbeddingBag(nn.Module):
         ids = input.reshape(-1)
         if self.padding_idx is not None:
             ids = ids[self._kept(ids)]
-        prefetch(self.client, {self.table: ids}, recorded=self.training)
+        prefetch(self, {self.table: ids})
 
     def _check(self, ids: Tensor, offsets: Tensor | None, weights: Tensor | None) -> None:
         if ids.dim() not in (1, 2):
@@ -138,6 +144,8 @@ class EmbeddingBag(nn.Module):
             )
         if offsets is not None and offsets.dim() != 1:
             raise ValueError(f"offsets have shape {tuple(offsets.shape)}; they must have one dimension")
+        if offsets is not None:
+            check_integers("offsets", offsets)
         if weights is not None and self.mode != "sum":
             raise NotImplementedError(f"per_sample_weights need mode 'sum'; this bag has {self.mode!r}")
         if weights is not None and weights.shape != ids.shape:
