@@ -6,6 +6,7 @@ Thread safety: that of the client; the module itself holds no state that changes
 
 import math
 from collections.abc import Mapping
+from numbers import Integral
 from typing import Final
 
 import torch
@@ -18,13 +19,14 @@ from ps_client.torch.handle import RowHandle, RowModule
 from ps_client.torch.jagged import check_integers
 from ps_client.torch.lookup import look_up, prefetch
 from ps_client.torch.pool import Bags, pooled
+from ps_client.validation import as_number
 
 MODES: Final = ("sum", "mean", "max")
 
 
 def check_gradient_scale(gradient_scale: float) -> float:
     """The factor on pushed gradients: finite and above 0, else InvalidRequestError."""
-    scale = float(gradient_scale)
+    scale = as_number("gradient_scale", gradient_scale)
     if not (math.isfinite(scale) and scale > 0):
         raise InvalidRequestError(f"gradient_scale is {scale}; it must be finite and above 0")
     return scale
@@ -74,6 +76,8 @@ class EmbeddingBag(RowModule):
         super().__init__(client)
         if mode not in MODES:
             raise ValueError(f"mode is {mode!r}; it must be one of {MODES}")
+        if padding_idx is not None and not isinstance(padding_idx, Integral):
+            raise InvalidRequestError(f"padding_idx is {padding_idx!r}; it must be an integer")
         if padding_idx is not None and not -(1 << 63) <= padding_idx < 1 << 64:
             raise ValueError(f"padding_idx is {padding_idx}; it must be -2^63 to 2^64 - 1")
         declared = find_table(client.tables, table)
@@ -136,6 +140,9 @@ class EmbeddingBag(RowModule):
         prefetch(self, {self.table: ids})
 
     def _check(self, ids: Tensor, offsets: Tensor | None, weights: Tensor | None) -> None:
+        for name, given in (("input", ids), ("offsets", offsets), ("per_sample_weights", weights)):
+            if not (isinstance(given, Tensor) or (given is None and name != "input")):
+                raise InvalidRequestError(f"{name} is a {type(given).__name__}; it must be a tensor")
         if ids.dim() not in (1, 2):
             raise ValueError(f"input has shape {tuple(ids.shape)}; it must have one or two dimensions")
         if (ids.dim() == 1) == (offsets is None):

@@ -50,6 +50,11 @@ def check_configs(client: StepProtocol, configs: Sequence[TableConfig]) -> None:
     UnknownTableError, ConfigError
         The cluster has no such table, or its dim differs.
     """
+    for config in configs:
+        if not all(hasattr(config, key) for key in ("name", "embedding_dim", "feature_names")):
+            raise InvalidRequestError(
+                f"tables has {config!r}; each must be an EmbeddingBagConfig or EmbeddingConfig"
+            )
     names = [config.name for config in configs]
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise ValueError(f"table {twice[0]!r} is configured more than once")
