@@ -198,6 +198,11 @@ def _in_words(changed: set[str], now: dict[str, Any], before: dict[str, Any]) ->
     return f"{word} is {one}; this data directory was made with {other}"
 
 
+def _way(changed: set[str]) -> str:
+    """How to have it changed all the same: rows of another dim are other rows."""
+    return "" if "dim" in changed else "; to change it, export the table and load it into a new directory"
+
+
 def check_shard(store: Store, identity: dict[str, Any], *, read_only: bool) -> Owner:
     """Compare what must not change between two openings with what the store says; record it when new.
 
@@ -222,10 +227,7 @@ def check_shard(store: Store, identity: dict[str, Any], *, read_only: bool) -> O
             raise ConfigError(f"table {name!r} is not in this data directory; open it for writing once")
         before = {**layout, **tables.get(name, {})}  # an older directory does not know every key
         if changed := {key for key, value in layout.items() if before[key] != value}:
-            raise ConfigError(
-                f"table {name!r}: {_in_words(changed, layout, before)}; to change it, export the table and "
-                "load it into a new directory"
-            )
+            raise ConfigError(f"table {name!r}: {_in_words(changed, layout, before)}{_way(changed)}")
         tables[name] = layout
     updated = {**identity, "cluster_id": of_cluster, "tables": tables}
     if updated != known and not read_only:
