@@ -145,7 +145,7 @@ def measure(settings: Settings, name: str, distribution: str, goal: Goal) -> lis
 
             with client.pipeline(staleness=staleness) as pipeline:
                 ours = _remote_steps(
-                    pipeline, EmbeddingBag(pipeline, TABLE), list(zip(ids, targets, strict=True))
+                    pipeline, EmbeddingBag(pipeline, TABLE, "sum"), list(zip(ids, targets, strict=True))
                 )
                 for batch in batches[:CHECK_STEPS]:
                     ours(batch)

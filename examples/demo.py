@@ -29,6 +29,7 @@ from typing import Final
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rowhouse.error import RowhouseError
+from rowhouse.program import screen
 
 from examples.cluster import LocalCluster
 from examples.dataset import derive, distinct_ids, write
@@ -222,7 +223,7 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; `argv` without the program's name, None takes the process's. The exit code."""
     arguments = _parser().parse_args(argv)
-    console = Console()
+    console = screen()
     out = arguments.out.absolute()
     try:
         demo = Demo(Example(arguments.example), arguments.data, out, arguments.rows, arguments.seeds, console)

@@ -12,6 +12,8 @@ reads a config or prints its help needs neither.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
+import rowhouse as _rowhouse  # noqa: F401  # finds a folder for compiled kernels before one is declared
+
 if TYPE_CHECKING:
     from rowhouse.error import (
         BusyError,

@@ -71,7 +71,12 @@ class StepProtocol(Protocol):
     def pull_unique(self, ids: Mapping[str, ArrayLike], *, read_only: bool = False) -> dict[str, UniqueRows]:
         """The row of each distinct id, with the inverse, by table name; as StepClient.pull_unique."""
 
-    def push_unique(self, gradients: Mapping[str, tuple[NDArray[np.uint64], NDArray[np.float32]]]) -> None:
+    @whole
+    def push_unique(
+        self,
+        gradients: Mapping[str, tuple[NDArray[np.uint64], NDArray[np.float32]]],
+        learning_rates: Mapping[str, float] | None = None,
+    ) -> None:
         """A gradient of each distinct id that `pull_unique` gave; as StepClient.push_unique."""
 
     def prefetch(self, ids: Mapping[str, ArrayLike], *, read_only: bool = False) -> None:
@@ -295,7 +300,11 @@ class StepClient(ABC):
             self._send(parts)
 
     @whole
-    def push_unique(self, gradients: Mapping[str, tuple[NDArray[np.uint64], NDArray[np.float32]]]) -> None:
+    def push_unique(
+        self,
+        gradients: Mapping[str, tuple[NDArray[np.uint64], NDArray[np.float32]]],
+        learning_rates: Mapping[str, float] | None = None,
+    ) -> None:
         """As `push_many`, for distinct ids: nothing is deduplicated or copied again.
 
         Parameters
@@ -303,15 +312,18 @@ class StepClient(ABC):
         gradients
             By table name, (u,) distinct ids as `pull_unique` gave them, and their (u, dim) gradients. The
             arrays are given away: whoever pushes in the background still reads them later.
+        learning_rates
+            Overrides the learning rate of the optimizer of each table named, for this push.
         """
         self._check_usable()
-        parts = []
+        parts, rates = [], learning_rates or {}
         for name, (ids, values) in gradients.items():
             table = find_table(self.tables, name)
             own = as_ids(table, ids)
             checked = as_gradients(table, own, values, self._wire_dtype)
             narrow = dtype.narrow(checked, self._wire_dtype)
-            parts.append(TableGradients(name, self._wire_dtype, own, narrow, None))
+            rate = check_learning_rate(rates.get(name))
+            parts.append(TableGradients(name, self._wire_dtype, own, narrow, rate))
         if parts := [part for part in parts if part.ids.shape[0]]:
             self._send(parts)
 

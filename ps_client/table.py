@@ -89,6 +89,6 @@ def names_of(tables: Mapping[str, Table]) -> str:
 
 def find_table(tables: Mapping[str, Table], name: str) -> Table:
     """The table called `name`; UnknownTableError naming the nearest one if there is none."""
-    if (table := tables.get(name)) is not None:
+    if isinstance(name, str) and (table := tables.get(name)) is not None:
         return table
     raise UnknownTableError(f"no table is called {name!r}; {nearest(str(name), sorted(tables))}")

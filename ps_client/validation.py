@@ -42,7 +42,9 @@ def as_ids(table: Table, ids: ArrayLike) -> NDArray[np.uint64]:
         More ids than limit.IDS_PER_REQUEST_MAX.
     """
     what = f"table {table.name!r}: ids"
-    array = np.asarray(ids)
+    array = as_array(what, ids)
+    if array.shape == (0,):
+        return np.empty(0, np.uint64)  # np.array([]) is of floats
     if array.dtype.kind in "fO" and not hasattr(ids, "dtype"):
         array = _from_python(what, ids, array)
     if array.ndim != 1:
@@ -56,6 +58,32 @@ def as_ids(table: Table, ids: ArrayLike) -> NDArray[np.uint64]:
     if array.dtype.kind == "i":
         _refuse_negative(what, array)
     return np.ascontiguousarray(array, np.uint64)
+
+
+def as_array(what: str, values: ArrayLike) -> NDArray[Any]:
+    """What a caller gave as an array; a torch tensor of a graph, of bfloat16 or on a GPU too.
+
+    Parameters
+    ----------
+    what
+        What the values are, for messages.
+    values
+        An array, a list, or a tensor.
+
+    Raises
+    ------
+    InvalidRequestError
+        NumPy takes it for no array: lists of unequal lengths, a tensor without memory.
+    """
+    given: Any = values
+    try:
+        if hasattr(given, "detach"):  # torch's, which this module does not import
+            given = given.detach().cpu()
+            given = given.float() if str(given.dtype) == "torch.bfloat16" else given
+        return np.asarray(given)
+    except (TypeError, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise InvalidRequestError(f"{what} are no array of numbers: {reason}") from error
 
 
 def _from_python(what: str, ids: ArrayLike, array: NDArray[Any]) -> NDArray[Any]:
@@ -104,8 +132,10 @@ def as_gradients(
         A wrong shape or dtype, or an element that is not finite or past the table's gradient_bound (names its
         index, id and value).
     """
-    array = np.asarray(gradients)
     what = f"table {table.name!r}: gradients"
+    array = as_array(what, gradients)
+    if array.shape == ids.shape == (0,):
+        return np.empty((0, table.dim), np.float32)
     if array.dtype.kind != "f":
         raise InvalidRequestError(f"{what} have dtype {array.dtype}; they must be floating-point")
     if array.shape != (ids.shape[0], table.dim):
@@ -149,8 +179,11 @@ def as_events(
     """
     if events is None:
         return None
-    values = np.ascontiguousarray(events, np.float32)
     what = f"table {table.name!r}: {name}"
+    array = as_array(what, events)
+    if array.dtype.kind not in "uifb":
+        raise InvalidRequestError(f"{what} have dtype {array.dtype}; they must be numbers")
+    values = np.ascontiguousarray(array, np.float32)
     if values.shape != ids.shape:
         raise InvalidRequestError(f"{what} have shape {values.shape}; {ids.shape[0]} ids need {ids.shape}")
     bad = ~(np.isfinite(values) & (values >= 0))
@@ -175,12 +208,30 @@ def check_out(table: Table, count: int, out: NDArray[np.float32]) -> None:
         )
 
 
+def as_number(name: str, value: object) -> float:
+    """A number as a float; InvalidRequestError for anything else, a text of digits too.
+
+    Parameters
+    ----------
+    name
+        What it is, for the message.
+    value
+        What a caller gave; an array or a tensor of one element is a number.
+    """
+    try:
+        if isinstance(value, str | bytes):
+            raise TypeError
+        return float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, RuntimeError):
+        raise InvalidRequestError(f"{name} is {value!r}; it must be a number") from None
+
+
 def check_learning_rate(learning_rate: float | None) -> float | None:
-    """The learning rate of a push as it travels, a float32: None (the optimizer's own), or finite, >= 0."""
+    """A push's learning rate as it travels, a float32: None (the optimizer's own), or finite from 0 up."""
     if learning_rate is None:
         return None
     with np.errstate(over="ignore"):
-        rate = float(np.float32(learning_rate))
+        rate = float(np.float32(as_number("learning_rate", learning_rate)))
     if not (math.isfinite(rate) and rate >= 0):
         raise InvalidRequestError(
             f"learning_rate is {float(learning_rate)}; it must be a finite float32 and at least 0"

@@ -14,7 +14,7 @@ from typing import Final
 
 from rowhouse.control import FREEZE_MODES
 from rowhouse.error import RowhouseError
-from rowhouse.program import run_program
+from rowhouse.program import run_program, screen
 
 from ps_server.config.endpoint import check_endpoint
 
@@ -54,9 +54,6 @@ examples:
 
 _CHECK_ROWS: Final = 1_000_000
 EVICTION_KINDS: Final = ("ttl", "least_frequent", "l2_norm", "show_click")
-
-_PIPE_WIDTH: Final = 160
-"""Columns of a table that goes to a file or a pipe, where nothing says how wide it may be."""
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -178,11 +175,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     # Imported here, a command's own modules only: kernels take a second to load, and --help needs none of it.
-    from rich.console import Console  # noqa: PLC0415
-
-    console = Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH)
     room = "plan" if arguments.command == "plan" else "offline" if arguments.command in _OFFLINE else "online"
-    return int(import_module(f"ps_server.command.{room}").run(arguments, console))
+    return int(import_module(f"ps_server.command.{room}").run(arguments, screen()))
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ PRIVATE_LIBRARIES = {"rocksdict": "ps_server/disk/store.py", "torch": "ps_client
 FLOORS: dict[str, tuple[str, ...]] = {
     "rowhouse": (
         "codec control document edit frame validation", "dtype kernel message placement",
-        "distribution error file limit malloc mix problem program v1",
+        "cache distribution error file limit malloc mix problem program v1",
     ),
     "ps_server": (
         "cli psctl", "command", "plan", "serve", "bulk", "shard", "life", "config", "table", "disk",

@@ -5,6 +5,12 @@ It imports neither side. `ps_client` and `ps_server` import it and never each ot
 docs/ARCHITECTURE.md, "The floors".
 """
 
+from pathlib import Path as _Path
+
+from rowhouse import cache as _cache
+
+_cache.settle(_Path(__file__).parent)  # before any kernel is declared
+
 
 def __getattr__(name: str) -> str:
     """`__version__`, read when it is asked for: importlib.metadata is slow to import."""

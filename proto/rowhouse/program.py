@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The end of every command: what went wrong is one line on stderr, and an exit code that a script can use.
+"""What every command says: its tables, and at its end what went wrong in one line on stderr and an exit code
+that a script can use.
 
 Thread safety: a process's main thread.
 """
@@ -7,12 +8,50 @@ Thread safety: a process's main thread.
 import os
 import sys
 from collections.abc import Callable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from rowhouse.error import StoreError
 
+if TYPE_CHECKING:  # rich takes 50 ms to import
+    from rich.console import Console
+    from rich.table import Table
+
 INTERRUPTED: Final = 130
 """Exit code after Ctrl-C, as shells give it."""
+
+
+_PIPE_WIDTH: Final = 10_000
+"""Columns of an output that nobody watches: a line that was wrapped cannot be searched for."""
+
+
+def screen(*, stderr: bool = False) -> "Console":
+    """Where a command prints tables: as wide as the terminal, and where there is none nothing is wrapped.
+
+    Parameters
+    ----------
+    stderr
+        Whether it is stderr, not stdout.
+    """
+    from rich.console import Console  # noqa: PLC0415
+
+    found = Console(stderr=stderr)
+    return found if found.is_terminal else Console(stderr=stderr, width=_PIPE_WIDTH)
+
+
+def show_table(table: "Table", to: "Console") -> None:
+    """Print a table under its title, which is one line: rich would wrap it, with the paths in it.
+
+    Parameters
+    ----------
+    table
+        The table; its title is taken off.
+    to
+        Where to.
+    """
+    title, table.title = table.title, None
+    if title is not None:
+        to.print(title, soft_wrap=True, markup=False, highlight=False)
+    to.print(table)
 
 
 def run_program(
@@ -40,6 +79,9 @@ def run_program(
         The work's code; the `exit_code` of an error that has one (those of rowhouse and feature_cross);
         `refused`; 130 after Ctrl-C; 0 when the reader of the output (`head`) had enough.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if (reconfigure := getattr(stream, "reconfigure", None)) is not None:  # a test's may have none
+            reconfigure(errors="backslashreplace")  # a terminal that is not UTF-8 shows what it can
     try:
         code = work() or 0
         sys.stdout.flush()  # here, where a reader that has gone is no error

@@ -120,10 +120,12 @@ class AsyncClient:
         await self._call_kept(partial(self._client.push_many, deepcopy(gradients), learning_rate))
 
     async def push_unique(
-        self, gradients: Mapping[str, tuple[NDArray[np.uint64], NDArray[np.float32]]]
+        self,
+        gradients: Mapping[str, tuple[NDArray[np.uint64], NDArray[np.float32]]],
+        learning_rates: Mapping[str, float] | None = None,
     ) -> None:
         """As Client.push_unique. Cancelled under way it is applied all the same; `flush` waits for it."""
-        await self._call_kept(partial(self._client.push_unique, deepcopy(dict(gradients))))
+        await self._call_kept(partial(self._client.push_unique, deepcopy(dict(gradients)), learning_rates))
 
     async def prefetch(self, ids: Mapping[str, ArrayLike], *, read_only: bool = False) -> None:
         """As Pipeline.prefetch; PreconditionError when this is not made over a pipeline."""

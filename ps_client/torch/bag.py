@@ -5,6 +5,8 @@ Thread safety: that of the client; the module itself holds no state that changes
 """
 
 import math
+from collections.abc import Mapping
+from numbers import Integral
 from typing import Final
 
 import torch
@@ -13,25 +15,29 @@ from torch import Tensor, nn
 
 from ps_client.step import StepProtocol
 from ps_client.table import find_table
+from ps_client.torch.handle import RowHandle, RowModule
+from ps_client.torch.jagged import check_integers
 from ps_client.torch.lookup import look_up, prefetch
 from ps_client.torch.pool import Bags, pooled
+from ps_client.validation import as_number
 
 MODES: Final = ("sum", "mean", "max")
 
 
 def check_gradient_scale(gradient_scale: float) -> float:
     """The factor on pushed gradients: finite and above 0, else InvalidRequestError."""
-    scale = float(gradient_scale)
+    scale = as_number("gradient_scale", gradient_scale)
     if not (math.isfinite(scale) and scale > 0):
         raise InvalidRequestError(f"gradient_scale is {scale}; it must be finite and above 0")
     return scale
 
 
-class EmbeddingBag(nn.Module):
+class EmbeddingBag(RowModule):
     """Pooled rows of one table, as `torch.nn.EmbeddingBag`; backward pushes their gradients.
 
-    It has no parameters: the optimizer of the table runs on the shards. In eval mode, or where
-    gradients are off, it pulls read-only and pushes nothing.
+    Its one parameter, `weight`, has no elements: it is there to be frozen (`requires_grad_(False)`), and the
+    optimizer of the table runs on the shards. In eval mode, where gradients are off, or frozen, it pulls
+    read-only and pushes nothing.
 
     Parameters
     ----------
@@ -40,7 +46,7 @@ class EmbeddingBag(nn.Module):
     table
         Name of the table.
     mode
-        "sum", "mean" or "max".
+        "mean", "sum" or "max".
     padding_idx
         An id that counts for nothing: it is not pulled, not pooled, not counted by a mean, and gets no
         gradient. As its 64 bits: -1 and 2^64 - 1 are the same id.
@@ -61,19 +67,21 @@ class EmbeddingBag(nn.Module):
         self,
         client: StepProtocol,
         table: str,
-        mode: str = "sum",
+        mode: str = "mean",
         *,
         padding_idx: int | None = None,
         include_last_offset: bool = False,
         gradient_scale: float = 1.0,
     ) -> None:
-        super().__init__()
+        super().__init__(client)
         if mode not in MODES:
             raise ValueError(f"mode is {mode!r}; it must be one of {MODES}")
+        if padding_idx is not None and not isinstance(padding_idx, Integral):
+            raise InvalidRequestError(f"padding_idx is {padding_idx!r}; it must be an integer")
         if padding_idx is not None and not -(1 << 63) <= padding_idx < 1 << 64:
             raise ValueError(f"padding_idx is {padding_idx}; it must be -2^63 to 2^64 - 1")
         declared = find_table(client.tables, table)
-        self.client = client
+        self.weight = RowHandle(torch.empty(0, declared.dim))
         self.table, self.embedding_dim, self.mode = table, declared.dim, mode
         self.padding_idx, self.include_last_offset = padding_idx, include_last_offset
         self.gradient_scale = check_gradient_scale(gradient_scale)
@@ -81,6 +89,10 @@ class EmbeddingBag(nn.Module):
     def extra_repr(self) -> str:
         """What `print` shows between the parentheses."""
         return f"{self.table!r}, dim={self.embedding_dim}, mode={self.mode!r}"
+
+    def handles(self) -> Mapping[str, nn.Parameter]:
+        """`weight`, by the name of its table."""
+        return {self.table: self.weight}
 
     def forward(
         self, input: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None
@@ -111,9 +123,7 @@ class EmbeddingBag(nn.Module):
         if self.padding_idx is not None:
             assert offsets is not None
             ids, offsets, weights = self._without_padding(ids, offsets, weights)
-        step = look_up(
-            self.client, {self.table: ids}, recorded=self.training, gradient_scale=self.gradient_scale
-        )
+        step = look_up(self, {self.table: ids}, gradient_scale=self.gradient_scale)
         return pooled(step, [Bags(self.table, 0, ids.shape[0], offsets, self.mode, weights, last)])[0]
 
     def prefetch(self, input: Tensor) -> None:
@@ -127,9 +137,12 @@ class EmbeddingBag(nn.Module):
         ids = input.reshape(-1)
         if self.padding_idx is not None:
             ids = ids[self._kept(ids)]
-        prefetch(self.client, {self.table: ids}, recorded=self.training)
+        prefetch(self, {self.table: ids})
 
     def _check(self, ids: Tensor, offsets: Tensor | None, weights: Tensor | None) -> None:
+        for name, given in (("input", ids), ("offsets", offsets), ("per_sample_weights", weights)):
+            if not (isinstance(given, Tensor) or (given is None and name != "input")):
+                raise InvalidRequestError(f"{name} is a {type(given).__name__}; it must be a tensor")
         if ids.dim() not in (1, 2):
             raise ValueError(f"input has shape {tuple(ids.shape)}; it must have one or two dimensions")
         if (ids.dim() == 1) == (offsets is None):
@@ -138,6 +151,8 @@ class EmbeddingBag(nn.Module):
             )
         if offsets is not None and offsets.dim() != 1:
             raise ValueError(f"offsets have shape {tuple(offsets.shape)}; they must have one dimension")
+        if offsets is not None:
+            check_integers("offsets", offsets)
         if weights is not None and self.mode != "sum":
             raise NotImplementedError(f"per_sample_weights need mode 'sum'; this bag has {self.mode!r}")
         if weights is not None and weights.shape != ids.shape:

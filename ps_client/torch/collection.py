@@ -18,6 +18,7 @@ from ps_client.step import StepProtocol
 from ps_client.table import find_table
 from ps_client.torch import jagged as light
 from ps_client.torch.bag import check_gradient_scale
+from ps_client.torch.handle import RemoteTables, RowModule
 from ps_client.torch.keyed import JaggedTensor, KeyedJaggedTensor, KeyedTensor
 from ps_client.torch.lookup import Step, look_up, prefetch
 from ps_client.torch.pool import Bags, pooled
@@ -49,6 +50,11 @@ def check_configs(client: StepProtocol, configs: Sequence[TableConfig]) -> None:
     UnknownTableError, ConfigError
         The cluster has no such table, or its dim differs.
     """
+    for config in configs:
+        if not all(hasattr(config, key) for key in ("name", "embedding_dim", "feature_names")):
+            raise InvalidRequestError(
+                f"tables has {config!r}; each must be an EmbeddingBagConfig or EmbeddingConfig"
+            )
     names = [config.name for config in configs]
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise ValueError(f"table {twice[0]!r} is configured more than once")
@@ -71,16 +77,26 @@ def output_names(configs: Sequence[TableConfig]) -> list[list[str]]:
     return [[f"{f}@{c.name}" if shared[f] > 1 else f for f in c.feature_names] for c in configs]
 
 
-class _Collection(nn.Module):
+class _Collection(RowModule):
     """What both collections share: the configs, and one lookup for all of them."""
 
     def __init__(self, client: StepProtocol, tables: Sequence[TableConfig], gradient_scale: float) -> None:
-        super().__init__()
+        super().__init__(client)
         self._configs = list(tables)
         check_configs(client, self._configs)
         self._names = output_names(self._configs)
-        self.client = client
         self.gradient_scale = check_gradient_scale(gradient_scale)
+
+    def _remote(self) -> RemoteTables:
+        return RemoteTables({config.name: config.embedding_dim for config in self._configs})
+
+    def handles(self) -> Mapping[str, nn.Parameter]:
+        """The handle of each table, by table name."""
+        tables = next(child for child in self.children() if isinstance(child, RemoteTables))
+        return {name: tables[name].weight for name in tables}
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.extra_repr()})"
 
     def extra_repr(self) -> str:
         """What `print` shows between the parentheses."""
@@ -105,6 +121,11 @@ class _Collection(nn.Module):
                 f"features {missing} are not among the batch's keys {list(features.keys())}"
             )
 
+        if not isinstance(features, light.KeyedJaggedTensor):  # torchrec's is not checked when it is made
+            for name in ("lengths", "offsets"):
+                if (found := getattr(features, f"{name}_or_none")()) is not None:
+                    light.check_integers(name, found)
+
     def prefetch(self, features: KeyedJaggedTensor) -> None:
         """Start the pull of a later `forward`; the module's client must be a Pipeline.
 
@@ -114,7 +135,7 @@ class _Collection(nn.Module):
             The batch as `forward` will have it, in the same mode (training or evaluation).
         """
         self._check_batch(features)
-        prefetch(self.client, self._ids(features.to_dict()), recorded=self.training)
+        prefetch(self, self._ids(features.to_dict()))
 
     def _ids(self, batch: Mapping[str, JaggedTensor]) -> dict[str, Tensor]:
         """The ids of each table, features one after the other."""
@@ -122,8 +143,7 @@ class _Collection(nn.Module):
 
     def _look_up(self, batch: Mapping[str, JaggedTensor]) -> Step:
         """One lookup of every feature of a batch."""
-        recorded, scale = self.training, self.gradient_scale
-        return look_up(self.client, self._ids(batch), recorded=recorded, gradient_scale=scale)
+        return look_up(self, self._ids(batch), gradient_scale=self.gradient_scale)
 
     def _outputs(self, batch: Mapping[str, JaggedTensor]) -> list[tuple[TableConfig, JaggedTensor, int]]:
         """(config, the feature's batch, how many ids of the table are before it) of each output."""
@@ -167,6 +187,7 @@ class EmbeddingBagCollection(_Collection):
         gradient_scale: float = 1.0,
     ) -> None:
         super().__init__(client, tables, gradient_scale)
+        self.embedding_bags = self._remote()
         self.is_weighted = is_weighted
         self._modes = {config.name: self._mode(config.name, config.pooling) for config in tables}
 
@@ -235,6 +256,7 @@ class EmbeddingCollection(_Collection):
 
     def __init__(self, client: StepProtocol, tables: Sequence[Any], *, gradient_scale: float = 1.0) -> None:
         super().__init__(client, tables, gradient_scale)
+        self.embeddings = self._remote()
 
     def forward(self, features: KeyedJaggedTensor) -> dict[str, JaggedTensor]:
         """The row of every id of a batch.

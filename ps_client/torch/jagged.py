@@ -29,6 +29,20 @@ from rowhouse.error import InvalidRequestError
 from torch import Tensor
 
 
+def check_integers(name: str, tensor: Tensor) -> None:
+    """InvalidRequestError unless the lengths or offsets of bags are integers: nothing is truncated.
+
+    Parameters
+    ----------
+    name
+        What they are, for the message.
+    tensor
+        The lengths or offsets.
+    """
+    if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
+        raise InvalidRequestError(f"{name} are a tensor of {tensor.dtype}; they must be integers")
+
+
 def _lengths_of(offsets: Tensor) -> Tensor:
     return offsets[1:] - offsets[:-1]
 
@@ -47,6 +61,9 @@ class _Jagged:
     ) -> None:
         if lengths is None and offsets is None:
             raise ValueError("lengths or offsets must be given")
+        for name, tensor in (("lengths", lengths), ("offsets", offsets)):
+            if tensor is not None:
+                check_integers(name, tensor)
         self._values, self._weights, self._lengths, self._offsets = values, weights, lengths, offsets
 
     def values(self) -> Tensor:

@@ -7,9 +7,10 @@
 
 Only distinct rows come and go; what makes outputs of them is in pool.py.
 
-Invariants: 1. one lookup is one pull, and its backward one push, for all its tables; 2. a lookup that
-is not recorded (evaluation, no_grad, inference_mode) pulls read-only and never pushes; 3. ids travel
-as their 64 bits: nothing is clipped. Thread safety: that of the client.
+Invariants: 1. one lookup is one pull, and its backward one push, for all its tables (or what a RowOptimizer
+pushes later); 2. a lookup that is not recorded (evaluation, no_grad, inference_mode, frozen tables) pulls
+read-only and never pushes; 3. ids travel as their 64 bits: nothing is clipped. Thread safety: that of the
+client.
 """
 
 from collections.abc import Mapping
@@ -23,6 +24,7 @@ from rowhouse.error import InvalidRequestError
 from torch import Tensor
 
 from ps_client.step import StepProtocol, UniqueRows
+from ps_client.torch.handle import GradientSink, RowModule
 
 _SIGNED = {torch.int64, torch.int32, torch.int16, torch.int8}
 _UNSIGNED = {torch.uint8, torch.uint16, torch.uint32, torch.uint64}
@@ -65,31 +67,43 @@ class Step:
         Where it pulled, and where its backward pushes.
     unique
         Rows of its distinct ids by table name.
-    recorded
-        Whether backward pushes.
+    trained
+        Tables whose gradients backward pushes; none: the lookup is not recorded.
     gradient_scale
         Factor on what is pushed.
     device
         Where the ids were, and the rows go.
+    sink
+        Where backward leaves the gradients; None: it pushes them.
     """
 
     client: StepProtocol
     unique: Mapping[str, UniqueRows]
-    recorded: bool
+    trained: frozenset[str]
     gradient_scale: float
     device: torch.device
+    sink: GradientSink | None
+
+    @property
+    def recorded(self) -> bool:
+        """Whether backward comes back here."""
+        return bool(self.trained)
 
     def tensor(self, table: str) -> Tensor:
         """The distinct rows of one table, (u, D) float32 on `device`."""
         return torch.from_numpy(self.unique[table].own_rows()).to(self.device)
 
     def push(self, sums: Mapping[str, NDArray[np.float32]]) -> None:
-        """Push new (u, D) float32 arrays, a gradient for each distinct id of each table named; they are
-        given away, and scaled in place."""
+        """Push, or leave to the sink, new (u, D) float32 arrays, a gradient for each distinct id of each
+        table named; they are given away, and scaled in place."""
         if self.gradient_scale != 1.0:
             for values in sums.values():
                 np.multiply(values, np.float32(self.gradient_scale), out=values)
-        self.client.push_unique({table: (self.unique[table].ids, sums[table]) for table in sums})
+        gradients = {table: (self.unique[table].ids, sums[table]) for table in sums}
+        if self.sink is not None:
+            self.sink.add(self.client, gradients)
+        else:
+            self.client.push_unique(gradients)
 
 
 class _Rows(torch.autograd.Function):
@@ -99,7 +113,9 @@ class _Rows(torch.autograd.Function):
     def forward(ctx: Any, anchor: Tensor, step: Step) -> tuple[Tensor, ...]:
         ctx.step = step
         ctx.set_materialize_grads(False)
-        return tuple(step.tensor(table) for table in step.unique)
+        rows = {table: step.tensor(table) for table in step.unique}
+        ctx.mark_non_differentiable(*[rows[table] for table in rows if table not in step.trained])
+        return tuple(rows.values())
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -107,39 +123,55 @@ class _Rows(torch.autograd.Function):
         step: Step = ctx.step
         arrived = zip(step.unique, gradients, strict=True)
         # None: nothing that was differentiated used this table. Copied: torch may hand the same memory on.
-        given = {table: gradient.detach().cpu() for table, gradient in arrived if gradient is not None}
+        given = {
+            table: gradient.detach().cpu()
+            for table, gradient in arrived
+            if gradient is not None and table in step.trained
+        }
         step.push({table: np.array(gradient.numpy(), np.float32) for table, gradient in given.items()})
         return None, None
 
 
-def prefetch(client: StepProtocol, ids: Mapping[str, Tensor], *, recorded: bool) -> None:
+def prefetch(module: RowModule, ids: Mapping[str, Tensor]) -> None:
     """Start the pull that a `look_up` of the same ids will make; PreconditionError without a pipeline."""
     bits = {table: id_bits(tensor) for table, tensor in ids.items()}
-    client.prefetch(bits, read_only=not (recorded and torch.is_grad_enabled()))
+    module.client.prefetch(bits, read_only=not module.trained_tables())
 
 
-def look_up(
-    client: StepProtocol, ids: Mapping[str, Tensor], *, recorded: bool, gradient_scale: float
-) -> Step:
+def look_up(module: RowModule, ids: Mapping[str, Tensor], *, gradient_scale: float) -> Step:
     """Rows of several tables in one pull.
 
     Parameters
     ----------
-    client
-        Where to pull, and where the backward pushes.
+    module
+        Whose lookup it is: its client pulls; in training mode backward pushes, of tables that are not frozen,
+        or leaves the gradients to its sink. Where it pushes nothing the pull is read-only.
     ids
         Integer ids by table name; all on one device, where the rows go too.
-    recorded
-        Whether this is a training step. If so, and gradients are on, backward pushes; otherwise the
-        pull is read-only.
     gradient_scale
         Factor on what is pushed.
+
+    Raises
+    ------
+    InvalidRequestError
+        The ids are no integers; or this is a training step under autocast in float16, whose loss a scaler
+        scales, and backward would push.
     """
-    recorded = recorded and torch.is_grad_enabled()
-    bits = {table: id_bits(tensor) for table, tensor in ids.items()}
-    unique = client.pull_unique(bits, read_only=not recorded)
+    trained = module.trained_tables()
     device = next(iter(ids.values())).device if ids else torch.device("cpu")
-    return Step(client, unique, recorded, gradient_scale, device)
+    if trained and module.sink is None and _is_half(device.type):
+        raise InvalidRequestError(
+            f"{type(module).__name__}: a training step under autocast in float16 needs a loss scaler, and "
+            "backward would push the scaled gradients: make RowOptimizer(model) and pass it to scaler.step"
+        )
+    bits = {table: id_bits(tensor) for table, tensor in ids.items()}
+    unique = module.client.pull_unique(bits, read_only=not trained)
+    return Step(module.client, unique, trained, gradient_scale, device, module.sink)
+
+
+def _is_half(device_type: str) -> bool:
+    """Whether operations there run in float16 at the moment."""
+    return torch.is_autocast_enabled(device_type) and torch.get_autocast_dtype(device_type) == torch.float16
 
 
 def found_rows(step: Step) -> dict[str, Found]:

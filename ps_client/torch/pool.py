@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ps_client.kernel import are_bags, gather, sum_pooled
+from ps_client.torch.jagged import check_integers
 from ps_client.torch.lookup import Found, Step, found_rows
 
 
@@ -101,6 +102,8 @@ class _Pooling:
 
 def _starts(step: Step, bags: Bags) -> NDArray[np.int64] | None:
     """Where each bag starts; None where torch must see the rows, or say what is wrong with the offsets."""
+    if bags.offsets is not None:
+        check_integers("offsets", bags.offsets)
     if step.device.type != "cpu" or (bags.weights is not None and bags.weights.requires_grad):
         return None
     if bags.offsets is None:
@@ -137,7 +140,8 @@ def _pool(found: Found, bags: Bags) -> Tensor:
             return rows
         return functional.embedding(found.inverse, rows)
     if not rows.shape[0]:  # the sum, 0, keeps the answer in the graph
-        return rows.new_zeros(offsets.shape[0] - bags.include_last, rows.shape[1]) + rows.sum()
+        empty = rows.new_zeros(offsets.shape[0] - bags.include_last, rows.shape[1]) + rows.sum()
+        return empty if weights is None else empty + weights.sum().to(rows.dtype)
     return functional.embedding_bag(
         found.inverse,
         rows,
@@ -158,7 +162,10 @@ class _Pooled(torch.autograd.Function):
         ctx.save_for_backward(
             *[pooling.bags.weights for pooling in poolings]
         )  # torch notices if they are changed
-        return tuple(_output(step, pooling) for pooling in poolings)
+        outputs = [_output(step, pooling) for pooling in poolings]
+        pairs = zip(poolings, outputs, strict=True)
+        ctx.mark_non_differentiable(*[out for one, out in pairs if one.bags.table not in step.trained])
+        return tuple(outputs)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -166,7 +173,7 @@ class _Pooled(torch.autograd.Function):
         step: Step = ctx.step
         outputs = list(zip(ctx.poolings, gradients, ctx.saved_tensors, strict=True))
         sums = {}
-        for table in step.unique:
+        for table in (table for table in step.unique if table in step.trained):  # in one order, always
             mine = [output for output in outputs if output[0].bags.table == table]
             if any(gradient is not None for _, gradient, _ in mine):  # else nothing differentiated used it
                 sums[table] = _sums(step, table, mine)

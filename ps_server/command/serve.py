@@ -18,9 +18,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from rich.console import Console
 from rich.table import Table
 from rowhouse.error import UnavailableError
+from rowhouse.program import screen, show_table
 
 from ps_server.config.cluster import ClusterConfig, load_config, shard_directory
 from ps_server.disk.data_dir import claim_data_dir
@@ -144,5 +144,5 @@ def _announce(config: ClusterConfig, as_json: bool) -> None:
     table = Table("shard", "endpoint", title=f"{config.name}: {config.shard_count} shards serve")
     for index, endpoint in enumerate(config.endpoints):
         table.add_row(str(index), endpoint)
-    Console().print(table)
+    show_table(table, screen())
     print(f'ps_client.connect("{",".join(config.endpoints)}")', flush=True)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import xxhash
+from rowhouse import dtype
 from rowhouse.error import ConfigError, CorruptionError
 
 from ps_server.disk.segment import Owner
@@ -164,6 +165,44 @@ def read_shard(store: Store) -> dict[str, Any] | None:
     return _unsealed(data, "the shard's descriptor") if data else None
 
 
+_KEPT_FOR = {
+    "show_click": ("sums of shows and clicks", "show_click"),
+    "push_count": ("numbers of pushes", "least_frequent"),
+    "push_time": ("times of the last push", "ttl or show_click"),
+}
+"""What each piece of row metadata is, and the eviction policies that need it."""
+
+
+def _in_words(changed: set[str], now: dict[str, Any], before: dict[str, Any]) -> str:
+    """A layout that differs, as the config has it."""
+    for key, (kept, policies) in _KEPT_FOR.items():
+        if key in changed and changed <= _KEPT_FOR.keys():
+            if now[key]:
+                return (
+                    f"eviction has {policies}, which needs {kept}; this data directory was made without them"
+                )
+            return f"eviction has no {policies}; this data directory was made with {kept}"
+    key = next((key for key in ("dim", "dtype", "state_of", "state_size") if key in changed), min(changed))
+    word, one, other = {
+        "dtype": ("dtype", dtype.NAMES[now["dtype"]], dtype.NAMES[before["dtype"]]),
+        "state_of": (
+            "optimizer.kind",
+            *(d.get("state_of") or "one that keeps no state" for d in (now, before)),
+        ),
+        "state_size": (
+            "the number of values that the optimizer keeps per row",
+            now["state_size"],
+            before["state_size"],
+        ),
+    }.get(key, (key, now[key], before[key]))
+    return f"{word} is {one}; this data directory was made with {other}"
+
+
+def _way(changed: set[str]) -> str:
+    """How to have it changed all the same: rows of another dim are other rows."""
+    return "" if "dim" in changed else "; to change it, export the table and load it into a new directory"
+
+
 def check_shard(store: Store, identity: dict[str, Any], *, read_only: bool) -> Owner:
     """Compare what must not change between two openings with what the store says; record it when new.
 
@@ -174,7 +213,8 @@ def check_shard(store: Store, identity: dict[str, Any], *, read_only: bool) -> O
     known = read_shard(store) or {}
     for key in ("shard", "shard_count", "map_version"):
         if known and known[key] != identity[key]:
-            raise ConfigError(f"{key} is {identity[key]}; this data directory was made with {known[key]}")
+            word = {"shard": "the shard's number", "shard_count": "the number of shards"}.get(key, key)
+            raise ConfigError(f"{word} is {identity[key]}; this data directory was made with {known[key]}")
     of_cluster = known.get("cluster_id") or identity["cluster_id"]
     if identity["cluster_id"] and of_cluster != identity["cluster_id"]:
         raise ConfigError(
@@ -185,12 +225,9 @@ def check_shard(store: Store, identity: dict[str, Any], *, read_only: bool) -> O
     for name, layout in identity["tables"].items():
         if read_only and name not in tables:
             raise ConfigError(f"table {name!r} is not in this data directory; open it for writing once")
-        before = dict(tables.get(name, layout))
-        for key, value in layout.items():
-            if before.setdefault(key, value) != value:  # an older directory does not know every key
-                raise ConfigError(
-                    f"table {name!r}: {key} is {value!r}; this data directory was made with {before[key]!r}"
-                )
+        before = {**layout, **tables.get(name, {})}  # an older directory does not know every key
+        if changed := {key for key, value in layout.items() if before[key] != value}:
+            raise ConfigError(f"table {name!r}: {_in_words(changed, layout, before)}{_way(changed)}")
         tables[name] = layout
     updated = {**identity, "cluster_id": of_cluster, "tables": tables}
     if updated != known and not read_only:

@@ -284,7 +284,7 @@ class RowFamily:
 
     def close(self) -> None:
         """Let go of the family: RocksDB gives up the directory when the last handle is gone."""
-        self._family.close()
+        _guarded(f"closing {self.name}", self._family.close)
         del self._family, self._handle, self._database
 
     def ingest(self, files: list[Path]) -> None:

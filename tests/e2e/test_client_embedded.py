@@ -110,7 +110,7 @@ def test_a_model_trains_and_its_rows_outlive_the_process(tmp_path: Path) -> None
 def test_evaluation_creates_no_row(tmp_path: Path) -> None:
     config = {"tables": [table("user", 4, {"kind": "sgd", "learning_rate": 0.5})]}
     with connect(f"embedded:{tmp_path}", config=config) as client:
-        bag = EmbeddingBag(client, "user")
+        bag = EmbeddingBag(client, "user", "sum")
         torch.autograd.backward(bag(torch.tensor([[1, 2]])).sum())
         bag.eval()
         bag(torch.arange(1000).reshape(10, 100))

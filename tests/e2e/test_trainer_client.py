@@ -211,7 +211,7 @@ def test_a_trainer_says_why_it_has_no_pipeline(clients: list[Client]) -> None:
     with pytest.raises(PreconditionError, match=r"lack the others' gradients.*Client\.pipeline\(\)"):
         alone.pipeline(staleness=1)
     with pytest.raises(PreconditionError, match="a trainer of a group has no pipeline"):
-        EmbeddingBag(alone, "user").prefetch(torch.arange(6).reshape(2, 3))
+        EmbeddingBag(alone, "user", "sum").prefetch(torch.arange(6).reshape(2, 3))
 
 
 def test_learning_rates_of_a_step_must_agree(clients: list[Client]) -> None:
@@ -267,7 +267,7 @@ def test_settings_are_checked_here_and_against_the_others(clients: list[Client],
 
 def test_torch_modules_take_a_trainer(clients: list[Client]) -> None:
     pair = trainers_of(clients)
-    bags = [EmbeddingBag(trainer, "user") for trainer in pair]
+    bags = [EmbeddingBag(trainer, "user", "sum") for trainer in pair]
     ids = torch.arange(6).reshape(2, 3)
     before = clients[0].pull("user", np.arange(6))
     for bag in bags:

@@ -31,7 +31,7 @@ class Model:
 
     def __init__(self, client: Client) -> None:
         torch.manual_seed(3)
-        self.client, self.bag, self.dense = client, EmbeddingBag(client, "user"), torch.nn.Linear(8, 1)
+        self.client, self.bag, self.dense = client, EmbeddingBag(client, "user", "sum"), torch.nn.Linear(8, 1)
         self.optimizer = torch.optim.Adam(self.dense.parameters(), lr=0.01)
         self.step = 0
 

@@ -35,7 +35,7 @@ def test_uint64_ids_pass_as_they_are() -> None:
     [
         ([1, 2, -3, -4], r"'user': ids\[2\] is -3"),
         ([1.0, 2.0], "dtype float64"),
-        (np.array([], np.float32), "dtype float32"),
+        (np.array([1], np.float32), "dtype float32"),
         ([True], "dtype bool"),
         (["a"], "dtype <U1"),
         ([[1], [2]], r"shape \(2, 1\)"),

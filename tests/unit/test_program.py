@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How commands end: one line on stderr, and an exit code."""
 
+import io
 import os
 import signal
 import subprocess
@@ -8,8 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
+from rich.table import Table
 from rowhouse.error import ConfigError, CorruptionError, RowhouseError, UnavailableError
-from rowhouse.program import INTERRUPTED, run_program
+from rowhouse.program import INTERRUPTED, run_program, screen, show_table
 
 from feature_cross.error import DataError
 
@@ -89,3 +92,43 @@ def test_a_reader_that_had_enough_is_no_error() -> None:
         process.stdout.read(1)
         process.stdout.close()
         assert (process.stderr.read(), process.wait(timeout=60)) == (b"", 0)
+
+
+FOLDER = "/".join(["a-folder-with-a-name"] * 12)
+
+
+def test_nothing_is_wrapped_where_no_terminal_is(capsys: pytest.CaptureFixture[str]) -> None:
+    table = Table("path", "rows", title=f"3 rows of {FOLDER} [1]")
+    table.add_row(FOLDER, "3")
+    show_table(table, screen())
+    screen(stderr=True).print(f"see {FOLDER}/report.html")
+    out, err = capsys.readouterr()
+    assert out.splitlines()[0] == f"3 rows of {FOLDER} [1]" and out.count(FOLDER) == 2
+    assert err == f"see {FOLDER}/report.html\n"
+
+
+def test_on_a_terminal_a_title_is_one_line_that_can_be_copied() -> None:
+    written = io.StringIO()
+    terminal = Console(file=written, force_terminal=True, width=40, color_system=None)
+    table = Table("rows", title=f"3 rows of {FOLDER}")
+    show_table(table, terminal)
+    assert written.getvalue().splitlines()[0] == f"3 rows of {FOLDER}"
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_what_a_terminal_has_no_letters_for_is_no_error(encoding: str) -> None:
+    script = """
+import sys
+from rowhouse.error import ConfigError
+from rowhouse.program import run_program
+def work():
+    print("10¹² bytes → 日本")
+    raise ConfigError("table '日本' is not there")
+sys.exit(run_program("demo", work))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, check=False, timeout=120,
+        env={**os.environ, "PYTHONIOENCODING": encoding},
+    )  # fmt: skip
+    assert done.returncode == ConfigError.exit_code, done.stderr
+    assert b"10" in done.stdout and b"demo: ConfigError: table '\\u65e5\\u672c' is not there" in done.stderr

@@ -92,7 +92,7 @@ def test_padding_in_two_dimensions_and_with_weights_equals_torch() -> None:
     theirs = reference("sum", padding_idx=3)
     shards = make_shards(1)
     with local_client(shards) as client:
-        train(EmbeddingBag(client, "user", padding_idx=3), theirs, "2-D", weighted=True)
+        train(EmbeddingBag(client, "user", "sum", padding_idx=3), theirs, "2-D", weighted=True)
         check_rows(client, theirs)
     assert ("user", 3) not in shards[0].rows, "the padding id is never pushed"
     assert not any(3 in request.tables[0].ids for request in shards[0].pulls[:-1]), "nor pulled"
@@ -102,7 +102,7 @@ def test_a_padding_id_above_2_63_is_its_bits() -> None:
     shards = make_shards(1)
     with local_client(shards) as client:
         for padding in (-1, 2**64 - 1):
-            bag = EmbeddingBag(client, "user", padding_idx=padding)
+            bag = EmbeddingBag(client, "user", "sum", padding_idx=padding)
             out = bag(torch.tensor([[-1, 5]]))
             np.testing.assert_array_equal(out.detach()[0], first_row(5, 4))
 
@@ -116,7 +116,7 @@ def test_batches_of_empty_bags_are_zeros_and_push_nothing() -> None:
             assert out.shape == (3, 4) and not out.any() and out.dtype == torch.float32
             out.sum().backward()
             assert bag(torch.empty((2, 0), dtype=torch.int64)).shape == (2, 4)
-        last = EmbeddingBag(client, "user", include_last_offset=True)
+        last = EmbeddingBag(client, "user", "sum", include_last_offset=True)
         assert last(torch.empty(0, dtype=torch.int64), torch.zeros(3, dtype=torch.int64)).shape == (2, 4)
     assert not shards[0].pushes and not shards[0].pulls
 
@@ -130,7 +130,7 @@ def test_ids_are_bit_cast_and_never_clipped() -> None:
         with pytest.raises(InvalidRequestError, match=f"tensor of {wrong.dtype}; they must be integers"):
             id_bits(wrong)
     with local_client(make_shards(2)) as client:
-        out = EmbeddingBag(client, "user")(torch.tensor([[-1]]))
+        out = EmbeddingBag(client, "user", "sum")(torch.tensor([[-1]]))
     np.testing.assert_array_equal(out.detach()[0], first_row(2**64 - 1, 4))
 
 
@@ -143,7 +143,7 @@ def test_evaluation_pulls_read_only_and_pushes_nothing() -> None:
         return (bag(ids) * scale).sum()
 
     with local_client(shards) as client:
-        bag = EmbeddingBag(client, "user")
+        bag = EmbeddingBag(client, "user", "sum")
         bag.eval()
         loss(bag).backward()
         bag.train()
@@ -160,8 +160,8 @@ def test_evaluation_pulls_read_only_and_pushes_nothing() -> None:
 def test_one_push_per_backward_of_each_distinct_id() -> None:
     shards = make_shards(1)
     with local_client(shards) as client:
-        bag = EmbeddingBag(client, "user", gradient_scale=0.25)
-        assert list(bag.parameters()) == [] and "user" in repr(bag)
+        bag = EmbeddingBag(client, "user", "sum", gradient_scale=0.25)
+        assert [p.numel() for p in bag.parameters()] == [0] and "user" in repr(bag) and not bag.state_dict()
         out = bag(torch.tensor([5, 5, 9, 5]), torch.tensor([0, 2]))
         out.sum().backward(retain_graph=True)
         (part,) = shards[0].pushes[0].tables
@@ -175,7 +175,7 @@ def test_one_push_per_backward_of_each_distinct_id() -> None:
 def test_autocast_and_a_frozen_part_of_the_model() -> None:
     shards = make_shards(1)
     with local_client(shards) as client:
-        bag, dense = EmbeddingBag(client, "user"), nn.Linear(4, 2)
+        bag, dense = EmbeddingBag(client, "user", "sum"), nn.Linear(4, 2)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             out = bag(torch.tensor([[1, 2], [3, 4]]))
             loss = dense(out).float().sum()
@@ -201,19 +201,19 @@ def test_wrong_shapes_are_value_errors(
     shape: tuple[int, ...], offsets: Tensor | None, weights: Tensor | None, text: str
 ) -> None:
     with local_client(make_shards(1)) as client, pytest.raises(ValueError, match=text):
-        EmbeddingBag(client, "user")(torch.ones(shape, dtype=torch.int64), offsets, weights)
+        EmbeddingBag(client, "user", "sum")(torch.ones(shape, dtype=torch.int64), offsets, weights)
 
 
 def test_wrong_options_are_errors() -> None:
     with local_client(make_shards(1)) as client:
         with pytest.raises(UnknownTableError, match="did you mean 'user'"):
-            EmbeddingBag(client, "users")
+            EmbeddingBag(client, "users", "sum")
         with pytest.raises(ValueError, match="mode is 'avg'"):
             EmbeddingBag(client, "user", "avg")
         with pytest.raises(ValueError, match="padding_idx is 18446744073709551616"):
-            EmbeddingBag(client, "user", padding_idx=2**64)
+            EmbeddingBag(client, "user", "sum", padding_idx=2**64)
         with pytest.raises(InvalidRequestError, match="gradient_scale is 0"):
-            EmbeddingBag(client, "user", gradient_scale=0)
+            EmbeddingBag(client, "user", "sum", gradient_scale=0)
         with pytest.raises(NotImplementedError, match="need mode 'sum'; this bag has 'max'"):
             EmbeddingBag(client, "user", "max")(torch.tensor([[1]]), None, torch.ones(1, 1))
 
@@ -221,7 +221,7 @@ def test_wrong_options_are_errors() -> None:
 def test_a_push_that_fails_in_backward_raises_there() -> None:
     shards: list[FakeShard] = make_shards(1)
     with local_client(shards) as client:
-        out = EmbeddingBag(client, "user")(torch.tensor([[1]]))
+        out = EmbeddingBag(client, "user", "sum")(torch.tensor([[1]]))
         with pytest.raises(InvalidRequestError, match=r"'user': gradients\[0, 0\] is nan for id 1"):
             (out * torch.nan).sum().backward()
     assert not shards[0].pushes

@@ -10,7 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from ps_client import Client
-from ps_client.torch import EmbeddingBag, EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor
+from ps_client.torch import (
+    EmbeddingBag,
+    EmbeddingBagCollection,
+    EmbeddingBagConfig,
+    KeyedJaggedTensor,
+    RowOptimizer,
+)
 
 from .fake_shard import first_row, local_client, make_shards
 
@@ -44,7 +50,7 @@ def reference() -> nn.EmbeddingBag:
 def test_without_gradients_nothing_is_created_and_training_goes_on(mode: Callable[[], Any]) -> None:
     shards = make_shards(2)
     with local_client(shards) as client:
-        bag, bags = EmbeddingBag(client, "user"), collection(client)
+        bag, bags = EmbeddingBag(client, "user", "sum"), collection(client)
         with mode():
             out, pooled = bag(IDS), bags(keyed()).values()
         assert not out.requires_grad and not pooled.requires_grad
@@ -61,7 +67,7 @@ def test_ids_made_under_inference_mode_can_be_trained_on() -> None:
     with local_client(shards) as client:
         with torch.inference_mode():
             ids = IDS + 1
-        EmbeddingBag(client, "user")(ids).sum().backward()
+        EmbeddingBag(client, "user", "sum")(ids).sum().backward()
         assert shards[0].applied == 1
 
 
@@ -72,7 +78,8 @@ def test_autocast_equals_torch(dtype: torch.dtype) -> None:
     dense = nn.Linear(4, 2)
     optimizer = torch.optim.SGD(theirs.parameters(), lr=0.5)
     with local_client(shards) as client:
-        ours = EmbeddingBag(client, "user")
+        ours = EmbeddingBag(client, "user", "sum")
+        steps = RowOptimizer(ours)
         for _ in range(5):
             losses = []
             with torch.autocast("cpu", dtype=dtype):
@@ -85,6 +92,7 @@ def test_autocast_equals_torch(dtype: torch.dtype) -> None:
             optimizer.zero_grad()
             torch.autograd.backward(losses)
             optimizer.step()
+            steps.step()
         torch.testing.assert_close(
             torch.from_numpy(client.pull("user", np.arange(10))), theirs.weight.detach()
         )
@@ -93,7 +101,7 @@ def test_autocast_equals_torch(dtype: torch.dtype) -> None:
 
 def step(client: Client, ids: Tensor, batch: KeyedJaggedTensor) -> tuple[Tensor, Tensor]:
     """One training step of both modules; their outputs."""
-    out, pooled = EmbeddingBag(client, "user")(ids), collection(client)(batch).values()
+    out, pooled = EmbeddingBag(client, "user", "sum")(ids), collection(client)(batch).values()
     ((out**2).sum() + (pooled**3).sum()).backward()
     return out, pooled
 
@@ -119,7 +127,7 @@ def test_cuda_equals_the_cpu(pinned: bool) -> None:
 @needs_cuda
 def test_ids_in_pinned_memory_are_taken_as_they_are() -> None:
     with local_client(make_shards(1)) as client:
-        bag = EmbeddingBag(client, "user")
+        bag = EmbeddingBag(client, "user", "sum")
         assert torch.equal(bag(IDS.pin_memory()), bag(IDS))
 
 
@@ -129,7 +137,7 @@ def test_a_pipeline_and_autocast_on_cuda() -> None:
     batches = [torch.from_numpy(np.random.default_rng(s).integers(0, 10, (6, 3))).cuda() for s in range(6)]
     dense = nn.Linear(4, 1).cuda()
     with local_client(plain) as client, local_client(piped) as other, other.pipeline() as pipeline:
-        bags = EmbeddingBag(client, "user"), EmbeddingBag(pipeline, "user")
+        bags = EmbeddingBag(client, "user", "sum"), EmbeddingBag(pipeline, "user", "sum")
         for one, two in zip(batches, pipeline.ahead(batches, bags[1].prefetch), strict=True):
             for bag, batch in zip(bags, (one, two), strict=True):
                 with torch.autocast("cuda", dtype=torch.bfloat16):

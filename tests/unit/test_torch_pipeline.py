@@ -90,7 +90,7 @@ def test_a_training_loop_has_the_bits_of_one_without(train: Callable[[StepClient
 def test_prefetch_in_eval_mode_is_read_only_and_is_used() -> None:
     shards = make_shards(1)
     with local_client(shards) as client, client.pipeline() as pipeline:
-        bag = EmbeddingBag(pipeline, "user").eval()
+        bag = EmbeddingBag(pipeline, "user", "sum").eval()
         ids = torch.tensor([[1, 2]])
         bag.prefetch(ids)
         bag(ids)
@@ -99,7 +99,7 @@ def test_prefetch_in_eval_mode_is_read_only_and_is_used() -> None:
 
 def test_prefetch_needs_a_pipeline() -> None:
     with local_client(make_shards(1)) as client:
-        bag = EmbeddingBag(client, "user")
+        bag = EmbeddingBag(client, "user", "sum")
         with pytest.raises(
             PreconditionError, match=r"use what client.pipeline\(\) gives, or make the module with it"
         ):

@@ -69,7 +69,7 @@ def single(client: Client, seed: int) -> list[Tensor]:
 def expanded(client: Client, seed: int) -> list[Tensor]:
     """The gradient of a sum has strides of 0."""
     ids = torch.from_numpy(np.random.default_rng(seed).integers(0, 9, (6, 3)))
-    return [EmbeddingBag(client, "user")(ids).sum() + 0.0]
+    return [EmbeddingBag(client, "user", "sum")(ids).sum() + 0.0]
 
 
 MODELS = [one_feature, weighted, mean, rows_themselves, single, expanded]
@@ -107,7 +107,7 @@ def test_ids_after_the_last_bag_get_nothing() -> None:
     shards = make_shards(1)
     ids, offsets = torch.tensor([4, 1, 4, 8, 1, 7]), torch.tensor([0, 2, 4])
     with local_client(shards) as client:
-        EmbeddingBag(client, "user", include_last_offset=True)(ids, offsets).sum().backward()
+        EmbeddingBag(client, "user", "sum", include_last_offset=True)(ids, offsets).sum().backward()
     pushed = shards[0].pushes[0].tables[0]
     assert pushed.ids.tolist() == [4, 1, 8, 7]
     assert pushed.gradients[:, 0].tolist() == [2, 1, 1, 0]
@@ -124,7 +124,7 @@ def test_one_backward_is_one_push_of_distinct_ids() -> None:
 def test_weights_changed_before_the_backward_are_noticed() -> None:
     with local_client(make_shards(1)) as client:
         weights = torch.ones(2, 2)
-        out = EmbeddingBag(client, "user")(torch.tensor([[1, 2], [2, 3]]), None, weights)
+        out = EmbeddingBag(client, "user", "sum")(torch.tensor([[1, 2], [2, 3]]), None, weights)
         weights += 1
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
             out.sum().backward()

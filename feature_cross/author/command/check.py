@@ -5,9 +5,9 @@ import argparse
 import json
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from rowhouse.problem import Problem
+from rowhouse.program import screen, show_table
 
 from feature_cross.author.check.finding import find
 from feature_cross.author.check.survey import Survey
@@ -49,7 +49,7 @@ def run(flags: argparse.Namespace) -> int:
         )
         for name, feature in measured.features.items():
             table.add_row(name, f"{feature.covered_rows:,}", f"{feature.ids:,}", f"{feature.distinct:,}")
-        Console().print(table)
+        show_table(table, screen())
     print(f"{source}: {counted(errors, 'error')}, {counted(len(problems) - errors, 'warning')}")
     return 1 if errors else 0
 

@@ -7,12 +7,13 @@ from typing import Any, Final
 
 from rich.table import Table
 from rowhouse.problem import nearest
+from rowhouse.program import screen, show_table
 
 from feature_cross.author.flag import row_shape
 from feature_cross.author.guard.diff import ConfigDiff, FeatureDiff, diff_configs
 from feature_cross.author.guard.measure import DiffMeasure, measure
 from feature_cross.author.limit import PAST_BOUND
-from feature_cross.author.progress import console, counted
+from feature_cross.author.progress import counted
 from feature_cross.author.size import RowShape, show_bytes
 from feature_cross.config.loader import load
 from feature_cross.engine.engine import Engine
@@ -125,9 +126,9 @@ def _print_diff(
     size = shape.row_bytes(flags.tier)
     table.add_section()
     table.add_row("bytes", show_bytes(measured.old_ids * size), show_bytes(measured.new_ids * size), "", "")
-    screen = console()
-    screen.print(table)
-    screen.print(shape.text(flags.tier))
+    to = screen()
+    show_table(table, to)
+    to.print(shape.text(flags.tier))
 
 
 def _short(value: Any) -> str:

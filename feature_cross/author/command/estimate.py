@@ -7,7 +7,7 @@ import time
 from dataclasses import replace
 
 from rich.progress import TimeRemainingColumn
-from rowhouse.program import INTERRUPTED
+from rowhouse.program import INTERRUPTED, screen
 
 from feature_cross.author.estimate.growth import ROWS_MIN
 from feature_cross.author.estimate.measure import Measurement, measure
@@ -17,7 +17,7 @@ from feature_cross.author.estimate.summary import Request, summarize
 from feature_cross.author.estimate.view import print_estimate
 from feature_cross.author.flag import row_shape
 from feature_cross.author.limit import PAST_BOUND
-from feature_cross.author.progress import console, progress_bar
+from feature_cross.author.progress import progress_bar
 from feature_cross.config.config import CrossConfig
 from feature_cross.config.loader import load
 from feature_cross.config.plan import build_plan
@@ -30,7 +30,7 @@ def run(flags: argparse.Namespace) -> int:
     if flags.json:
         print(estimate.model_dump_json())
     else:
-        print_estimate(estimate, console())
+        print_estimate(estimate, screen())
     if estimate.stopped == "interrupt":
         print(
             f"feature-cross: interrupted; this is of the first {estimate.rows_read:,} rows", file=sys.stderr

@@ -7,9 +7,9 @@ import sys
 import time
 
 import pyarrow as pa
-from rich.console import Console
 from rich.table import Table
 from rowhouse.problem import nearest
+from rowhouse.program import screen, show_table
 
 from feature_cross.author.progress import progress_bar
 from feature_cross.config.loader import load
@@ -51,7 +51,7 @@ def run(flags: argparse.Namespace) -> int:
     table = Table("feature", "ids", "ids per row", title=f"{rows:,} rows in {seconds:.1f} s -> {flags.out}")
     for name, count in ids.items():
         table.add_row(name, f"{count:,}", f"{count / rows:.2f}" if rows else "-")
-    Console(stderr=True).print(table)
+    show_table(table, screen(stderr=True))
     return 0
 
 

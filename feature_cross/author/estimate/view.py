@@ -5,6 +5,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rowhouse.program import show_table
 
 from feature_cross.author.estimate.report import CollisionReport, Estimate, FeatureReport, VerdictReport
 from feature_cross.author.size import show_bytes
@@ -40,8 +41,8 @@ def print_estimate(estimate: Estimate, console: Console) -> None:
     """
     of = "" if estimate.rows_total is None else f" of {estimate.rows_total:,}"
     console.print(f"{escape(estimate.data)}: {estimate.rows_read:,}{of} rows read, {estimate.seconds:.1f} s")
-    console.print(_rows_table(estimate))
-    console.print(_spread_table(estimate))
+    show_table(_rows_table(estimate), console)
+    show_table(_spread_table(estimate), console)
     for value in estimate.values:
         if value.values != value.hashes:
             lost = value.values - value.hashes

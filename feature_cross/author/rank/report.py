@@ -9,8 +9,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.table import Table
+from rowhouse.program import screen, show_table
 
-from feature_cross.author.progress import console, counted, progress_bar
+from feature_cross.author.progress import counted, progress_bar
 from feature_cross.author.rank.edit import declaration
 from feature_cross.author.rank.inference import Estimate, Gain
 from feature_cross.author.rank.pruning import Pruned
@@ -21,9 +22,6 @@ from feature_cross.author.size import RowShape, show_bytes
 
 __all__ = ["figures", "print_found", "print_pruned", "print_ranking", "pruned_json", "ranking_json",
            "suggestions_json", "told"]  # fmt: skip
-
-_WIDTH_MIN = 150
-"""Columns of a table that is not for a terminal."""
 
 _SCREENED_SHOWN = 20
 """Candidates that an interrupted search shows."""
@@ -111,17 +109,13 @@ def print_ranking(ranking: Ranking, judgement: Judgement, over: str, shape: RowS
     table = Table("cross", "ids", "bytes", "known", "log-loss gain", "AUC gain", "p", "", title=title)
     for one in ranking.crosses:
         table.add_row(*_ranking_cells(one, ranking.z, shape.row_bytes(tier)))
-    screen = console(_WIDTH_MIN)
-    screen.print(table)
-    screen.print(
-        f"{show_judgement(judgement, ranking.planned)}. known: final rows with an id that training has."
-    )
-    screen.print(shape.text(tier))
+    to = screen()
+    show_table(table, to)
+    to.print(f"{show_judgement(judgement, ranking.planned)}. known: final rows with an id that training has.")
+    to.print(shape.text(tier))
     if ranking.interrupted:
         left = ranking.planned - len(ranking.crosses)
-        screen.print(
-            f"interrupted: {left} of {ranking.planned} crosses were not judged; p counts them as tests"
-        )
+        to.print(f"interrupted: {left} of {ranking.planned} crosses were not judged; p counts them as tests")
 
 
 def _ranking_cells(one: CrossGain, z: float, bytes_per_row: int) -> list[str]:
@@ -186,10 +180,10 @@ def suggestions_json(found: Found, judgement: Judgement, source: str) -> dict[st
 
 def print_found(found: Found, judgement: Judgement, source: str, meaning: str) -> None:
     """Tables, then the YAML to paste; `meaning` says what the bytes are."""
-    screen = console(_WIDTH_MIN)
+    to = screen()
     tried = len(found.screened)
     if found.interrupted:
-        screen.print(f"interrupted: {tried} of {found.planned} candidates so far were tried")
+        to.print(f"interrupted: {tried} of {found.planned} candidates so far were tried")
     if found.interrupted and not found.suggestions:
         if not tried:
             return
@@ -199,8 +193,8 @@ def print_found(found: Found, judgement: Judgement, source: str, meaning: str) -
         for step in [step for step in found.screened if not step.reason][:_SCREENED_SHOWN]:
             cells = (f"{step.distinct:,}", show_bytes(step.size_bytes), f"{step.gain.value:+.5f}")
             table.add_row(step.candidate.label, *cells)
-        screen.print(table)
-        screen.print("these figures chose the candidates, so they are too good: no p goes with them")
+        show_table(table, to)
+        to.print("these figures chose the candidates, so they are too good: no p goes with them")
         return
     title = f"{tried} candidates tried; {show_rows(found.rows, found.rows_total)}"
     table = Table("cross", "ids", "bytes", "log-loss gain", "AUC gain", "p", "", title=title)
@@ -210,18 +204,18 @@ def print_found(found: Found, judgement: Judgement, source: str, meaning: str) -
             show_estimate(one.gain.log_loss, found.z), show_estimate(one.gain.auc, found.z, 4),
             show_p(one.p_adjusted), "gain" if one.significant else "not shown",
         )  # fmt: skip
-    screen.print(table)
+    show_table(table, to)
     for reason, count in _reasons(found).items():
-        screen.print(f"{counted(count, 'candidate')} left aside: {reason}")
-    screen.print(meaning)
+        to.print(f"{counted(count, 'candidate')} left aside: {reason}")
+    to.print(meaning)
     if not found.suggestions:
-        screen.print("no candidate helps on selection rows")
+        to.print("no candidate helps on selection rows")
         return
-    screen.print(f"each over the ones above it; {show_judgement(judgement, len(found.suggestions))}")
+    to.print(f"each over the ones above it; {show_judgement(judgement, len(found.suggestions))}")
     if found.total is not None:
         total, z = found.total, found.z
         loss, auc = show_estimate(total.log_loss, z), show_estimate(total.auc, z, 4)
-        screen.print(
+        to.print(
             f"all together: log loss {total.base_log_loss:.5f} {loss} better, AUC {total.base_auc:.4f} {auc}"
         )
     print()
@@ -266,7 +260,7 @@ def pruned_json(pruned: Pruned, renamed: dict[str, str], out: str | None) -> dic
 
 def print_pruned(pruned: Pruned, renamed: dict[str, str], out: str | None, meaning: str) -> None:
     """What goes, what stays, and what the final rows say; `meaning` says what the bytes are."""
-    screen = console(_WIDTH_MIN)
+    to = screen()
     title = f"log loss that each feature's removal costs; {show_rows(pruned.rows, pruned.rows_total)}"
     table = Table("feature", "ids", "bytes", "cost on selection rows", "", title=title)
     for one in sorted(pruned.verdicts, key=lambda one: (-one.hurt.value, one.name)):
@@ -274,24 +268,24 @@ def print_pruned(pruned: Pruned, renamed: dict[str, str], out: str | None, meani
         what = f"dropped: the same as {one.same_as}" if one.same_as else what
         cost = f"{one.hurt.value:+.5f} (at most {one.hurt.interval(pruned.z)[1]:+.5f})"
         table.add_row(one.name, f"{one.distinct:,}", show_bytes(one.size_bytes), cost, what)
-    screen.print(table)
-    screen.print(
+    show_table(table, to)
+    to.print(
         f"{show_bytes(pruned.bytes_before)} -> {show_bytes(pruned.bytes_after)};"
         f" {counted(len(pruned.dropped), 'feature')} dropped: {', '.join(pruned.dropped) or 'none'}"
     )
-    screen.print(meaning)
+    to.print(meaning)
     if pruned.loss is not None:
         bound = pruned.loss.log_loss.interval(pruned.z)[1]
         sure = pruned.loss.log_loss.interval(pruned.z)[0] > pruned.margin
         verdict = "more than the tolerance" if sure else "harm is not ruled out"
         verdict = "no harm" if pruned.harmless else verdict
-        screen.print(
+        to.print(
             f"on the final rows the pruned model loses {pruned.loss.log_loss.value:+.5f} log loss, at most"
             f" {bound:+.5f} (tolerance {pruned.margin:.5f}), and {pruned.loss.auc.value:+.4f} AUC: {verdict}"
         )
     for old, new in renamed.items():
-        screen.print(f"{old} is now called {new}; its ids are the same")
+        to.print(f"{old} is now called {new}; its ids are the same")
     if pruned.interrupted:
-        screen.print("interrupted: no config was written")
+        to.print("interrupted: no config was written")
     elif out is not None:
-        screen.print(f"{out}: written")
+        to.print(f"{out}: written")

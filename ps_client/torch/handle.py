@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What torch sees of rows that live on the shards: per table an empty parameter, a handle.
+
+torch freezes parameters (`requires_grad_`), counts them and moves them. A module of ours has a handle for
+each of its tables, so `model.requires_grad_(False)` freezes its rows as it freezes a layer. A handle has no
+elements and never a gradient: optimizers and gradient clipping pass it over, DDP ignores it, and it is in
+no state_dict. Thread safety: that of torch's modules.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rowhouse.error import InvalidRequestError
+from torch import nn
+
+from ps_client.step import StepProtocol
+
+
+class RowHandle(nn.Parameter):
+    """The handle of one table: (0, dim). `requires_grad` says whether backward moves the table's rows."""
+
+    _ddp_ignored = True  # what DDP looks for when it casts parameters (mixed_precision)
+
+
+class _HandleOwner(nn.Module):
+    """A module whose handles are in no state_dict, and are missing in none."""
+
+    def _handle_keys(self, prefix: str) -> set[str]:
+        return {prefix + name for name, own in self._parameters.items() if isinstance(own, RowHandle)}
+
+    def named_parameters(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, nn.Parameter]]:
+        """As torch's; without `recurse` the handles are left out, because DDP asks so, module by module, for
+        the parameters whose gradients it must reduce.
+
+        Parameters
+        ----------
+        prefix, recurse, remove_duplicate
+            As torch's.
+        """
+        found = super().named_parameters(prefix, recurse, remove_duplicate)
+        return (pair for pair in found if recurse or not isinstance(pair[1], RowHandle))
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        for key in self._handle_keys(prefix):
+            del destination[key]
+
+    def _load_from_state_dict(
+        self, state_dict: Any, prefix: str, metadata: Any, strict: bool, missing: list[str], *lists: list[str]
+    ) -> None:
+        super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, *lists)
+        keys = self._handle_keys(prefix)
+        missing[:] = [key for key in missing if key not in keys]
+
+
+class RemoteTable(_HandleOwner):
+    """One table of a collection: its handle, called `weight` as torchrec's is.
+
+    Parameters
+    ----------
+    dim
+        The table's dim.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.weight = RowHandle(torch.empty(0, dim))
+
+
+class RemoteTables(nn.Module):
+    """The tables of a collection by name, as torchrec's `embedding_bags`; a name may be any text.
+
+    Parameters
+    ----------
+    dims
+        Dim of each table by name.
+    """
+
+    def __init__(self, dims: Mapping[str, int]) -> None:
+        super().__init__()
+        self._modules.update({name: RemoteTable(dim) for name, dim in dims.items()})
+
+    def __getitem__(self, name: str) -> RemoteTable:
+        table = self._modules[name]
+        assert isinstance(table, RemoteTable)
+        return table
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._modules)
+
+    def __len__(self) -> int:
+        return len(self._modules)
+
+
+class GradientSink(Protocol):
+    """Where backward leaves gradients when it does not push them itself: a RowOptimizer."""
+
+    def add(
+        self, client: StepProtocol, gradients: Mapping[str, tuple[NDArray[np.uint64], NDArray[np.float32]]]
+    ) -> None:
+        """Take the gradients of one backward, as `push_unique` would."""
+
+
+class RowModule(_HandleOwner):
+    """What our modules share: their client, and where their gradients go.
+
+    Parameters
+    ----------
+    client
+        A connected client, its pipeline or its trainer; or any other StepProtocol.
+
+    Raises
+    ------
+    InvalidRequestError
+        `client` is none.
+    """
+
+    client: StepProtocol
+    sink: GradientSink | None
+
+    def __init__(self, client: StepProtocol) -> None:
+        super().__init__()
+        if not hasattr(client, "tables") or not hasattr(client, "pull_unique"):
+            raise InvalidRequestError(
+                f"client is {client!r}; it must be what ps_client.connect() gives, or its pipeline or "
+                f"trainer: {type(self).__name__}(client, ...)"
+            )
+        self.client = client
+        self.sink = None
+
+    def handles(self) -> Mapping[str, nn.Parameter]:
+        """The handle of each of its tables, by table name."""
+        raise NotImplementedError
+
+    def trained_tables(self) -> frozenset[str]:
+        """Tables whose rows a backward of a lookup made now moves: none in eval mode or without gradients."""
+        if not (self.training and torch.is_grad_enabled()):
+            return frozenset()
+        return frozenset(table for table, handle in self.handles().items() if handle.requires_grad)
+
+
+def row_modules(modules: nn.Module | Iterable[nn.Module]) -> list[RowModule]:
+    """Every module of ours in a model, or in several."""
+    roots = [modules] if isinstance(modules, nn.Module) else list(modules)
+    return [one for root in roots for one in root.modules() if isinstance(one, RowModule)]
