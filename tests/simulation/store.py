@@ -163,6 +163,7 @@ class SimulatedStore:
         tick("store open")
         self._media, self._tick = media, tick
         self._medium = media.at(directory)
+        self._unsynced: list[dict[str, bytes]] = []  # what `meta` was before each write that is not synced
         for name in value_bytes:
             self._medium.families.setdefault(name, {})
         self.families = {
@@ -173,8 +174,9 @@ class SimulatedStore:
     def get_meta(self, key: str) -> bytes | None:
         return self._medium.meta.get(key)
 
-    def put_meta(self, entries: dict[str, bytes]) -> None:
+    def put_meta(self, entries: dict[str, bytes], *, synced: bool = True) -> None:
         self._tick("store meta")
+        self._unsynced = [] if synced else [*self._unsynced, dict(self._medium.meta)]
         self._medium.meta |= entries
         self._tick("store meta")
 
@@ -189,10 +191,13 @@ class SimulatedStore:
             family.flush()
         self._media.put(folder, deepcopy(self._medium))
 
-    def crash(self, chance: Random) -> None:
-        """End as a kill or a power cut ends it."""
+    def crash(self, chance: Random, *, power_cut: bool) -> None:
+        """End as a kill or a power cut ends it; the latter may take the newest of `meta` that is not synced."""
         for family in self.families.values():
             family.crash(chance)
+        kept = chance.randint(0, len(self._unsynced)) if power_cut else len(self._unsynced)
+        if kept < len(self._unsynced):
+            self._medium.meta = self._unsynced[kept]
 
     def close(self) -> None:
         """What was not flushed is gone, or RocksDB has flushed it on its way out; both are allowed."""

@@ -44,7 +44,7 @@ class Pair:
         self.real_at = copy
         nothing = random.Random()
         nothing.randint = lambda least, _most: least  # type: ignore[method-assign]
-        self.other.crash(nothing)
+        self.other.crash(nothing, power_cut=False)
         self.open()
 
     def link(self) -> None:
@@ -113,7 +113,7 @@ def test_a_crash_leaves_what_was_flushed_and_a_beginning_of_what_came_after(tmp_
             family.put(np.array([key]), np.full((1, 5), number, np.uint8))
             if number == 2:
                 family.flush()
-        store.crash(random.Random(seed))
+        store.crash(random.Random(seed), power_cut=True)
         present, _ = make(tmp_path / str(seed), WIDTHS).families["row.b"].get(KEYS[:6])
         left.add(tuple(present.tolist()))
     assert left == {tuple([True] * kept + [False] * (6 - kept)) for kept in (3, 4, 5, 6)}
