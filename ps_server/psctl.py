@@ -39,7 +39,8 @@ examples, each on a stopped shard or data_dir:
   psctl verify data/shard-0000 --json
   psctl export data user --out user.parquet
   psctl load data user user.parquet
-  psctl load data user user.parquet --config cluster.yaml   (a new data_dir, or rows without state)
+  psctl load data user user.parquet --config cluster.yaml   (makes a new data_dir)
+  psctl load data user weights.parquet --config cluster.yaml --reset state,push_time   (pretrained weights)
 """
 
 _PLAN_EXAMPLES: Final = """\
@@ -144,11 +145,19 @@ def _add_offline_flags(command: argparse.ArgumentParser, name: str) -> None:
     if name != "verify":
         command.add_argument("table", metavar="TABLE")
     if name == "load":
-        columns = "columns id, weights and, where the optimizer keeps any, state (ps_server/bulk/column.py)"
-        command.add_argument("file", metavar="FILE", type=Path, help=f"Parquet file with {columns}")
+        command.add_argument(
+            "file",
+            metavar="FILE",
+            type=Path,
+            help="Parquet file with the columns of an export",
+        )
         command.add_argument(
             "--config", metavar="FILE", help="the cluster's: makes the shards of a new DIR, and knows the "
-            "optimizer's state of rows that come without it"
+            "optimizer's first state"
+        )  # fmt: skip
+        command.add_argument(
+            "--reset", metavar="COLUMN,…", type=_columns_flag, default=(), help="columns that begin anew: "
+            "state as the optimizer's first; push_time, push_count, shows and clicks as of one push now"
         )  # fmt: skip
         command.add_argument(
             "--skip-not-finite", action="store_true",
@@ -158,6 +167,10 @@ def _add_offline_flags(command: argparse.ArgumentParser, name: str) -> None:
         command.add_argument("--out", metavar="FILE", type=Path, required=True, help="Parquet file to write")
         command.add_argument("--overwrite", action="store_true", help="replace FILE if there is one")
     command.add_argument("--json", action="store_true", help="print JSON instead of a table")
+
+
+def _columns_flag(text: str) -> tuple[str, ...]:
+    return tuple(text.split(","))
 
 
 def _endpoints_flag(text: str) -> list[str]:

@@ -21,6 +21,7 @@ from ps_server.disk.checkpoint import CheckpointState
 from ps_server.disk.directory import Descriptor, held, open_store, read_descriptor
 from ps_server.disk.row import RowLayout
 from ps_server.disk.store import RowFamily, Store
+from ps_server.life.recovery import state_of
 from ps_server.shard.shard import Shard
 
 SCAN_ROWS: Final = 65_536
@@ -41,6 +42,8 @@ class OpenTable:
         Of the shard.
     lsn
         Applied so far; nothing changes the table while a load lasts.
+    state_of
+        Optimizer whose state the rows hold, "" for none; None where an old directory does not say.
     initial_state
         Optimizer state of a row that comes without one; None where only a config would know it.
     commit
@@ -55,6 +58,7 @@ class OpenTable:
     shard: int
     partition_map: PartitionMap
     lsn: int
+    state_of: str | None
     initial_state: NDArray[np.float32] | None
     commit: Callable[[Callable[[], None], int], None]
 
@@ -104,7 +108,7 @@ def _of_running(shard: Shard, name: str, writing: bool) -> OpenTable:
     return OpenTable(
         name=name, layout=table.layout, rows=tier.rows, tombstones=tier.tombstones,
         directory=shard.directory, shard=shard.index, partition_map=shard.partition_map, lsn=lsn,
-        initial_state=table.initial_state,
+        state_of=state_of(table.config), initial_state=table.initial_state,
         commit=lambda ingest, added: tier.replace_stored(ingest, added, lsn),
     )  # fmt: skip
 
@@ -126,6 +130,7 @@ def _of_stopped(directory: Path, name: str, descriptor: Descriptor, store: Store
     return OpenTable(
         name=name, layout=layout, rows=rows, tombstones=store.families[f"tombstone.{name}"],
         directory=directory, shard=descriptor.shard, partition_map=descriptor.partition_map(), lsn=state.lsn,
+        state_of=descriptor.states.get(name),
         initial_state=None if layout.state_size else np.empty(0, np.float32), commit=commit,
     )  # fmt: skip
 

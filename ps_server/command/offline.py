@@ -63,7 +63,7 @@ def _load(arguments: argparse.Namespace, console: Console) -> int:
             with target as place, pq.ParquetFile(arguments.file) as file:
                 report = bulk_load(
                     place, arguments.table, file.iter_batches(EXPORT_ROWS), skip_others=True,
-                    skip_not_finite=arguments.skip_not_finite,
+                    skip_not_finite=arguments.skip_not_finite, reset=arguments.reset,
                     progress=functools.partial(_advance, progress, task),
                 )  # fmt: skip
             reports.append({"shard": name, **asdict(report)})
@@ -125,8 +125,14 @@ def _show_facts(reports: list[dict[str, Any]], arguments: argparse.Namespace, co
         return
     table = Table(*reports[0])
     for report in reports:
-        table.add_row(*(f"{v:,}" if isinstance(v, int) else str(v) for v in report.values()))
+        table.add_row(*(_cell(value) for value in report.values()))
     console.print(table)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, int):
+        return f"{value:,}"
+    return value if isinstance(value, str) else ", ".join(value) or "-"
 
 
 # ---------------------------------------------------------------- verify

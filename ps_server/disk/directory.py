@@ -41,6 +41,8 @@ class Descriptor:
         The cluster that it belongs to; empty where it was never opened since clusters have ids.
     layouts
         Layout of each table's rows, by name; tables that left the config since are still there.
+    states
+        Optimizer whose state a table's rows hold, "" for none; not there where the directory does not say.
     """
 
     shard: int
@@ -48,6 +50,7 @@ class Descriptor:
     map_version: int
     cluster_id: str
     layouts: dict[str, RowLayout]
+    states: dict[str, str]
 
     def families(self) -> dict[str, int]:
         """Value bytes of each family of the store."""
@@ -144,10 +147,11 @@ def read_descriptor(directory: Path, *, paranoid: bool = True) -> Descriptor:
         store.close()
     if facts is None:
         raise StoreError(f"{directory}: the store has no shard in it")
-    layouts = {}
+    layouts, states = {}, {}
     for name, layout in facts["tables"].items():
         version = layout.pop("row_format_version")
-        layout.pop("state_of", None)
+        if (state_of := layout.pop("state_of", None)) is not None:
+            states[name] = state_of
         if version != ROW_FORMAT_VERSION:
             raise CorruptionError(
                 f"table {name!r} has row format {version}; this version reads {ROW_FORMAT_VERSION}"
@@ -155,5 +159,5 @@ def read_descriptor(directory: Path, *, paranoid: bool = True) -> Descriptor:
         layouts[name] = RowLayout(**layout)
     return Descriptor(
         shard=facts["shard"], shard_count=facts["shard_count"], map_version=facts["map_version"],
-        cluster_id=facts.get("cluster_id", ""), layouts=layouts,
+        cluster_id=facts.get("cluster_id", ""), layouts=layouts, states=states,
     )  # fmt: skip

@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rowhouse.codec import decode_push_request, encode_push_request
 
+from ps_server.bulk.column import RESETTABLE
 from ps_server.bulk.load import bulk_load
 from ps_server.config.cluster import ClusterConfig
 from ps_server.disk.row import LSN_BYTES
@@ -183,6 +184,7 @@ def load(driver: Driver, table: str, ids: NDArray[np.uint64], weights: NDArray[n
         driver.shard,
         table,
         [(ids, weights)],
+        reset=RESETTABLE,
         workers=0,
         clock=lambda: driver.now_s,
         failpoint=driver.failpoint,

@@ -145,7 +145,7 @@ def test_a_load_into_a_running_shard_replaces_hot_rows(tmp_path: Path) -> None:
     ids = some_ids(2000)
     kept = np.setdiff1d(old, ids)
     before = pull(shard, "user", kept)
-    report = bulk_load(shard, "user", batches(ids, "user", state=False))
+    report = bulk_load(shard, "user", batches(ids, "user", state=False), reset=["state"])
     assert report.replaced == np.intersect1d(ids, old).shape[0]
     assert np.array_equal(pull(shard, "user", ids), some_rows(ids, 4))
     assert np.array_equal(pull(shard, "user", kept), before)
@@ -189,7 +189,7 @@ def test_a_push_during_a_load_refuses_it_whole(tmp_path: Path) -> None:
         ("item", (np.arange(3, dtype="u8"), np.zeros((3, 4), "f4")), "must be float32 (3, 3)"),
         ("item", (np.arange(3, dtype="u8"), np.full((3, 3), 1e9, "f4")), "id 0, column 0, is inf as fp16"),
         ("item", (np.zeros(2, "u8"), np.zeros((2, 3), "f4")), "id 0 is in the input more than once"),
-        ("user", (np.arange(3, dtype="u8"), np.zeros((3, 4), "f4")), "keeps 4 values of optimizer state"),
+        ("user", (np.arange(3, dtype="u8"), np.zeros((3, 4), "f4")), "keeps 4 values of state per row"),
         ("user", (np.arange(1, dtype="u8"), np.zeros((1, 4), "f4"), np.full((1, 4), np.nan, "f4")), "state"),
         ("item", pa.record_batch({"id": [1], "weight": [1]}), "no column 'weights'"),
         ("item", pa.record_batch({"id": [1.5], "weights": [[1.0] * 3]}), "column 'id' must be uint64"),
