@@ -38,6 +38,7 @@ examples, each on a stopped shard or data_dir:
   psctl verify data
   psctl verify data/shard-0000 --json
   psctl export data user --out user.parquet
+  psctl export data user --out monday.parquet --saved before-monday
   psctl load data user user.parquet
   psctl load data user user.parquet --config cluster.yaml   (makes a new data_dir)
   psctl load data user weights.parquet --config cluster.yaml --reset state,push_time   (pretrained weights)
@@ -166,6 +167,16 @@ def _add_offline_flags(command: argparse.ArgumentParser, name: str) -> None:
     if name == "export":
         command.add_argument("--out", metavar="FILE", type=Path, required=True, help="Parquet file to write")
         command.add_argument("--overwrite", action="store_true", help="replace FILE if there is one")
+        command.add_argument(
+            "--config", metavar="FILE", help="the cluster's: replays the log of a shard that was not stopped "
+            "cleanly, in a temporary folder; DIR is only read"
+        )  # fmt: skip
+    if name != "load":
+        command.add_argument(
+            "--saved",
+            metavar="NAME",
+            help="the tables saved under this name, in the place of the shards' own",
+        )
     command.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
 

@@ -22,6 +22,7 @@ from ps_server.disk.directory import Descriptor, held, open_store, read_descript
 from ps_server.disk.row import RowLayout
 from ps_server.disk.store import RowFamily, Store
 from ps_server.life.recovery import state_of
+from ps_server.life.saved import check_no_restore, is_copy
 from ps_server.shard.shard import Shard
 
 SCAN_ROWS: Final = 65_536
@@ -63,6 +64,16 @@ class OpenTable:
     commit: Callable[[Callable[[], None], int], None]
 
 
+def is_whole(directory: Path) -> bool:
+    """Whether the store of a stopped shard's directory has all of its rows: it needs no log; raises as
+    `read_descriptor`."""
+    store = open_store(directory, {})
+    try:
+        return is_copy(directory) or checkpoint.read_life(store).clean
+    finally:
+        store.close()
+
+
 @contextmanager
 def open_table(target: Shard | Path, name: str, *, writing: bool) -> Iterator[OpenTable]:
     """The table of a running shard, or of a stopped one's directory, for as long as the context lasts.
@@ -82,6 +93,7 @@ def open_table(target: Shard | Path, name: str, *, writing: bool) -> Iterator[Op
     if isinstance(target, Shard):
         yield _of_running(target, name, writing)
         return
+    check_no_restore(target)
     descriptor = read_descriptor(target)
     layout = descriptor.layouts.get(name)
     if layout is None:
@@ -115,8 +127,11 @@ def _of_running(shard: Shard, name: str, writing: bool) -> OpenTable:
 
 def _of_stopped(directory: Path, name: str, descriptor: Descriptor, store: Store) -> OpenTable:
     state, life = checkpoint.read(store), checkpoint.read_life(store)
-    if not life.clean:
-        raise StoreError(f"{directory}: was not stopped cleanly; start and stop its shard once to recover it")
+    if not life.clean and not is_copy(directory):
+        raise StoreError(
+            f"{directory}: was not stopped cleanly; start and stop its shard once to recover it, or export "
+            "with --config, which replays its log beside it"
+        )
     layout, rows = descriptor.layouts[name], store.families[f"row.{name}"]
 
     def commit(ingest: Callable[[], None], added: int) -> None:

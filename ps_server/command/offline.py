@@ -24,10 +24,12 @@ from rowhouse.error import CorruptionError, InvalidRequestError, StoreError
 
 from ps_server.bulk.export import EXPORT_ROWS, export_schema, export_table
 from ps_server.bulk.load import bulk_load
+from ps_server.bulk.recovered import exportable
 from ps_server.config.cluster import load_config, shard_directory
 from ps_server.disk.data_dir import claim_data_dir, is_made
 from ps_server.disk.directory import shard_directories
 from ps_server.disk.verify import Damage, Report, TableReport, verify_directory
+from ps_server.life.saved import copy_of, is_copy
 from ps_server.shard.shard import Shard
 
 DAMAGE_SHOWN_MAX: Final = 100
@@ -93,8 +95,19 @@ def _load_targets(
         yield directory.name, closing(Shard.open(config, index, directory))
 
 
-def _export(arguments: argparse.Namespace, console: Console) -> int:
+def _directories(arguments: argparse.Namespace) -> list[Path]:
+    """Those of the shards, or of their copies under a name."""
     directories = shard_directories(arguments.directory)
+    return (
+        directories if arguments.saved is None else [copy_of(path, arguments.saved) for path in directories]
+    )
+
+
+def _export(arguments: argparse.Namespace, console: Console) -> int:
+    directories = _directories(arguments)
+    config = (
+        load_config(arguments.config, {"data_dir": str(arguments.directory)}) if arguments.config else None
+    )
     if arguments.out.exists() and not arguments.overwrite:
         raise InvalidRequestError(f"--out: {arguments.out} is there already; name another, or --overwrite")
     reports = []
@@ -105,10 +118,11 @@ def _export(arguments: argparse.Namespace, console: Console) -> int:
             for directory in directories:
                 task = progress.add_task(f"{directory.name} {arguments.table}", total=None)
                 rows = 0
-                for batch in export_table(directory, arguments.table):
-                    writer.write_batch(batch)
-                    rows += batch.num_rows
-                    progress.update(task, completed=rows)
+                with exportable(directory, config) as source:
+                    for batch in export_table(source, arguments.table):
+                        writer.write_batch(batch)
+                        rows += batch.num_rows
+                        progress.update(task, completed=rows)
                 reports.append({"shard": directory.name, "rows": rows})
         unfinished.replace(arguments.out)
     except OSError as error:
@@ -138,7 +152,7 @@ def _cell(value: Any) -> str:
 # ---------------------------------------------------------------- verify
 def _verify(arguments: argparse.Namespace, console: Console) -> int:
     with _progress(arguments) as progress:
-        reports = [_verify_one(path, progress) for path in shard_directories(arguments.directory)]
+        reports = [_verify_one(path, progress) for path in _directories(arguments)]
     if arguments.json:
         print(json.dumps([_facts(report) for report in reports], indent=2))
     else:
@@ -184,7 +198,7 @@ def _show(reports: list[Report], console: Console) -> None:
     read = Table(*columns, "not finite")
     damaged = Table("shard", "part", "table", "rows", "where", "damage", title="damage")
     for report in reports:
-        stopped = "cleanly" if report.clean else "by a crash"
+        stopped = "cleanly" if report.clean else "saved copy" if is_copy(report.directory) else "by a crash"
         shard = [report.directory.name, stopped, str(report.checkpoint_lsn), f"{report.log_records:,}"]
         shard.append(f"{report.torn_bytes:,}")
         tables: list[TableReport | None] = [*report.tables] or [None]

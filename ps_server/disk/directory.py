@@ -105,10 +105,14 @@ def _held_by_this_process(lock: Path) -> bool:
 def held(directory: Path) -> Iterator[None]:
     """Keep servers out of a shard's directory while it is read, without writing to it.
 
-    RocksDB takes its lock only when it opens for writing; this takes the same lock, shared. Raises
-    DirectoryInUseError when a shard runs there, StoreError when the file cannot be opened.
+    RocksDB takes its lock only when it opens for writing; this takes the same lock, shared. A store without
+    the file was never opened for writing: a saved copy. Raises DirectoryInUseError when a shard runs there,
+    StoreError when the file cannot be opened.
     """
     lock = directory / "store" / "LOCK"
+    if not lock.exists():
+        yield
+        return
     try:
         if _held_by_this_process(lock):
             raise DirectoryInUseError(f"{directory}: a shard of this process runs there; stop it first")

@@ -7,14 +7,19 @@ Block checksums (xxh3) are on and verified on every read.
 
 Invariants: 1. every error of rocksdict leaves here as an error of rowhouse.error; 2. keys are
 mix64(id), big-endian, so scans go by partition; 3. a value of another length than the table's is
-CorruptionError, never served. Thread safety: every method may be called from any thread.
+CorruptionError, never served; 4. what is opened read-only is not written to, and may be where nobody can
+write. Thread safety: every method may be called from any thread.
 """
 
+import re
+import shutil
 import struct
+import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from itertools import chain, islice, starmap
 from pathlib import Path
 from typing import Any, Final, TypeVar, cast
@@ -45,6 +50,10 @@ READ_THREADS: Final = 2
 PARALLEL_KEYS_MIN: Final = 2048
 """A multi-get of fewer keys is faster in one piece than handed to two threads."""
 
+SCRATCH_PREFIX: Final = "rowhouse-read-"
+_SCRATCH_PATH: Final = re.compile(rf"\S*/{SCRATCH_PREFIX}[^/\s]+(?=/)")
+"""In front of a file's own path where RocksDB names a link to it (see `_linked`)."""
+
 Keys = NDArray[np.uint64]
 Values = NDArray[np.uint8]
 Answer = TypeVar("Answer")
@@ -52,7 +61,7 @@ Answer = TypeVar("Answer")
 
 def _translated(error: Exception, what: str) -> RowhouseError:
     """The error of ours that a rocksdict error stands for."""
-    text = str(error)
+    text = _SCRATCH_PATH.sub("", str(error))
     if ("No such file" in text and ".sst" in text) or "Corruption" in text or "checksum" in text.lower():
         return CorruptionError(f"{what}: {text}")
     if "lock" in text.lower() and ("LOCK" in text or "No locks available" in text):
@@ -125,6 +134,32 @@ def _other_options(name: str) -> rocksdict.Options:
     options = rocksdict.Options(raw_mode=True)
     options.set_disable_auto_compactions(name != META)
     return options
+
+
+@contextmanager
+def _linked(directory: Path) -> Iterator[Path]:
+    """A temporary folder with links to the files of a store, for as long as the context lasts.
+
+    rocksdict writes its own notes even into a store that it opens read-only: then it writes them here. The
+    path below the folder is the store's, so that `_translated` finds it again.
+    """
+    whole = directory.absolute()
+    with ExitStack() as stack:
+        try:
+            scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix=SCRATCH_PREFIX))
+            folder = Path(scratch) / whole.relative_to(whole.anchor)
+            folder.mkdir(parents=True)
+            for path in whole.iterdir() if whole.is_dir() else ():
+                if path.name == "rocksdict-config.json":
+                    shutil.copyfile(path, folder / path.name)
+                elif path.name not in ("LOCK", "LOG"):
+                    (folder / path.name).symlink_to(path)
+        except OSError as error:
+            raise StoreError(
+                f"opening {directory} through a temporary folder (TMPDIR names another place): "
+                f"{error.strerror or error}"
+            ) from error
+        yield folder
 
 
 class RowFamily:
@@ -330,7 +365,7 @@ class Store:
     cache_bytes, memtable_bytes
         Block cache, and size of one memtable; the database holds two of them in all.
     read_only
-        Open without writing anything.
+        Open without writing anything there; links in a temporary folder are opened (see `_linked`).
     paranoid
         Refuse to open when a file is missing or cut short; without it only its rows cannot be read.
 
@@ -358,15 +393,18 @@ class Store:
         access = rocksdict.AccessType.read_only(False) if read_only else rocksdict.AccessType.read_write()
         what = f"opening {directory}"
         exists = (directory / "CURRENT").exists()
-        listed = _guarded(what, lambda: rocksdict.Rdict.list_cf(str(directory), options)) if exists else []
-        families = {*listed} - {"default"}
-        if not read_only:
-            families |= {META, *value_bytes}
-        row_options = _row_options(self._cache, memtable_bytes)
-        opened = {name: row_options if name in value_bytes else _other_options(name) for name in families}
-        self._database: rocksdict.Rdict = _guarded(
-            what, lambda: rocksdict.Rdict(str(directory), options, column_families=opened, access_type=access)
-        )
+        with ExitStack() as links:
+            path = str(links.enter_context(_linked(directory)) if read_only else directory)
+            listed = _guarded(what, lambda: rocksdict.Rdict.list_cf(path, options)) if exists else []
+            families = {*listed} - {"default"}
+            if not read_only:
+                families |= {META, *value_bytes}
+            row_options = _row_options(self._cache, memtable_bytes)
+            opened = {name: row_options if name in value_bytes else _other_options(name) for name in families}
+            self._database: rocksdict.Rdict = _guarded(
+                what, lambda: rocksdict.Rdict(path, options, column_families=opened, access_type=access)
+            )
+            self._links = links.pop_all()
         self._readers = ThreadPoolExecutor(READ_THREADS, thread_name_prefix="store-read")
         self._meta = _guarded(what, lambda: self._database.get_column_family(META))
         kept = {name: width for name, width in value_bytes.items() if name in families}
@@ -403,4 +441,5 @@ class Store:
         for family in self.families.values():
             family.close()
         self._meta.close()
-        _guarded("closing the store", self._database.close)
+        with self._links:
+            _guarded("closing the store", self._database.close)

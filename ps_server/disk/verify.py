@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A walk over a stopped shard that reads every byte that matters and names what is damaged.
 
-Nothing is changed (RocksDB's binding rewrites `rocksdict-config.json` with the same bytes when it opens).
+Nothing is changed, and the directory may be on a file system that is mounted read-only.
 Damage does not end the walk: a table goes on behind a damaged block, the log with its next segment.
 
 Invariants: 1. a report without damage means that each row was read, passed its block's checksum and can
