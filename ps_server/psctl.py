@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from rowhouse.control import FREEZE_MODES
 from rowhouse.error import RowhouseError
@@ -34,10 +34,11 @@ _OFFLINE: Final = {
 }
 
 _OFFLINE_EXAMPLES: Final = """\
-examples, each on a stopped shard or data_dir:
+examples, each on a stopped shard or data_dir (export: running shards too):
   psctl verify data
   psctl verify data/shard-0000 --json
   psctl export data user --out user.parquet
+  psctl export user --endpoints 127.0.0.1:7470,127.0.0.1:7471 --out user.parquet
   psctl export data user --out monday.parquet --saved before-monday
   psctl load data user user.parquet
   psctl load data user user.parquet --config cluster.yaml   (makes a new data_dir)
@@ -142,7 +143,10 @@ def _add_plan_flags(command: argparse.ArgumentParser) -> None:
 
 def _add_offline_flags(command: argparse.ArgumentParser, name: str) -> None:
     """Arguments of the commands of offline.py."""
-    command.add_argument("directory", metavar="DIR", type=Path, help="a shard's directory, or a data_dir")
+    live: dict[str, Any] = {"nargs": "?"} if name == "export" else {}
+    command.add_argument(
+        "directory", metavar="DIR", type=Path, help="a shard's directory, or a data_dir", **live
+    )
     if name != "verify":
         command.add_argument("table", metavar="TABLE")
     if name == "load":
@@ -165,6 +169,13 @@ def _add_offline_flags(command: argparse.ArgumentParser, name: str) -> None:
             help="leave out rows with a NaN or an infinity, and count them; without it such a row is refused",
         )  # fmt: skip
     if name == "export":
+        command.add_argument(
+            "--endpoints", metavar="HOST:PORT,…", type=_endpoints_flag, help="running shards, all of the "
+            "cluster's, in the place of DIR: each row is as of some moment of the export"
+        )  # fmt: skip
+        command.add_argument(
+            "--timeout-s", type=float, default=60.0, help="with --endpoints: per call (default 60)"
+        )
         command.add_argument("--out", metavar="FILE", type=Path, required=True, help="Parquet file to write")
         command.add_argument("--overwrite", action="store_true", help="replace FILE if there is one")
         command.add_argument(
@@ -205,7 +216,8 @@ def _run(arguments: argparse.Namespace) -> int:
     from rich.console import Console  # noqa: PLC0415
 
     console = Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH)
-    room = "plan" if arguments.command == "plan" else "offline" if arguments.command in _OFFLINE else "online"
+    rooms = {"plan": "plan", "export": "export", "verify": "offline", "load": "offline"}
+    room = rooms.get(arguments.command, "online")
     return int(import_module(f"ps_server.command.{room}").run(arguments, console))
 
 

@@ -203,9 +203,9 @@ class Tier:
         """Copy rows and write them, a part at a time; the caller holds both locks."""
         part = max(1, COPY_BYTES // self.layout.value_bytes)
         for start in range(0, places.shape[0], part):
-            self._write(*self._copy(places[start : start + part]), self.applied_lsn)
+            self._write(*self.copy(places[start : start + part]), self.applied_lsn)
 
-    def _copy(self, places: Places) -> tuple[Ids, NDArray[np.uint8]]:
+    def copy(self, places: Places) -> tuple[Ids, NDArray[np.uint8]]:
         """Keys and values of hot rows as the store has them; the caller holds the lock."""
         layout = self.layout
         values = np.empty((places.shape[0], layout.value_bytes), np.uint8)
@@ -248,7 +248,7 @@ class Tier:
                 if places.shape[0] * self.layout.value_bytes > COPY_BYTES:
                     self._write_back(places)
                     return int(places.shape[0])
-                (keys, values), lsn = self._copy(places), self.applied_lsn
+                (keys, values), lsn = self.copy(places), self.applied_lsn
             self._write(keys, values, lsn)
         return int(places.shape[0])
 
