@@ -45,7 +45,12 @@ def test_rows_are_whole_and_of_the_time_of_the_export(
             assert set(table.column("weights").combine_chunks().flatten().to_pylist()) == {-1.0}
 
             done = threading.Event()
-            pushed = threading.Thread(target=lambda: [push() for _ in iter(done.is_set, True)])
+
+            def push_on() -> None:
+                while not done.is_set():
+                    push()
+
+            pushed = threading.Thread(target=push_on)
             pushed.start()
             assert psctl.main(command) == 0
             done.set()
