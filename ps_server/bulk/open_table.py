@@ -22,7 +22,7 @@ from ps_server.disk.directory import Descriptor, held, open_store, read_descript
 from ps_server.disk.row import RowLayout
 from ps_server.disk.store import RowFamily, Store
 from ps_server.life.recovery import state_of
-from ps_server.life.saved import check_no_restore, is_copy
+from ps_server.life.saved import check_no_restore
 from ps_server.shard.shard import Shard
 
 SCAN_ROWS: Final = 65_536
@@ -69,7 +69,7 @@ def is_whole(directory: Path) -> bool:
     `read_descriptor`."""
     store = open_store(directory, {})
     try:
-        return is_copy(directory) or checkpoint.read_life(store).clean
+        return checkpoint.read_life(store).clean
     finally:
         store.close()
 
@@ -127,7 +127,7 @@ def _of_running(shard: Shard, name: str, writing: bool) -> OpenTable:
 
 def _of_stopped(directory: Path, name: str, descriptor: Descriptor, store: Store) -> OpenTable:
     state, life = checkpoint.read(store), checkpoint.read_life(store)
-    if not life.clean and not is_copy(directory):
+    if not life.clean:
         raise StoreError(
             f"{directory}: was not stopped cleanly; start and stop its shard once to recover it, or export "
             "with --config, which replays its log beside it"

@@ -28,7 +28,7 @@ from ps_server.config.cluster import load_config, shard_directory
 from ps_server.disk.data_dir import claim_data_dir, is_made
 from ps_server.disk.directory import shard_directories
 from ps_server.disk.verify import Damage, Report, TableReport, verify_directory
-from ps_server.life.saved import copy_of, is_copy
+from ps_server.life.saved import copy_of
 from ps_server.shard.shard import Shard
 
 DAMAGE_SHOWN_MAX: Final = 100
@@ -168,7 +168,7 @@ def _show(reports: list[Report], console: Console) -> None:
     read = Table(*columns, "not finite")
     damaged = Table("shard", "part", "table", "rows", "where", "damage", title="damage")
     for report in reports:
-        stopped = "cleanly" if report.clean else "saved copy" if is_copy(report.directory) else "by a crash"
+        stopped = "cleanly" if report.clean else "by a crash"
         shard = [report.directory.name, stopped, str(report.checkpoint_lsn), f"{report.log_records:,}"]
         shard.append(f"{report.torn_bytes:,}")
         tables: list[TableReport | None] = [*report.tables] or [None]

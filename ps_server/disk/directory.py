@@ -106,7 +106,7 @@ def held(directory: Path) -> Iterator[None]:
     """Keep servers out of a shard's directory while it is read, without writing to it.
 
     RocksDB takes its lock only when it opens for writing; this takes the same lock, shared. A store without
-    the file was never opened for writing: a saved copy. Raises DirectoryInUseError when a shard runs there,
+    the file was never opened for writing (a saved copy of an earlier version). Raises DirectoryInUseError when a shard runs there,
     StoreError when the file cannot be opened.
     """
     lock = directory / "store" / "LOCK"

@@ -161,11 +161,6 @@ def copy_of(directory: Path, name: str) -> Path:
     return copy
 
 
-def is_copy(directory: Path) -> bool:
-    """Whether a directory is a saved copy, which is whole though its shard ran on (invariant 1)."""
-    return directory.absolute().parent.name == FOLDER and (directory / MARK).is_file()
-
-
 def check_no_restore(directory: Path) -> None:
     """StoreError when a restore of this shard was interrupted (invariant 3)."""
     note = directory / RESTORING
