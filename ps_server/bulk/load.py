@@ -257,8 +257,8 @@ def _bytes_of(rows: NDArray[Any]) -> Records:
 
 
 def _wants_keys(opened: OpenTable) -> bool:
-    """Whether there is anything that loaded rows may replace, or bring back."""
-    return not (opened.rows.is_empty() and opened.tombstones.is_empty())
+    """Whether there is anything that loaded rows may replace."""
+    return not opened.rows.is_empty()
 
 
 def _jobs(spool: Spool, folder: Path, memory_bytes: int, processes: int, wants_keys: bool) -> list[Job]:
@@ -293,16 +293,15 @@ def _write_and_ingest(
     progress: Callable[[int], None],
 ) -> LoadReport:
     """Write the rows to files, then move these in."""
-    known, buried = _KeySet(opened.rows), _KeySet(opened.tombstones)
+    known = _KeySet(opened.rows)
     files: list[Path] = []
-    replaced, written, tombstones = 0, 0, []
+    replaced = written = 0
     for made in writers.run(jobs):
         if made.twice is not None:
             twice = int(unmix64(np.array([made.twice], np.uint64))[0])
             raise InvalidRequestError(f"table {opened.name!r}: id {twice} is in the input more than once")
         if made.keys.shape[0]:
-            replaced += known.among(made.keys).shape[0]
-            tombstones.append(buried.among(made.keys))
+            replaced += known.among(made.keys)
         files += made.files
         written += made.rows
         progress(written)
@@ -315,10 +314,6 @@ def _write_and_ingest(
 
     if files:
         opened.commit(ingest, written - replaced)
-        for keys in tombstones:  # a kill before this leaves one that is older than its row
-            if keys.shape[0]:
-                opened.tombstones.delete(keys)
-        opened.tombstones.flush()
     return LoadReport(rows=written, replaced=replaced, files=len(files))
 
 
@@ -328,13 +323,12 @@ class _KeySet:
     def __init__(self, family: RowFamily) -> None:
         self._family = family
 
-    def among(self, keys: Keys) -> Keys:
-        """Those of ascending `keys` that the family has."""
-        found = [np.empty(0, np.uint64)]
-        end = int(keys[-1]) + 1
+    def among(self, keys: Keys) -> int:
+        """How many of ascending `keys` the family has."""
+        found, end = 0, int(keys[-1]) + 1
         for stored, _ in self._family.scan(
             SCAN_ROWS, int(keys[0]), end if end < 1 << 64 else None, with_values=False
         ):
             positions = np.minimum(np.searchsorted(keys, stored), keys.shape[0] - 1)
-            found.append(stored[keys[positions] == stored])
-        return np.concatenate(found)
+            found += int((keys[positions] == stored).sum())
+        return found

@@ -37,8 +37,8 @@ class OpenTable:
     ----------
     name, layout
         The table's.
-    rows, tombstones
-        Its families.
+    rows
+        Its family.
     directory, shard, partition_map
         Of the shard.
     lsn
@@ -54,7 +54,6 @@ class OpenTable:
     name: str
     layout: RowLayout
     rows: RowFamily
-    tombstones: RowFamily
     directory: Path
     shard: int
     partition_map: PartitionMap
@@ -118,7 +117,7 @@ def _of_running(shard: Shard, name: str, writing: bool) -> OpenTable:
     tier = table.tier
     tier.write_back()
     return OpenTable(
-        name=name, layout=table.layout, rows=tier.rows, tombstones=tier.tombstones,
+        name=name, layout=table.layout, rows=tier.rows,
         directory=shard.directory, shard=shard.index, partition_map=shard.partition_map, lsn=lsn,
         state_of=state_of(table.config), initial_state=table.initial_state,
         commit=lambda ingest, added: tier.replace_stored(ingest, added, lsn),
@@ -143,7 +142,7 @@ def _of_stopped(directory: Path, name: str, descriptor: Descriptor, store: Store
         _write_count(store, state, name, before + added)
 
     return OpenTable(
-        name=name, layout=layout, rows=rows, tombstones=store.families[f"tombstone.{name}"],
+        name=name, layout=layout, rows=rows,
         directory=directory, shard=descriptor.shard, partition_map=descriptor.partition_map(), lsn=state.lsn,
         state_of=descriptor.states.get(name),
         initial_state=None if layout.state_size else np.empty(0, np.float32), commit=commit,

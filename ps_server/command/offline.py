@@ -164,7 +164,7 @@ def _where(damage: Damage) -> str:
 
 
 def _show(reports: list[Report], console: Console) -> None:
-    columns = ("shard", "stopped", "checkpoint", "log records", "torn bytes", "table", "rows", "tombstones")
+    columns = ("shard", "stopped", "checkpoint", "log records", "torn bytes", "table", "rows")
     read = Table(*columns, "not finite")
     damaged = Table("shard", "part", "table", "rows", "where", "damage", title="damage")
     for report in reports:
@@ -173,8 +173,8 @@ def _show(reports: list[Report], console: Console) -> None:
         shard.append(f"{report.torn_bytes:,}")
         tables: list[TableReport | None] = [*report.tables] or [None]
         for table in tables:
-            counts = (table.rows, table.tombstones, table.not_finite) if table else ()
-            facts = [table.name, *(f"{count:,}" for count in counts)] if table else ["-"] * 4
+            counts = (table.rows, table.not_finite) if table else ()
+            facts = [table.name, *(f"{count:,}" for count in counts)] if table else ["-"] * 3
             read.add_row(*shard, *facts)
             shard = [""] * len(shard)
         for damage in report.damage[:DAMAGE_SHOWN_MAX]:

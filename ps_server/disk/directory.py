@@ -18,7 +18,7 @@ from rowhouse.placement import PartitionMap
 
 from ps_server.disk import checkpoint
 from ps_server.disk.data_dir import is_made, missing_shards
-from ps_server.disk.row import LSN_BYTES, ROW_FORMAT_VERSION, RowLayout
+from ps_server.disk.row import ROW_FORMAT_VERSION, RowLayout
 from ps_server.disk.store import Store
 
 MAINTENANCE_CACHE_BYTES: Final = 64 << 20
@@ -54,8 +54,7 @@ class Descriptor:
 
     def families(self) -> dict[str, int]:
         """Value bytes of each family of the store."""
-        widths = {f"row.{name}": layout.value_bytes for name, layout in self.layouts.items()}
-        return {**widths, **{f"tombstone.{name}": LSN_BYTES for name in self.layouts}}
+        return {f"row.{name}": layout.value_bytes for name, layout in self.layouts.items()}
 
     def partition_map(self) -> PartitionMap:
         """The map that the shard was made with; ConfigError when this version does not make it."""
@@ -106,8 +105,8 @@ def held(directory: Path) -> Iterator[None]:
     """Keep servers out of a shard's directory while it is read, without writing to it.
 
     RocksDB takes its lock only when it opens for writing; this takes the same lock, shared. A store without
-    the file was never opened for writing (a saved copy of an earlier version). Raises DirectoryInUseError when a shard runs there,
-    StoreError when the file cannot be opened.
+    the file was never opened for writing (a saved copy of an earlier version). Raises DirectoryInUseError
+    when a shard runs there, StoreError when the file cannot be opened.
     """
     lock = directory / "store" / "LOCK"
     if not lock.exists():

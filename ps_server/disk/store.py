@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The store: RocksDB, and the only module that knows it.
 
-One database per shard with a column family of rows and one of tombstones per table, and `meta`. Rows are
+One database per shard with a column family of rows per table, and `meta`. Rows are
 written with the write-ahead log off (the push log covers them); `meta` is written with it on, and synced.
 Block checksums (xxh3) are on and verified on every read.
 
@@ -20,6 +20,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from itertools import chain, islice, starmap
 from pathlib import Path
 from typing import Any, Final, TypeVar, cast
@@ -42,6 +43,9 @@ LOAD_ZSTD_LEVEL: Final = -1
 """Level 1 is as small as 3 (0.1 bytes per row more), 1.15 times as fast; -1 1.3 times as fast again, at 76.4
 / 43.4 bytes, not 72.5 / 42, where rows share an LSN (until a compaction). Not compressed: 89.2 / 56.9."""
 
+DELETIONS_MAX: Final = 0.5
+"""Share of deletions in a file from which on it is compacted."""
+
 WRITE_ROWS: Final = 256
 """Rows of one write: rocksdict holds Python's lock for its 0.25 ms, and the interpreter takes 5 ms to ask for
 it back; so it is given up after each."""
@@ -53,6 +57,9 @@ PARALLEL_KEYS_MIN: Final = 2048
 SCRATCH_PREFIX: Final = "rowhouse-read-"
 _SCRATCH_PATH: Final = re.compile(rf"\S*/{SCRATCH_PREFIX}[^/\s]+(?=/)")
 """In front of a file's own path where RocksDB names a link to it (see `_linked`)."""
+
+_OLD_FAMILY: Final = "tombstone."
+"""Directories of earlier versions have a family of these for each table; nobody reads them."""
 
 Keys = NDArray[np.uint64]
 Values = NDArray[np.uint8]
@@ -100,6 +107,9 @@ def _row_options(cache: rocksdict.Cache, memtable_bytes: int) -> rocksdict.Optio
     options.set_bottommost_compression_options(-14, ZSTD_LEVEL, 0, 0, True)
     options.set_level_compaction_dynamic_level_bytes(True)
     options.set_target_file_size_base(64 << 20)
+    # Evicted rows keep their bytes until a compaction meets what deletes them: a file of which that is the
+    # half is compacted at once. So what evictions leave is less than the rows beside it.
+    options.add_compact_on_deletion_collector_factory(0, 0, DELETIONS_MAX)
     table = rocksdict.BlockBasedOptions()
     table.set_block_cache(cache)
     table.set_block_size(BLOCK_BYTES)
@@ -163,7 +173,7 @@ def _linked(directory: Path) -> Iterator[Path]:
 
 
 class RowFamily:
-    """Rows (or tombstones) of one table in the store. Made by Store only.
+    """Rows of one table in the store. Made by Store only.
 
     Parameters
     ----------
@@ -361,7 +371,7 @@ class Store:
     directory
         Its folder; made when it is not there (not with read_only).
     value_bytes
-        Value length of each family of rows or tombstones, by name.
+        Value length of each family of rows, by name.
     cache_bytes, memtable_bytes
         Block cache, and size of one memtable; the database holds two of them in all.
     read_only
@@ -406,6 +416,9 @@ class Store:
             )
             self._links = links.pop_all()
         self._readers = ThreadPoolExecutor(READ_THREADS, thread_name_prefix="store-read")
+        for name in families if not read_only else ():
+            if name.startswith(_OLD_FAMILY) and name not in value_bytes:
+                _guarded(what, partial(self._database.drop_column_family, name))
         self._meta = _guarded(what, lambda: self._database.get_column_family(META))
         kept = {name: width for name, width in value_bytes.items() if name in families}
         self.families = {n: RowFamily(self._database, n, w, self._readers) for n, w in kept.items()}

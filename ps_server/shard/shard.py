@@ -353,7 +353,6 @@ class Shard:
             written = sum(table.tier.write_back() for table in self._tables.values())
             for table in self._tables.values():
                 table.tier.rows.flush()
-                table.tier.tombstones.flush()
                 self._failpoint("mid checkpoint")
             counts = {n: t.tier.stored.rows if t.tier.stored.exact else None for n, t in self._tables.items()}
             checkpoint.write(self.store, replace(state, rows=counts), sketches)

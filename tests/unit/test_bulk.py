@@ -13,6 +13,7 @@ import pytest
 from numpy.typing import NDArray
 from rowhouse.error import InvalidRequestError, PreconditionError, StoreError, UnknownTableError
 from rowhouse.mix import mix64
+from rowhouse.v1 import rowhouse_pb2 as pb
 
 from ps_server.bulk.export import export_schema, export_table
 from ps_server.bulk.load import bulk_load
@@ -120,21 +121,18 @@ def test_an_empty_load_changes_nothing(tmp_path: Path) -> None:
     assert verify_directory(directory).damage == []
 
 
-def test_a_tombstone_goes_when_its_row_comes_back(tmp_path: Path) -> None:
+def test_an_evicted_row_comes_back_by_a_load(tmp_path: Path) -> None:
     policy = [{"kind": "l2_norm", "min_l2_norm": 1e9}]
     table = {"name": "item", "dim": 3, "optimizer": {"kind": "sgd", "learning_rate": 0.1}, "eviction": policy}
     config = make_config(tmp_path, tables=[table])
     shard = open_shard(config)
     push(shard, 1, "item", np.arange(50, dtype=np.uint64))
-    from rowhouse.v1 import rowhouse_pb2 as pb
-
     assert shard.evict_rows(pb.EvictRowsRequest(table="item")).rows_evicted == 50
     shard.close()
-    assert verify_directory(shard.directory).tables[0].tombstones == 50
     ids = np.arange(20, 70, dtype=np.uint64)
-    bulk_load(shard.directory, "item", batches(ids, "item"))
+    assert bulk_load(shard.directory, "item", batches(ids, "item")).replaced == 0
     (facts,) = verify_directory(shard.directory).tables
-    assert (facts.rows, facts.tombstones) == (50, 20)
+    assert facts.rows == 50
 
 
 # ---------------------------------------------------------------- a running shard
