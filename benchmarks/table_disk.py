@@ -22,7 +22,6 @@ from benchmarks.table_load import fill, shard_folder
 from benchmarks.table_memory import RAW_BYTES
 from ps_client.client import Client
 from ps_server.config.cluster import load_config
-from ps_server.disk.row import LSN_BYTES
 from ps_server.disk.store import Store
 from ps_server.table.budget import STORE_BYTES_MAX, STORE_SHARE
 
@@ -41,7 +40,7 @@ READ_BYTES: Final = 8 << 20
 def opened_store(folder: Path, config: dict[str, Any]) -> Iterator[Store]:
     """The store of the closed embedded shard in `folder`."""
     resolved = load_config(config, {"data_dir": str(folder)})
-    widths = {f"row.{TABLE}": resolved.tables[0].layout.value_bytes, f"tombstone.{TABLE}": LSN_BYTES}
+    widths = {f"row.{TABLE}": resolved.tables[0].layout.value_bytes}
     directory = shard_folder(folder, config) / "store"
     store = Store(directory, widths, cache_bytes=64 << 20, memtable_bytes=16 << 20)
     try:

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from rowhouse.control import FREEZE_MODES
 from rowhouse.error import RowhouseError
@@ -34,12 +34,15 @@ _OFFLINE: Final = {
 }
 
 _OFFLINE_EXAMPLES: Final = """\
-examples, each on a stopped shard or data_dir:
+examples, each on a stopped shard or data_dir (export: running shards too):
   psctl verify data
   psctl verify data/shard-0000 --json
   psctl export data user --out user.parquet
+  psctl export user --endpoints 127.0.0.1:7470,127.0.0.1:7471 --out user.parquet
+  psctl export data user --out monday.parquet --saved before-monday
   psctl load data user user.parquet
-  psctl load data user user.parquet --config cluster.yaml   (a new data_dir, or rows without state)
+  psctl load data user user.parquet --config cluster.yaml   (makes a new data_dir)
+  psctl load data user weights.parquet --config cluster.yaml --reset state,push_time   (pretrained weights)
 """
 
 _PLAN_EXAMPLES: Final = """\
@@ -137,24 +140,56 @@ def _add_plan_flags(command: argparse.ArgumentParser) -> None:
 
 def _add_offline_flags(command: argparse.ArgumentParser, name: str) -> None:
     """Arguments of the commands of offline.py."""
-    command.add_argument("directory", metavar="DIR", type=Path, help="a shard's directory, or a data_dir")
+    live: dict[str, Any] = {"nargs": "?"} if name == "export" else {}
+    command.add_argument(
+        "directory", metavar="DIR", type=Path, help="a shard's directory, or a data_dir", **live
+    )
     if name != "verify":
         command.add_argument("table", metavar="TABLE")
     if name == "load":
-        columns = "columns id, weights and, where the optimizer keeps any, state (ps_server/bulk/column.py)"
-        command.add_argument("file", metavar="FILE", type=Path, help=f"Parquet file with {columns}")
+        command.add_argument(
+            "file",
+            metavar="FILE",
+            type=Path,
+            help="Parquet file with the columns of an export",
+        )
         command.add_argument(
             "--config", metavar="FILE", help="the cluster's: makes the shards of a new DIR, and knows the "
-            "optimizer's state of rows that come without it"
+            "optimizer's first state"
+        )  # fmt: skip
+        command.add_argument(
+            "--reset", metavar="COLUMN,…", type=_columns_flag, default=(), help="columns that begin anew: "
+            "state as the optimizer's first; push_time, push_count, shows and clicks as of one push now"
         )  # fmt: skip
         command.add_argument(
             "--skip-not-finite", action="store_true",
             help="leave out rows with a NaN or an infinity, and count them; without it such a row is refused",
         )  # fmt: skip
     if name == "export":
+        command.add_argument(
+            "--endpoints", metavar="HOST:PORT,…", type=_endpoints_flag, help="running shards, all of the "
+            "cluster's, in the place of DIR: each row is as of some moment of the export"
+        )  # fmt: skip
+        command.add_argument(
+            "--timeout-s", type=float, default=60.0, help="with --endpoints: per call (default 60)"
+        )
         command.add_argument("--out", metavar="FILE", type=Path, required=True, help="Parquet file to write")
         command.add_argument("--overwrite", action="store_true", help="replace FILE if there is one")
+        command.add_argument(
+            "--config", metavar="FILE", help="the cluster's: replays the log of a shard that was not stopped "
+            "cleanly, in a temporary folder; DIR is only read"
+        )  # fmt: skip
+    if name != "load":
+        command.add_argument(
+            "--saved",
+            metavar="NAME",
+            help="the tables saved under this name, in the place of the shards' own",
+        )
     command.add_argument("--json", action="store_true", help="print JSON instead of a table")
+
+
+def _columns_flag(text: str) -> tuple[str, ...]:
+    return tuple(text.split(","))
 
 
 def _endpoints_flag(text: str) -> list[str]:
@@ -175,7 +210,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     # Imported here, a command's own modules only: kernels take a second to load, and --help needs none of it.
-    room = "plan" if arguments.command == "plan" else "offline" if arguments.command in _OFFLINE else "online"
+    rooms = {"plan": "plan", "export": "export", "verify": "offline", "load": "offline"}
+    room = rooms.get(arguments.command, "online")
     return int(import_module(f"ps_server.command.{room}").run(arguments, screen()))
 
 

@@ -164,12 +164,11 @@ def snapshot(directory: Path, copy: Path) -> None:
 def open_store(config: ClusterConfig, directory: Path) -> Store:
     """The store of a closed shard, read-only."""
     widths = {f"row.{t.name}": t.layout.value_bytes for t in config.tables}
-    widths |= {f"tombstone.{t.name}": LSN_BYTES for t in config.tables}
     return Store(directory / "store", widths, cache_bytes=1 << 20, memtable_bytes=1 << 20, read_only=True)
 
 
 def dump(config: ClusterConfig, directory: Path) -> Dump:
-    """Every row and tombstone of a closed shard: mixed keys, and values without their LSN.
+    """Every row of a closed shard: mixed keys, and values without their LSN.
 
     The LSN of a row is that of its table when it was written back, so it depends on when that was.
     """

@@ -15,6 +15,7 @@ from rowhouse.problem import nearest
 from ps_server.bulk.column import schema_of, to_record_batch
 from ps_server.bulk.open_table import open_table
 from ps_server.disk.directory import read_descriptor
+from ps_server.life.recovery import state_of
 from ps_server.shard.shard import Shard
 
 EXPORT_ROWS: Final = 65_536
@@ -24,11 +25,12 @@ EXPORT_ROWS: Final = 65_536
 def export_schema(target: Shard | Path, table: str) -> pa.Schema:
     """Arrow schema of a table's export; raises as `export_table`."""
     if isinstance(target, Shard):
-        return schema_of(target.table_at_lsn(table)[0].layout)
+        config = target.table_at_lsn(table)[0].config
+        return schema_of(config.layout, state_of(config))
     descriptor = read_descriptor(target)
     if table not in descriptor.layouts:
         raise UnknownTableError(f"table {table!r} is unknown; {nearest(table, list(descriptor.layouts))}")
-    return schema_of(descriptor.layouts[table])
+    return schema_of(descriptor.layouts[table], descriptor.states.get(table))
 
 
 def export_table(
@@ -50,7 +52,8 @@ def export_table(
     ------
     pyarrow.RecordBatch
         Columns `id` uint64, `weights` and `state` fixed-size lists (float16 weights where the table has
-        them, else float32; no `state` where the optimizer keeps none), `lsn` uint64.
+        them, else float32; no `state` where the optimizer keeps none), the metadata that the table's
+        policies read (column.py), `lsn` uint64.
 
     Raises
     ------
@@ -59,5 +62,6 @@ def export_table(
         were yielded.
     """
     with open_table(target, table, writing=False) as opened:
+        schema = schema_of(opened.layout, opened.state_of)
         for keys, values in opened.rows.scan(batch_rows):
-            yield to_record_batch(keys, values, opened.layout)
+            yield to_record_batch(keys, values, opened.layout, schema)

@@ -17,7 +17,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 from logging import getLogger
 from pathlib import Path
@@ -28,12 +28,12 @@ from numpy.typing import NDArray
 from rowhouse.error import InvalidRequestError, StoreError
 from rowhouse.mix import mix64, unmix64
 
-from ps_server.bulk.column import Columns, LoadBatch, columns_of
+from ps_server.bulk.column import RESETTABLE, Columns, LoadBatch, columns_of
 from ps_server.bulk.open_table import SCAN_ROWS, OpenTable, open_table
 from ps_server.bulk.spool import READ_SHARE, Spool, default_memory_bytes
 from ps_server.bulk.sst_file import BYTES_PER_KEY, Job, Part, Records
 from ps_server.bulk.sst_worker import WORKERS_MAX, FileWriters
-from ps_server.disk.row import ID_BYTES, put_lsn, row_time_s
+from ps_server.disk.row import ID_BYTES, RowLayout, put_lsn, row_time_s
 from ps_server.disk.store import Keys, RowFamily
 from ps_server.life.recovery import LOAD_FOLDER
 from ps_server.shard.shard import Shard
@@ -54,12 +54,25 @@ _logger = getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class LoadReport:
-    """What a load did: rows loaded, how many of them replaced a row that was there, SST files, and rows left
-    out because they are not finite."""
+    """What a load did.
+
+    Attributes
+    ----------
+    rows, replaced, files
+        Rows loaded, how many of them replaced a row that was there, and SST files.
+    reset
+        Columns of the table that began anew, as asked.
+    left_out
+        Columns of the input that the table has no use for.
+    not_finite
+        Rows that were left out because they are not finite.
+    """
 
     rows: int
     replaced: int
     files: int
+    reset: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
     not_finite: int = 0
 
 
@@ -70,6 +83,7 @@ def bulk_load(
     *,
     skip_others: bool = False,
     skip_not_finite: bool = False,
+    reset: Collection[str] = (),
     memory_bytes: int | None = None,
     workers: int | None = None,
     clock: Callable[[], float] = time.time,
@@ -86,13 +100,16 @@ def bulk_load(
         Its name.
     batches
         Tuples (ids (n,) uint64, weights (n, dim) float32[, state (n, state_size) float32]), or Arrow record
-        batches with columns `id`, `weights` and, optionally, `state`. Without state a row starts with the
-        optimizer's initial one, which a stopped shard does not know: it refuses where the table keeps any.
+        batches with the columns of an export (column.py).
     skip_others
         Leave out ids that another shard owns instead of refusing them.
     skip_not_finite
         Leave out rows with a NaN or an infinity in weights or state instead of refusing them; they are
         counted, and the first ones named in the log.
+    reset
+        Columns of RESETTABLE that begin anew, whether the input has them or not: `state` as the optimizer's
+        first (which only a running shard knows), the others as a row that was pushed once, now. What the
+        table keeps must be in the input or be named here. Names that the table does not keep do nothing.
     memory_bytes
         Memory to sort in; more rows than fit go to scratch files, once. None: a quarter of what is free,
         256 MiB to 8 GiB.
@@ -100,7 +117,7 @@ def bulk_load(
         Other processes that write files when there is more than one to write; None: one per core that is
         left, WORKERS_MAX at most.
     clock
-        Seconds since the epoch: loaded rows count as pushed once, now.
+        Seconds since the epoch, for what begins anew.
     failpoint
         Called with "mid SST ingest" just before and just after the files are moved in.
     progress
@@ -115,12 +132,17 @@ def bulk_load(
     ------
     InvalidRequestError
         A wrong shape or type, a value that is not finite, an id twice, an id of another shard, no table
-        of that name. Nothing was changed.
+        of that name, a column that is missing and not named in `reset`. Nothing was changed.
     PreconditionError
         The table was pushed to, or rows of it evicted, meanwhile. Nothing was changed.
     StoreError
         The store refused something. DirectoryInUseError: a shard runs in that directory.
     """
+    wrong = sorted({*reset} - {*RESETTABLE})
+    if wrong:
+        raise InvalidRequestError(
+            f"reset: {wrong[0]!r} does not begin anew; choose of {', '.join(RESETTABLE)}"
+        )
     with open_table(target, table, writing=True) as opened:
         scratch = opened.directory / LOAD_FOLDER
         shutil.rmtree(scratch, ignore_errors=True)
@@ -131,19 +153,27 @@ def bulk_load(
             scratch.mkdir(exist_ok=True)
             # of its own: a worker of a load that was killed may be at its last file still
             folder = Path(tempfile.mkdtemp(dir=scratch))
-            spool = _spool(opened, folder, memory, int(row_time_s(clock())))
+            spool = _spool(opened, folder, memory)
             count = min(os.cpu_count() or 1, WORKERS_MAX + 1) - 1 if workers is None else workers
             writers = FileWriters(count, spool.memory_fd)
-            skipped = 0
+            left_out, skipped = set[str](), 0
+            first = _first_metadata(opened.layout, int(row_time_s(clock())))
             for batch in batches:
-                columns = columns_of(batch, opened.layout, opened.name, skip_not_finite=skip_not_finite)
+                columns = columns_of(
+                    batch, opened.layout, opened.name, state_of=opened.state_of, reset=reset,
+                    skip_not_finite=skip_not_finite,
+                )  # fmt: skip
+                left_out |= columns.left_out
                 skipped += _note_skipped(opened, columns.skipped, skipped)
-                _pack(opened, columns, spool, skip_others)
+                _pack(opened, columns, spool, first, skip_others)
                 if spool.rows * spool.record_bytes > START_BYTES:
                     writers.start()
             spool.finish()
             jobs = _jobs(spool, folder, memory, writers.processes, _wants_keys(opened))
-            return replace(_write_and_ingest(opened, jobs, writers, failpoint, progress), not_finite=skipped)
+            report = _write_and_ingest(opened, jobs, writers, failpoint, progress)
+            kept = {*opened.layout.metadata} | ({"state"} if opened.layout.state_size else set())
+            begun = tuple(name for name in RESETTABLE if name in kept and name in reset)
+            return replace(report, reset=begun, left_out=tuple(sorted(left_out)), not_finite=skipped)
         except OSError as error:
             raise StoreError(f"{scratch}: {error.strerror or error}") from error
         finally:
@@ -154,17 +184,10 @@ def bulk_load(
             shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _spool(opened: OpenTable, folder: Path, memory_bytes: int, now_s: int) -> Spool:
+def _spool(opened: OpenTable, folder: Path, memory_bytes: int) -> Spool:
     """An empty spool for the table's rows, with what is equal in all of them in their template."""
     layout = opened.layout
     template = np.zeros((1, ID_BYTES + layout.value_bytes), np.uint8)
-    # A record of the store has its parts where a record in memory has them (row.py).
-    if layout.push_time:
-        _put(template, layout.push_time_at, now_s, "<u4")
-    if layout.push_count:
-        _put(template, layout.push_count_at, 1, "<u4")
-    if layout.show_click:
-        _put(template, layout.show_click_at, 1.0, "<f4")
     put_lsn(template, opened.lsn)
     return Spool(
         folder / "rows", template[0], weights_at=layout.weights_at, state_at=layout.state_at,
@@ -172,9 +195,10 @@ def _spool(opened: OpenTable, folder: Path, memory_bytes: int, now_s: int) -> Sp
     )  # fmt: skip
 
 
-def _put(records: Records, at: int, value: Any, kind: str) -> None:
-    data = np.atleast_2d(np.ascontiguousarray(value, kind)).view(np.uint8)
-    records[:, at : at + data.shape[1]] = data
+def _first_metadata(layout: RowLayout, now_s: int) -> dict[str, Records]:
+    """(1, 4) uint8 of each word of a row that was pushed, shown and not clicked once, now."""
+    first = {"push_time": now_s, "push_count": 1, "shows": 1.0, "clicks": 0.0}
+    return {n: np.array([[first[n]]], kind).view(np.uint8) for n, (_, kind) in layout.metadata.items()}
 
 
 def _note_skipped(opened: OpenTable, ids: NDArray[np.uint64], before: int) -> int:
@@ -188,17 +212,11 @@ def _note_skipped(opened: OpenTable, ids: NDArray[np.uint64], before: int) -> in
     return int(own.shape[0])
 
 
-def _pack(opened: OpenTable, columns: Columns, spool: Spool, skip_others: bool) -> None:
-    """Give the rows of a batch to the spool."""
-    layout = opened.layout
-    ids, weights, state = columns.ids, columns.weights, columns.state
-    if state is None:
-        if opened.initial_state is None:
-            raise InvalidRequestError(
-                f"table {opened.name!r} keeps {layout.state_size} values of optimizer state per row: give "
-                "them in the column `state`, or load with a config, so that each row starts with new state"
-            )
-        state = opened.initial_state.reshape(1, layout.state_size)
+def _pack(
+    opened: OpenTable, columns: Columns, spool: Spool, first: dict[str, Records], skip_others: bool
+) -> None:
+    """Give the rows of a batch to the spool; `first` is the metadata of those that bring none."""
+    ids, weights, tail = columns.ids, columns.weights, _tail_of(columns, opened, first)
     keys = mix64(ids)
     owners = opened.partition_map.shards_of(ids)
     if (owners != opened.shard).any():
@@ -209,9 +227,29 @@ def _pack(opened: OpenTable, columns: Columns, spool: Spool, skip_others: bool) 
                 f"this is shard {opened.shard}"
             )
         own = owners == opened.shard
-        state = state[own] if state.shape[0] == ids.shape[0] else state
+        tail = tail[own] if tail.shape[0] == ids.shape[0] else tail
         keys, weights = keys[own], weights[own]
-    spool.add(keys, _bytes_of(weights), _bytes_of(state.astype("<f4", copy=False)))
+    spool.add(keys, _bytes_of(weights), tail)
+
+
+def _tail_of(columns: Columns, opened: OpenTable, first: dict[str, Records]) -> Records:
+    """State and metadata, which follow one another in a record, as bytes of each row; (1, bytes) where all
+    rows have the same."""
+    parts = []
+    if columns.state is not None:
+        parts.append(_bytes_of(columns.state.astype("<f4", copy=False)))
+    elif opened.initial_state is None:
+        raise InvalidRequestError(
+            f"table {opened.name!r}: only the config knows the optimizer's first state: load with --config"
+        )
+    else:
+        parts.append(_bytes_of(opened.initial_state.reshape(1, -1)))
+    for name, (_, kind) in opened.layout.metadata.items():
+        given = columns.metadata.get(name)
+        parts.append(first[name] if given is None else _bytes_of(given.astype(kind).reshape(-1, 1)))
+    shared = columns.state is None and not columns.metadata
+    rows = 1 if shared else columns.ids.shape[0]
+    return np.hstack([np.broadcast_to(part, (rows, part.shape[1])) for part in parts])
 
 
 def _bytes_of(rows: NDArray[Any]) -> Records:
@@ -220,8 +258,8 @@ def _bytes_of(rows: NDArray[Any]) -> Records:
 
 
 def _wants_keys(opened: OpenTable) -> bool:
-    """Whether there is anything that loaded rows may replace, or bring back."""
-    return not (opened.rows.is_empty() and opened.tombstones.is_empty())
+    """Whether there is anything that loaded rows may replace."""
+    return not opened.rows.is_empty()
 
 
 def _jobs(spool: Spool, folder: Path, memory_bytes: int, processes: int, wants_keys: bool) -> list[Job]:
@@ -256,16 +294,15 @@ def _write_and_ingest(
     progress: Callable[[int], None],
 ) -> LoadReport:
     """Write the rows to files, then move these in."""
-    known, buried = _KeySet(opened.rows), _KeySet(opened.tombstones)
+    known = _KeySet(opened.rows)
     files: list[Path] = []
-    replaced, written, tombstones = 0, 0, []
+    replaced = written = 0
     for made in writers.run(jobs):
         if made.twice is not None:
             twice = int(unmix64(np.array([made.twice], np.uint64))[0])
             raise InvalidRequestError(f"table {opened.name!r}: id {twice} is in the input more than once")
         if made.keys.shape[0]:
-            replaced += known.among(made.keys).shape[0]
-            tombstones.append(buried.among(made.keys))
+            replaced += known.among(made.keys)
         files += made.files
         written += made.rows
         progress(written)
@@ -278,10 +315,6 @@ def _write_and_ingest(
 
     if files:
         opened.commit(ingest, written - replaced)
-        for keys in tombstones:  # a kill before this leaves one that is older than its row
-            if keys.shape[0]:
-                opened.tombstones.delete(keys)
-        opened.tombstones.flush()
     return LoadReport(rows=written, replaced=replaced, files=len(files))
 
 
@@ -291,13 +324,12 @@ class _KeySet:
     def __init__(self, family: RowFamily) -> None:
         self._family = family
 
-    def among(self, keys: Keys) -> Keys:
-        """Those of ascending `keys` that the family has."""
-        found = [np.empty(0, np.uint64)]
-        end = int(keys[-1]) + 1
+    def among(self, keys: Keys) -> int:
+        """How many of ascending `keys` the family has."""
+        found, end = 0, int(keys[-1]) + 1
         for stored, _ in self._family.scan(
             SCAN_ROWS, int(keys[0]), end if end < 1 << 64 else None, with_values=False
         ):
             positions = np.minimum(np.searchsorted(keys, stored), keys.shape[0] - 1)
-            found.append(stored[keys[positions] == stored])
-        return np.concatenate(found)
+            found += int((keys[positions] == stored).sum())
+        return found

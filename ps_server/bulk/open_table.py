@@ -21,6 +21,8 @@ from ps_server.disk.checkpoint import CheckpointState
 from ps_server.disk.directory import Descriptor, held, open_store, read_descriptor
 from ps_server.disk.row import RowLayout
 from ps_server.disk.store import RowFamily, Store
+from ps_server.life.recovery import state_of
+from ps_server.life.saved import check_no_restore
 from ps_server.shard.shard import Shard
 
 SCAN_ROWS: Final = 65_536
@@ -35,12 +37,14 @@ class OpenTable:
     ----------
     name, layout
         The table's.
-    rows, tombstones
-        Its families.
+    rows
+        Its family.
     directory, shard, partition_map
         Of the shard.
     lsn
         Applied so far; nothing changes the table while a load lasts.
+    state_of
+        Optimizer whose state the rows hold, "" for none; None where an old directory does not say.
     initial_state
         Optimizer state of a row that comes without one; None where only a config would know it.
     commit
@@ -50,13 +54,23 @@ class OpenTable:
     name: str
     layout: RowLayout
     rows: RowFamily
-    tombstones: RowFamily
     directory: Path
     shard: int
     partition_map: PartitionMap
     lsn: int
+    state_of: str | None
     initial_state: NDArray[np.float32] | None
     commit: Callable[[Callable[[], None], int], None]
+
+
+def is_whole(directory: Path) -> bool:
+    """Whether the store of a stopped shard's directory has all of its rows: it needs no log; raises as
+    `read_descriptor`."""
+    store = open_store(directory, {})
+    try:
+        return checkpoint.read_life(store).clean
+    finally:
+        store.close()
 
 
 @contextmanager
@@ -78,6 +92,7 @@ def open_table(target: Shard | Path, name: str, *, writing: bool) -> Iterator[Op
     if isinstance(target, Shard):
         yield _of_running(target, name, writing)
         return
+    check_no_restore(target)
     descriptor = read_descriptor(target)
     layout = descriptor.layouts.get(name)
     if layout is None:
@@ -102,9 +117,9 @@ def _of_running(shard: Shard, name: str, writing: bool) -> OpenTable:
     tier = table.tier
     tier.write_back()
     return OpenTable(
-        name=name, layout=table.layout, rows=tier.rows, tombstones=tier.tombstones,
+        name=name, layout=table.layout, rows=tier.rows,
         directory=shard.directory, shard=shard.index, partition_map=shard.partition_map, lsn=lsn,
-        initial_state=table.initial_state,
+        state_of=state_of(table.config), initial_state=table.initial_state,
         commit=lambda ingest, added: tier.replace_stored(ingest, added, lsn),
     )  # fmt: skip
 
@@ -112,7 +127,10 @@ def _of_running(shard: Shard, name: str, writing: bool) -> OpenTable:
 def _of_stopped(directory: Path, name: str, descriptor: Descriptor, store: Store) -> OpenTable:
     state, life = checkpoint.read(store), checkpoint.read_life(store)
     if not life.clean:
-        raise StoreError(f"{directory}: was not stopped cleanly; start and stop its shard once to recover it")
+        raise StoreError(
+            f"{directory}: was not stopped cleanly; start and stop its shard once to recover it, or export "
+            "with --config, which replays its log beside it"
+        )
     layout, rows = descriptor.layouts[name], store.families[f"row.{name}"]
 
     def commit(ingest: Callable[[], None], added: int) -> None:
@@ -124,8 +142,9 @@ def _of_stopped(directory: Path, name: str, descriptor: Descriptor, store: Store
         _write_count(store, state, name, before + added)
 
     return OpenTable(
-        name=name, layout=layout, rows=rows, tombstones=store.families[f"tombstone.{name}"],
+        name=name, layout=layout, rows=rows,
         directory=directory, shard=descriptor.shard, partition_map=descriptor.partition_map(), lsn=state.lsn,
+        state_of=descriptor.states.get(name),
         initial_state=None if layout.state_size else np.empty(0, np.float32), commit=commit,
     )  # fmt: skip
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The commands of `psctl` that work on a stopped shard's directory: verify, load and export.
+"""The commands of `psctl` that work on a stopped shard's directory: verify and load (export: export.py).
 
 DIR is one shard's directory, or a data_dir with shard-0000, shard-0001, … in it. Exit codes: 0 done and
 sound; 2 a wrong flag, table or file; 74 damage was found, or the directory cannot be opened or written.
@@ -20,14 +20,15 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
-from rowhouse.error import CorruptionError, InvalidRequestError, StoreError
+from rowhouse.error import CorruptionError, InvalidRequestError
 
-from ps_server.bulk.export import EXPORT_ROWS, export_schema, export_table
+from ps_server.bulk.export import EXPORT_ROWS
 from ps_server.bulk.load import bulk_load
 from ps_server.config.cluster import load_config, shard_directory
 from ps_server.disk.data_dir import claim_data_dir, is_made
 from ps_server.disk.directory import shard_directories
 from ps_server.disk.verify import Damage, Report, TableReport, verify_directory
+from ps_server.life.saved import copy_of
 from ps_server.shard.shard import Shard
 
 DAMAGE_SHOWN_MAX: Final = 100
@@ -35,13 +36,13 @@ DAMAGE_SHOWN_MAX: Final = 100
 
 
 def run(arguments: argparse.Namespace, console: Console) -> int:
-    """Carry out verify, load or export as psctl.py has parsed it; returns the exit code."""
-    commands = {"verify": _verify, "load": _load, "export": _export}
+    """Carry out verify or load as psctl.py has parsed it; returns the exit code."""
+    commands = {"verify": _verify, "load": _load}
     return commands[arguments.command](arguments, console)
 
 
 @contextmanager
-def _progress(arguments: argparse.Namespace) -> Iterator[Progress]:
+def progress_of(arguments: argparse.Namespace) -> Iterator[Progress]:
     """Progress on stderr, where a person watches it."""
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TextColumn("{task.completed:,} rows"))
     console = Console(stderr=True)
@@ -50,24 +51,24 @@ def _progress(arguments: argparse.Namespace) -> Iterator[Progress]:
         yield progress
 
 
-# ---------------------------------------------------------------- load and export
+# ---------------------------------------------------------------- load
 def _load(arguments: argparse.Namespace, console: Console) -> int:
     try:
         pq.ParquetFile(arguments.file).close()  # before a shard is opened or made
     except (OSError, pa.ArrowException) as error:
         raise InvalidRequestError(f"{arguments.file}: cannot be read as Parquet: {error}") from None
     reports = []
-    with _progress(arguments) as progress:
+    with progress_of(arguments) as progress:
         for name, target in _load_targets(arguments):
             task = progress.add_task(f"{name} {arguments.table}", total=None)
             with target as place, pq.ParquetFile(arguments.file) as file:
                 report = bulk_load(
                     place, arguments.table, file.iter_batches(EXPORT_ROWS), skip_others=True,
-                    skip_not_finite=arguments.skip_not_finite,
+                    skip_not_finite=arguments.skip_not_finite, reset=arguments.reset,
                     progress=functools.partial(_advance, progress, task),
                 )  # fmt: skip
             reports.append({"shard": name, **asdict(report)})
-    _show_facts(reports, arguments, console)
+    show_facts(reports, arguments, console)
     return 0
 
 
@@ -93,46 +94,35 @@ def _load_targets(
         yield directory.name, closing(Shard.open(config, index, directory))
 
 
-def _export(arguments: argparse.Namespace, console: Console) -> int:
+def directories_of(arguments: argparse.Namespace) -> list[Path]:
+    """Those of the shards, or of their copies under a name."""
     directories = shard_directories(arguments.directory)
-    if arguments.out.exists() and not arguments.overwrite:
-        raise InvalidRequestError(f"--out: {arguments.out} is there already; name another, or --overwrite")
-    reports = []
-    unfinished = arguments.out.with_name(arguments.out.name + ".unfinished")
-    try:
-        schema = export_schema(directories[0], arguments.table)
-        with _progress(arguments) as progress, pq.ParquetWriter(unfinished, schema) as writer:
-            for directory in directories:
-                task = progress.add_task(f"{directory.name} {arguments.table}", total=None)
-                rows = 0
-                for batch in export_table(directory, arguments.table):
-                    writer.write_batch(batch)
-                    rows += batch.num_rows
-                    progress.update(task, completed=rows)
-                reports.append({"shard": directory.name, "rows": rows})
-        unfinished.replace(arguments.out)
-    except OSError as error:
-        raise StoreError(f"{arguments.out}: {error.strerror or error}") from error
-    finally:
-        unfinished.unlink(missing_ok=True)
-    _show_facts(reports, arguments, console)
-    return 0
+    return (
+        directories if arguments.saved is None else [copy_of(path, arguments.saved) for path in directories]
+    )
 
 
-def _show_facts(reports: list[dict[str, Any]], arguments: argparse.Namespace, console: Console) -> None:
+def show_facts(reports: list[dict[str, Any]], arguments: argparse.Namespace, console: Console) -> None:
+    """Print what was done on each shard."""
     if arguments.json:
         print(json.dumps(reports, indent=2))
         return
     table = Table(*reports[0])
     for report in reports:
-        table.add_row(*(f"{v:,}" if isinstance(v, int) else str(v) for v in report.values()))
+        table.add_row(*(_cell(value) for value in report.values()))
     console.print(table)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, int):
+        return f"{value:,}"
+    return value if isinstance(value, str) else ", ".join(value) or "-"
 
 
 # ---------------------------------------------------------------- verify
 def _verify(arguments: argparse.Namespace, console: Console) -> int:
-    with _progress(arguments) as progress:
-        reports = [_verify_one(path, progress) for path in shard_directories(arguments.directory)]
+    with progress_of(arguments) as progress:
+        reports = [_verify_one(path, progress) for path in directories_of(arguments)]
     if arguments.json:
         print(json.dumps([_facts(report) for report in reports], indent=2))
     else:
@@ -174,7 +164,7 @@ def _where(damage: Damage) -> str:
 
 
 def _show(reports: list[Report], console: Console) -> None:
-    columns = ("shard", "stopped", "checkpoint", "log records", "torn bytes", "table", "rows", "tombstones")
+    columns = ("shard", "stopped", "checkpoint", "log records", "torn bytes", "table", "rows")
     read = Table(*columns, "not finite")
     damaged = Table("shard", "part", "table", "rows", "where", "damage", title="damage")
     for report in reports:
@@ -183,8 +173,8 @@ def _show(reports: list[Report], console: Console) -> None:
         shard.append(f"{report.torn_bytes:,}")
         tables: list[TableReport | None] = [*report.tables] or [None]
         for table in tables:
-            counts = (table.rows, table.tombstones, table.not_finite) if table else ()
-            facts = [table.name, *(f"{count:,}" for count in counts)] if table else ["-"] * 4
+            counts = (table.rows, table.not_finite) if table else ()
+            facts = [table.name, *(f"{count:,}" for count in counts)] if table else ["-"] * 3
             read.add_row(*shard, *facts)
             shard = [""] * len(shard)
         for damage in report.damage[:DAMAGE_SHOWN_MAX]:

@@ -18,7 +18,7 @@ from rowhouse.placement import PartitionMap
 
 from ps_server.disk import checkpoint
 from ps_server.disk.data_dir import is_made, missing_shards
-from ps_server.disk.row import LSN_BYTES, ROW_FORMAT_VERSION, RowLayout
+from ps_server.disk.row import ROW_FORMAT_VERSION, RowLayout
 from ps_server.disk.store import Store
 
 MAINTENANCE_CACHE_BYTES: Final = 64 << 20
@@ -41,6 +41,8 @@ class Descriptor:
         The cluster that it belongs to; empty where it was never opened since clusters have ids.
     layouts
         Layout of each table's rows, by name; tables that left the config since are still there.
+    states
+        Optimizer whose state a table's rows hold, "" for none; not there where the directory does not say.
     """
 
     shard: int
@@ -48,11 +50,11 @@ class Descriptor:
     map_version: int
     cluster_id: str
     layouts: dict[str, RowLayout]
+    states: dict[str, str]
 
     def families(self) -> dict[str, int]:
         """Value bytes of each family of the store."""
-        widths = {f"row.{name}": layout.value_bytes for name, layout in self.layouts.items()}
-        return {**widths, **{f"tombstone.{name}": LSN_BYTES for name in self.layouts}}
+        return {f"row.{name}": layout.value_bytes for name, layout in self.layouts.items()}
 
     def partition_map(self) -> PartitionMap:
         """The map that the shard was made with; ConfigError when this version does not make it."""
@@ -102,10 +104,14 @@ def _held_by_this_process(lock: Path) -> bool:
 def held(directory: Path) -> Iterator[None]:
     """Keep servers out of a shard's directory while it is read, without writing to it.
 
-    RocksDB takes its lock only when it opens for writing; this takes the same lock, shared. Raises
-    DirectoryInUseError when a shard runs there, StoreError when the file cannot be opened.
+    RocksDB takes its lock only when it opens for writing; this takes the same lock, shared. A store without
+    the file was never opened for writing (a saved copy of an earlier version). Raises DirectoryInUseError
+    when a shard runs there, StoreError when the file cannot be opened.
     """
     lock = directory / "store" / "LOCK"
+    if not lock.exists():
+        yield
+        return
     try:
         if _held_by_this_process(lock):
             raise DirectoryInUseError(f"{directory}: a shard of this process runs there; stop it first")
@@ -144,10 +150,11 @@ def read_descriptor(directory: Path, *, paranoid: bool = True) -> Descriptor:
         store.close()
     if facts is None:
         raise StoreError(f"{directory}: the store has no shard in it")
-    layouts = {}
+    layouts, states = {}, {}
     for name, layout in facts["tables"].items():
         version = layout.pop("row_format_version")
-        layout.pop("state_of", None)
+        if (state_of := layout.pop("state_of", None)) is not None:
+            states[name] = state_of
         if version != ROW_FORMAT_VERSION:
             raise CorruptionError(
                 f"table {name!r} has row format {version}; this version reads {ROW_FORMAT_VERSION}"
@@ -155,5 +162,5 @@ def read_descriptor(directory: Path, *, paranoid: bool = True) -> Descriptor:
         layouts[name] = RowLayout(**layout)
     return Descriptor(
         shard=facts["shard"], shard_count=facts["shard_count"], map_version=facts["map_version"],
-        cluster_id=facts.get("cluster_id", ""), layouts=layouts,
+        cluster_id=facts.get("cluster_id", ""), layouts=layouts, states=states,
     )  # fmt: skip

@@ -88,6 +88,19 @@ class RowLayout:
         return self.push_count_at + 4 * self.push_count
 
     @property
+    def metadata(self) -> dict[str, tuple[int, str]]:
+        """Name of each word of metadata in the record: its byte, and its dtype; they follow the state."""
+        words: dict[str, tuple[int, str]] = {}
+        if self.push_time:
+            words["push_time"] = self.push_time_at, "<u4"
+        if self.push_count:
+            words["push_count"] = self.push_count_at, "<u4"
+        if self.show_click:
+            words["shows"] = self.show_click_at, "<f4"
+            words["clicks"] = self.show_click_at + 4, "<f4"
+        return words
+
+    @property
     def stored_bytes(self) -> int:
         """Bytes of the part that goes to the store, without the LSN."""
         return self.show_click_at + 8 * self.show_click - ID_BYTES

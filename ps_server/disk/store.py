@@ -1,20 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
 """The store: RocksDB, and the only module that knows it.
 
-One database per shard with a column family of rows and one of tombstones per table, and `meta`. Rows are
+One database per shard with a column family of rows per table, and `meta`. Rows are
 written with the write-ahead log off (the push log covers them); `meta` is written with it on, and synced.
 Block checksums (xxh3) are on and verified on every read.
 
 Invariants: 1. every error of rocksdict leaves here as an error of rowhouse.error; 2. keys are
 mix64(id), big-endian, so scans go by partition; 3. a value of another length than the table's is
-CorruptionError, never served. Thread safety: every method may be called from any thread.
+CorruptionError, never served; 4. what is opened read-only is not written to, and may be where nobody can
+write. Thread safety: every method may be called from any thread.
 """
 
+import re
+import shutil
 import struct
+import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from itertools import chain, islice, starmap
 from pathlib import Path
 from typing import Any, Final, TypeVar, cast
@@ -39,6 +45,9 @@ LOAD_ZSTD_LEVEL: Final = -1
 """Level 1 is as small as 3 (0.1 bytes per row more), 1.15 times as fast; -1 1.3 times as fast again, at 76.4
 / 43.4 bytes, not 72.5 / 42, where rows share an LSN (until a compaction). Not compressed: 89.2 / 56.9."""
 
+DELETIONS_MAX: Final = 0.5
+"""Share of deletions in a file from which on it is compacted."""
+
 WRITE_ROWS: Final = 256
 """Rows of one write: rocksdict holds Python's lock for its 0.25 ms, and the interpreter takes 5 ms to ask for
 it back; so it is given up after each."""
@@ -47,6 +56,13 @@ READ_THREADS: Final = 2
 PARALLEL_KEYS_MIN: Final = 2048
 """A multi-get of fewer keys is faster in one piece than handed to two threads."""
 
+SCRATCH_PREFIX: Final = "rowhouse-read-"
+_SCRATCH_PATH: Final = re.compile(rf"\S*/{SCRATCH_PREFIX}[^/\s]+(?=/)")
+"""In front of a file's own path where RocksDB names a link to it (see `_linked`)."""
+
+_OLD_FAMILY: Final = "tombstone."
+"""Directories of earlier versions have a family of these for each table; nobody reads them."""
+
 Keys = NDArray[np.uint64]
 Values = NDArray[np.uint8]
 Answer = TypeVar("Answer")
@@ -54,7 +70,7 @@ Answer = TypeVar("Answer")
 
 def _translated(error: Exception, what: str) -> RowhouseError:
     """The error of ours that a rocksdict error stands for."""
-    text = str(error)
+    text = _SCRATCH_PATH.sub("", str(error))
     if ("No such file" in text and ".sst" in text) or "Corruption" in text or "checksum" in text.lower():
         return CorruptionError(f"{what}: {text}")
     if "lock" in text.lower() and ("LOCK" in text or "No locks available" in text):
@@ -93,6 +109,9 @@ def _row_options(cache: rocksdict.Cache, memtable_bytes: int) -> rocksdict.Optio
     options.set_bottommost_compression_options(-14, ZSTD_LEVEL, 0, 0, True)
     options.set_level_compaction_dynamic_level_bytes(True)
     options.set_target_file_size_base(64 << 20)
+    # Evicted rows keep their bytes until a compaction meets what deletes them: a file of which that is the
+    # half is compacted at once. So what evictions leave is less than the rows beside it.
+    options.add_compact_on_deletion_collector_factory(0, 0, DELETIONS_MAX)
     table = rocksdict.BlockBasedOptions()
     table.set_block_cache(cache)
     table.set_block_size(BLOCK_BYTES)
@@ -129,8 +148,34 @@ def _other_options(name: str) -> rocksdict.Options:
     return options
 
 
+@contextmanager
+def _linked(directory: Path) -> Iterator[Path]:
+    """A temporary folder with links to the files of a store, for as long as the context lasts.
+
+    rocksdict writes its own notes even into a store that it opens read-only: then it writes them here. The
+    path below the folder is the store's, so that `_translated` finds it again.
+    """
+    whole = directory.absolute()
+    with ExitStack() as stack:
+        try:
+            scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix=SCRATCH_PREFIX))
+            folder = Path(scratch) / whole.relative_to(whole.anchor)
+            folder.mkdir(parents=True)
+            for path in whole.iterdir() if whole.is_dir() else ():
+                if path.name == "rocksdict-config.json":
+                    shutil.copyfile(path, folder / path.name)
+                elif path.name not in ("LOCK", "LOG"):
+                    (folder / path.name).symlink_to(path)
+        except OSError as error:
+            raise StoreError(
+                f"opening {directory} through a temporary folder (TMPDIR names another place): "
+                f"{error.strerror or error}"
+            ) from error
+        yield folder
+
+
 class RowFamily:
-    """Rows (or tombstones) of one table in the store. Made by Store only.
+    """Rows of one table in the store. Made by Store only.
 
     Parameters
     ----------
@@ -328,11 +373,11 @@ class Store:
     directory
         Its folder; made when it is not there (not with read_only).
     value_bytes
-        Value length of each family of rows or tombstones, by name.
+        Value length of each family of rows, by name.
     cache_bytes, memtable_bytes
         Block cache, and size of one memtable; the database holds two of them in all.
     read_only
-        Open without writing anything.
+        Open without writing anything there; links in a temporary folder are opened (see `_linked`).
     paranoid
         Refuse to open when a file is missing or cut short; without it only its rows cannot be read.
 
@@ -362,16 +407,22 @@ class Store:
         exists = (directory / "CURRENT").exists()
         if exists:
             check_framing(directory)
-        listed = _guarded(what, lambda: rocksdict.Rdict.list_cf(str(directory), options)) if exists else []
-        families = {*listed} - {"default"}
-        if not read_only:
-            families |= {META, *value_bytes}
-        row_options = _row_options(self._cache, memtable_bytes)
-        opened = {name: row_options if name in value_bytes else _other_options(name) for name in families}
-        self._database: rocksdict.Rdict = _guarded(
-            what, lambda: rocksdict.Rdict(str(directory), options, column_families=opened, access_type=access)
-        )
+        with ExitStack() as links:
+            path = str(links.enter_context(_linked(directory)) if read_only else directory)
+            listed = _guarded(what, lambda: rocksdict.Rdict.list_cf(path, options)) if exists else []
+            families = {*listed} - {"default"}
+            if not read_only:
+                families |= {META, *value_bytes}
+            row_options = _row_options(self._cache, memtable_bytes)
+            opened = {name: row_options if name in value_bytes else _other_options(name) for name in families}
+            self._database: rocksdict.Rdict = _guarded(
+                what, lambda: rocksdict.Rdict(path, options, column_families=opened, access_type=access)
+            )
+            self._links = links.pop_all()
         self._readers = ThreadPoolExecutor(READ_THREADS, thread_name_prefix="store-read")
+        for name in families if not read_only else ():
+            if name.startswith(_OLD_FAMILY) and name not in value_bytes:
+                _guarded(what, partial(self._database.drop_column_family, name))
         self._meta = _guarded(what, lambda: self._database.get_column_family(META))
         kept = {name: width for name, width in value_bytes.items() if name in families}
         self.families = {n: RowFamily(self._database, n, w, self._readers) for n, w in kept.items()}
@@ -409,10 +460,11 @@ class Store:
         self._readers.shutdown()
         failures: list[RowhouseError] = []
         ends = [family.close for family in self.families.values()]
-        for end in (*ends, self._meta.close, self._database.close):
-            try:
-                _guarded("closing the store", end)
-            except RowhouseError as error:
-                failures.append(error)
+        with self._links:
+            for end in (*ends, self._meta.close, self._database.close):
+                try:
+                    _guarded("closing the store", end)
+                except RowhouseError as error:
+                    failures.append(error)
         if failures:
             raise failures[0]

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A walk over a stopped shard that reads every byte that matters and names what is damaged.
 
-Nothing is changed (RocksDB's binding rewrites `rocksdict-config.json` with the same bytes when it opens).
+Nothing is changed, and the directory may be on a file system that is mounted read-only.
 Damage does not end the walk: a table goes on behind a damaged block, the log with its next segment.
 
 Invariants: 1. a report without damage means that each row was read, passed its block's checksum and can
@@ -49,7 +49,7 @@ class Damage:
     Attributes
     ----------
     part
-        store, descriptor, life, checkpoint, admission, log, rows or tombstones.
+        store, descriptor, life, checkpoint, admission, log or rows.
     what
         What is wrong with it.
     table
@@ -83,7 +83,7 @@ class TableReport:
     ----------
     name
         The table's.
-    rows, tombstones, disk_bytes
+    rows, disk_bytes
         Read, and bytes of its files.
     not_finite
         Rows with a NaN or an infinity among weights or state: training has diverged there. They are as they
@@ -93,7 +93,6 @@ class TableReport:
     name: str
     rows: int = 0
     not_finite: int = 0
-    tombstones: int = 0
     disk_bytes: int = 0
 
 
@@ -257,7 +256,7 @@ def _walk_log(directory: Path, checkpoint_lsn: int | None, owner: Owner | None, 
 
 # ---------------------------------------------------------------- the tables
 class _TableWalk:
-    """One table's rows and tombstones."""
+    """One table's rows."""
 
     def __init__(
         self,
@@ -279,28 +278,24 @@ class _TableWalk:
     def run(self, clean_state: CheckpointState | None) -> list[Damage]:
         """Walk the table; `clean_state` is the checkpoint whose counts must be right, or None."""
         report = self._report
-        rows, tombstones = (self._store.families.get(f"{p}.{report.name}") for p in ("row", "tombstone"))
-        if rows is None or tombstones is None:
+        rows = self._store.families.get(f"row.{report.name}")
+        if rows is None:
             self._add(Damage(part="store", what="its column family is missing"))
             return self._damage
-        report.disk_bytes = rows.disk_bytes() + tombstones.disk_bytes()
-        for keys, values in self._readable(rows, "rows"):
+        report.disk_bytes = rows.disk_bytes()
+        for keys, values in self._readable(rows):
             report.rows += keys.shape[0]
-            self._check_placed(keys, "rows")
-            self._check_lsn(keys, values, "rows")
+            self._check_placed(keys)
+            self._check_lsn(keys, values)
             report.not_finite += self._count_not_finite(values)
             self._progress(report.name, report.rows)
-        for keys, values in self._readable(tombstones, "tombstones"):
-            report.tombstones += keys.shape[0]
-            self._check_placed(keys, "tombstones")
-            self._check_lsn(keys, values, "tombstones")
         counted = clean_state.rows.get(report.name) if clean_state else None
         if counted is not None and counted != report.rows and not self._damage:
             text = f"{report.rows} rows are here; the checkpoint counted {counted}"
             self._add(Damage(part="rows", what=text))
         return self._damage
 
-    def _readable(self, family: RowFamily, part: str) -> Iterator[tuple[Keys, Values]]:
+    def _readable(self, family: RowFamily) -> Iterator[tuple[Keys, Values]]:
         """Chunks of all rows that can be read; what lies between is reported as damage."""
         start: int | None = 0
         while start is not None:
@@ -312,7 +307,7 @@ class _TableWalk:
             except CorruptionError as error:
                 resume = _first_readable(family, start)
                 last = KEY_END - 1 if resume is None else resume - 1
-                self._add(Damage(part=part, what=str(error), first_key=start, last_key=last))
+                self._add(Damage(part="rows", what=str(error), first_key=start, last_key=last))
                 start = resume
 
     def _add(self, damage: Damage) -> None:
@@ -326,24 +321,26 @@ class _TableWalk:
         self._newest[damage.part, damage.what] = damage
         self._damage.append(damage)
 
-    def _report_rows(self, keys: Keys, wrong: NDArray[np.bool_], part: str, what: str) -> None:
+    def _report_rows(self, keys: Keys, wrong: NDArray[np.bool_], what: str) -> None:
         if not wrong.any():
             return
         keys = keys[wrong]
         cuts = np.flatnonzero(np.diff(keys >> PARTITION_SHIFT)) + 1
         for run in np.split(keys, cuts):
             self._add(
-                Damage(part=part, what=what, first_key=int(run[0]), last_key=int(run[-1]), rows=run.shape[0])
+                Damage(
+                    part="rows", what=what, first_key=int(run[0]), last_key=int(run[-1]), rows=run.shape[0]
+                )
             )
 
-    def _check_placed(self, keys: Keys, part: str) -> None:
+    def _check_placed(self, keys: Keys) -> None:
         owners = self._map.shards[(keys >> PARTITION_SHIFT).astype(np.intp)]
         wrong: NDArray[np.bool_] = owners != self._shard
-        self._report_rows(keys, wrong, part, "belongs to another shard")
+        self._report_rows(keys, wrong, "belongs to another shard")
 
-    def _check_lsn(self, keys: Keys, values: Values, part: str) -> None:
+    def _check_lsn(self, keys: Keys, values: Values) -> None:
         what = f"LSN above {int(self._lsn_max)}, the highest one reserved"
-        self._report_rows(keys, get_lsn(values) > self._lsn_max, part, what)
+        self._report_rows(keys, get_lsn(values) > self._lsn_max, what)
 
     def _count_not_finite(self, values: Values) -> int:
         layout = self._layout

@@ -27,7 +27,6 @@ from ps_server.disk import checkpoint
 from ps_server.disk.checkpoint import CheckpointState, Life
 from ps_server.disk.data_dir import check_shard_is_here, claim_data_dir, note_made
 from ps_server.disk.log import PushLog
-from ps_server.disk.row import LSN_BYTES
 from ps_server.disk.segment import (
     KIND_EVICT,
     KIND_PUSH,
@@ -101,7 +100,6 @@ def _open_store(
     widths: dict[str, int] = {}
     for table in config.tables:
         widths[f"row.{table.name}"] = table.layout.value_bytes
-        widths[f"tombstone.{table.name}"] = LSN_BYTES
     memtable = min(max(share // 8, 64 << 10), 64 << 20)
     cache = max(share - 4 * memtable, share // 4)
     if not read_only:
@@ -141,7 +139,7 @@ def _make_tables(
     for table in config.tables:
         parts = TierParts(
             name=table.name, layout=table.layout, rows=store.families[f"row.{table.name}"],
-            tombstones=store.families[f"tombstone.{table.name}"], budget=budget, barrier=gate,
+            budget=budget, barrier=gate,
             failpoint=failpoint,
         )  # fmt: skip
         tables[table.name] = Table(table, parts)
@@ -157,7 +155,6 @@ def _restore(tables: dict[str, Table], store: Store, state: CheckpointState, cle
         empty = tier.rows.is_empty()
         tier.stored.exact = empty or (clean and rows is not None)
         tier.stored.rows = 0 if empty else rows or 0
-        tier.tombstones_possible = not tier.tombstones.is_empty()
         if state.configured.get(name, table.config.freeze) == table.config.freeze:
             table.frozen = state.frozen.get(name, table.frozen)  # else the config's change is the newer will
         if table.admission is not None:

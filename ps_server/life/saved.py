@@ -152,6 +152,16 @@ class SavedTables:
         return pb.SavedTables(**save, applied_lsn=self._shard.settled_lsn())
 
 
+def copy_of(directory: Path, name: str) -> Path:
+    """The folder of a shard's saved copy, itself a shard's directory; StoreError names those there are."""
+    _check_name(name)
+    copy = directory / FOLDER / name
+    if not copy.is_dir():
+        found = sorted(p.name for p in (directory / FOLDER).glob("[!.]*"))
+        raise StoreError(f"{directory}: no tables are saved as {name!r}; there are {found}")
+    return copy
+
+
 def check_no_restore(directory: Path) -> None:
     """StoreError when a restore of this shard was interrupted (invariant 3)."""
     note = directory / RESTORING
@@ -183,11 +193,7 @@ def restore_tables(directories: Sequence[Path], name: str) -> list[int]:
     _check_name(name)
     marks = []
     for directory in directories:
-        source = directory / FOLDER / name
-        if not source.is_dir():
-            found = sorted(p.name for p in (directory / FOLDER).glob("[!.]*"))
-            raise StoreError(f"{directory}: no tables are saved as {name!r}; there are {found}")
-        marks.append(_read_mark(source / MARK))
+        marks.append(_read_mark(copy_of(directory, name) / MARK))
     if len({mark[0]["token"] for mark in marks}) > 1:
         raise StoreError(f"saved tables {name!r}: the copies of the shards come from different saves")
     with ExitStack() as stack:

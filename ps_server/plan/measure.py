@@ -28,6 +28,7 @@ from rowhouse import dtype, message
 from rowhouse.error import StoreError
 from rowhouse.mix import mix64
 
+from ps_server.bulk.column import RESETTABLE
 from ps_server.bulk.load import bulk_load
 from ps_server.config.cluster import ClusterConfig, load_config, shard_directory
 from ps_server.disk.directory import open_store, read_descriptor
@@ -159,7 +160,7 @@ def load(kind: Kind, rows: int, folder: Path) -> dict[str, float]:
     config = _config(kind, rows, folder)
     open_embedded(folder, config.model_dump(mode="json")).close()
     began_s = time.perf_counter()
-    bulk_load(shard_directory(config, 0), TABLE, _chunks(kind, rows))
+    bulk_load(shard_directory(config, 0), TABLE, _chunks(kind, rows), reset=RESETTABLE)
     return {"load_row_s": (time.perf_counter() - began_s) / rows}
 
 

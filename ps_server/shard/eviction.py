@@ -3,7 +3,7 @@
 
 Candidates come from a scan of the store after a write-back, so hot and cold rows are judged alike. What
 is decided is logged as a list of ids (not as a rule), so a replay evicts exactly the same rows; a row
-that was pushed since the scan is spared. What goes leaves a tombstone.
+that was pushed since the scan is spared. What goes leaves nothing behind but the log's record.
 Thread safety: shard.py runs one eviction at a time; pulls and pushes go on between chunks.
 """
 

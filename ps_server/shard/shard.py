@@ -39,6 +39,7 @@ from ps_server.life.recovery import Opened, freezes, open_directory
 from ps_server.life.saved import SavedTables
 from ps_server.shard.eviction import Moment, evict_by_policy, spared
 from ps_server.shard.group import Groups
+from ps_server.shard.listing import list_rows
 from ps_server.shard.request import (
     check_map,
     check_owned,
@@ -112,6 +113,7 @@ class Shard:
             "GetStats": self.get_stats,
             "SetTableFreeze": self.set_table_freeze,
             "EvictRows": self.evict_rows,
+            "ListRows": self.list_rows,
             "SaveTables": self.saved.save,
             "GetSavedTables": self.saved.get,
             "DropSavedTables": self.saved.drop,
@@ -202,6 +204,17 @@ class Shard:
             self._poison(f"{type(error).__name__}: {error}")
             raise
 
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """A store that cannot be read poisons; a damaged row is not served, the others are."""
+        try:
+            yield
+        except CorruptionError:
+            raise
+        except StoreError as error:
+            self._poison(str(error))
+            raise
+
     def _poison(self, why: str) -> None:
         if self.poison is None:
             self.poison = why
@@ -231,14 +244,9 @@ class Shard:
         lsn = self._applied_lsn
         answers = []
         for table, part in zip(tables, request.tables, strict=True):
-            try:
+            with self._reading():
                 promote = not (request.read_only or self._read_only)
                 rows = table.pull(as_read_only(part.ids), promote=promote, code=request.dtype)
-            except CorruptionError:
-                raise  # a damaged row is not served; the others are
-            except StoreError as error:
-                self._poison(str(error))
-                raise
             answers.append(message.TableRows(part.table, request.dtype, rows))
         return message.PullResponse(lsn, tuple(answers))
 
@@ -354,7 +362,6 @@ class Shard:
             written = sum(table.tier.write_back() for table in self._tables.values())
             for table in self._tables.values():
                 table.tier.rows.flush()
-                table.tier.tombstones.flush()
                 self._failpoint("mid checkpoint")
             counts = {n: t.tier.stored.rows if t.tier.stored.exact else None for n, t in self._tables.items()}
             checkpoint.write(self.store, replace(state, rows=counts), sketches)
@@ -443,6 +450,18 @@ class Shard:
             evicted = evict_by_policy(table, int(self._now_s()), self._evict_chunk)
         table.counters.evicted_rows += evicted
         return pb.EvictRowsResponse(rows_evicted=evicted)
+
+    def list_rows(self, request: pb.ListRowsRequest) -> pb.ListRowsResponse:
+        """A page of a table's rows (listing.py); UnknownTableError, CorruptionError for damaged rows."""
+        self._check_alive()
+        table, before = table_of(request.table, self._tables), self._applied_lsn
+        if not request.first_key and not self._read_only:
+            with self.upkeep():
+                table.tier.write_back()
+        with self._reading():
+            rows, following = list_rows(table, request.first_key, request.rows_max)
+        after = self._applied_lsn
+        return pb.ListRowsResponse(rows=rows, next_key=following, lsn_before=before, lsn_after=after)
 
     def _evict_chunk(self, table: Table, ids: Ids, since: Moment) -> int:
         with self._push_lock:

@@ -175,9 +175,7 @@ class Table:
             if row_lsn is None:
                 places, missing = self._step(part, lsn, time_s)
             else:
-                # Recovery: a row may hold this push already. It is dirty all the same: a kill may have
-                # come between its flush and that of its tombstone's deletion; written again, it has none.
-                places, missing = self.tier.arena.find(ids, index.REFERENCED | index.DIRTY)
+                places, missing = self.tier.arena.find(ids)  # recovery: a row may hold this push already
             if missing or row_lsn is not None:
                 left = places < 0 if row_lsn is None else np.ones(ids.shape[0], np.bool_)
                 pinned = missing > 0 and self._bring_in(ids, places, admitted)

@@ -61,8 +61,8 @@ class TierParts:
         The table's.
     layout
         Layout of its records.
-    rows, tombstones
-        Its families in the store.
+    rows
+        Its family in the store.
     budget
         The shard's budget for hot rows.
     barrier
@@ -74,7 +74,6 @@ class TierParts:
     name: str
     layout: RowLayout
     rows: RowFamily
-    tombstones: RowFamily
     budget: Budget
     barrier: Callable[[int], None]
     failpoint: Callable[[str], None]
@@ -85,7 +84,7 @@ class Tier:
 
     def __init__(self, parts: TierParts) -> None:
         layout = parts.layout
-        self.layout, self.rows, self.tombstones = layout, parts.rows, parts.tombstones
+        self.layout, self.rows = layout, parts.rows
         self._name, self._budget = parts.name, parts.budget
         self._barrier, self._failpoint = parts.barrier, parts.failpoint
         parts.budget.require_rows(parts.name, layout.cost_bytes, ROWS_MIN)
@@ -98,7 +97,6 @@ class Tier:
         self.stored = StoredCount()
         self.departures = 0  # how often rows left memory; tells a reader that what it fetched may be old
         self.spilled_rows = 0
-        self.tombstones_possible = True
         self._broken = False  # a change broke off: what is in memory must not reach the store
 
     @contextmanager
@@ -203,9 +201,9 @@ class Tier:
         """Copy rows and write them, a part at a time; the caller holds both locks."""
         part = max(1, COPY_BYTES // self.layout.value_bytes)
         for start in range(0, places.shape[0], part):
-            self._write(*self._copy(places[start : start + part]), self.applied_lsn)
+            self._write(*self.copy(places[start : start + part]), self.applied_lsn)
 
-    def _copy(self, places: Places) -> tuple[Ids, NDArray[np.uint8]]:
+    def copy(self, places: Places) -> tuple[Ids, NDArray[np.uint8]]:
         """Keys and values of hot rows as the store has them; the caller holds the lock."""
         layout = self.layout
         values = np.empty((places.shape[0], layout.value_bytes), np.uint8)
@@ -222,8 +220,6 @@ class Tier:
         """Write what was copied at `lsn`; the caller holds `_writing`."""
         try:
             self._barrier(lsn)
-            if self.tombstones_possible:
-                self.tombstones.delete(keys)
             self.rows.put(keys, values)
             self._failpoint("mid write-back")
         except BaseException:
@@ -248,16 +244,17 @@ class Tier:
                 if places.shape[0] * self.layout.value_bytes > COPY_BYTES:
                     self._write_back(places)
                     return int(places.shape[0])
-                (keys, values), lsn = self._copy(places), self.applied_lsn
+                (keys, values), lsn = self.copy(places), self.applied_lsn
             self._write(keys, values, lsn)
         return int(places.shape[0])
 
     def remove(self, ids: Ids, lsn: int) -> int:
-        """Evict rows by policy: out of memory and store, a tombstone of `lsn` in their place.
+        """Evict rows by policy, as record `lsn` of the log says: out of memory and store. Nothing stays of
+        them: the record is all that tells of it.
 
         Rows that carry `lsn` or a later one already (recovery) stay. Returns how many went. Takes the
-        lock. A kill between the writes is harmless: the log still has the record, and replaying it
-        removes what an earlier record made again.
+        lock. A kill right after it is harmless: the log still has the record, and replaying it removes what
+        an earlier record made again.
         """
         with self.lock, self._writing:
             self._check_whole()
@@ -273,11 +270,7 @@ class Tier:
             was_stored = flags & index.STORED != 0
             self.stored.hot -= int(was_stored.sum())
             self.stored.rows -= int(present.sum())
-            stamps = np.empty((ids.shape[0], self.tombstones.value_bytes), np.uint8)
-            put_lsn(stamps, lsn)
             self._barrier(lsn)
-            self.tombstones.put(keys, stamps)
-            self.tombstones_possible = True
             self.rows.delete(keys)
             self.applied_lsn = lsn
             return int(present.sum()) + int((~was_stored).sum())

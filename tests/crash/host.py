@@ -24,9 +24,9 @@ import numpy as np
 from numpy.typing import NDArray
 from rowhouse.codec import decode_push_request, encode_push_request
 
+from ps_server.bulk.column import RESETTABLE
 from ps_server.bulk.load import bulk_load
 from ps_server.config.cluster import ClusterConfig
-from ps_server.disk.row import LSN_BYTES
 from ps_server.shard.request import checked_parts
 from ps_server.table.budget import Budget
 from ps_server.table.table import Table
@@ -94,9 +94,8 @@ def warm(config: ClusterConfig) -> dict[str, Table]:
     for table in config.tables:
         layout = table.layout
         rows: Any = DictFamily(layout.value_bytes)
-        tombstones: Any = DictFamily(LSN_BYTES)
         parts = TierParts(
-            name=table.name, layout=layout, rows=rows, tombstones=tombstones, budget=budget,
+            name=table.name, layout=layout, rows=rows, budget=budget,
             barrier=lambda _lsn: None, failpoint=lambda _name: None,
         )  # fmt: skip
         tables[table.name] = Table(table, parts)
@@ -193,6 +192,7 @@ def load(driver: Driver, table: str, ids: NDArray[np.uint64], weights: NDArray[n
         driver.shard,
         table,
         [(ids, weights)],
+        reset=RESETTABLE,
         workers=0,
         clock=lambda: driver.now_s,
         failpoint=driver.failpoint,

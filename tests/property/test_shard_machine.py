@@ -53,7 +53,6 @@ class PolicyOracle:
     def __init__(self, initial: Callable[[int], NDArray[np.float32]]) -> None:
         self._initial = initial
         self.rows: dict[int, tuple[NDArray[np.float32], int, int]] = {}
-        self.tombstones: set[int] = set()
 
     def pull(self, ids: list[int]) -> NDArray[np.float32]:
         return np.array([self.rows[i][0] if i in self.rows else self._initial(i) for i in ids], np.float32)
@@ -62,7 +61,6 @@ class PolicyOracle:
         for one, gradient in sum_duplicates(ids, gradients).items():
             weights, _, count = self.rows.get(one, (self._initial(one), 0, 0))
             self.rows[one] = (weights - np.float32(RATE) * gradient, now_s, count + 1)
-            self.tombstones.discard(one)
 
     def evict(self, now_s: int) -> int:
         old = {i for i, (_, time_s, _) in self.rows.items() if time_s < now_s - TTL_S}
@@ -74,7 +72,6 @@ class PolicyOracle:
         gone = old | small | rare
         for one in gone:
             del self.rows[one]
-        self.tombstones |= gone
         return len(gone)
 
     def assert_stored(self, stored: Dump) -> None:
@@ -84,7 +81,6 @@ class PolicyOracle:
         assert keys.tolist() == [key for key, *_ in rows]
         for value, (_, weights, time_s, count) in zip(values, rows, strict=True):
             assert value.tobytes() == weights.tobytes() + np.array([time_s, count], "<u4").tobytes()
-        assert stored["tombstone.policy"][0].tolist() == sorted(map(mix64, self.tombstones))
 
 
 class ShardMachine(RuleBasedStateMachine):

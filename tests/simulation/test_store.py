@@ -15,7 +15,7 @@ from ps_server.disk.store import Store
 from tests.driver import snapshot
 from tests.simulation.store import Media, SimulatedStore
 
-WIDTHS = {"row.a": 12, "tombstone.a": 6, "row.b": 5}
+WIDTHS = {"row.a": 12, "row.c": 6, "row.b": 5}
 KEYS = np.random.default_rng(3).integers(0, 2**64, 60, np.uint64)
 
 

@@ -13,6 +13,7 @@ import pytest
 from numpy.typing import NDArray
 from rowhouse.error import InvalidRequestError, PreconditionError, StoreError, UnknownTableError
 from rowhouse.mix import mix64
+from rowhouse.v1 import rowhouse_pb2 as pb
 
 from ps_server.bulk.export import export_schema, export_table
 from ps_server.bulk.load import bulk_load
@@ -120,21 +121,18 @@ def test_an_empty_load_changes_nothing(tmp_path: Path) -> None:
     assert verify_directory(directory).damage == []
 
 
-def test_a_tombstone_goes_when_its_row_comes_back(tmp_path: Path) -> None:
+def test_an_evicted_row_comes_back_by_a_load(tmp_path: Path) -> None:
     policy = [{"kind": "l2_norm", "min_l2_norm": 1e9}]
     table = {"name": "item", "dim": 3, "optimizer": {"kind": "sgd", "learning_rate": 0.1}, "eviction": policy}
     config = make_config(tmp_path, tables=[table])
     shard = open_shard(config)
     push(shard, 1, "item", np.arange(50, dtype=np.uint64))
-    from rowhouse.v1 import rowhouse_pb2 as pb
-
     assert shard.evict_rows(pb.EvictRowsRequest(table="item")).rows_evicted == 50
     shard.close()
-    assert verify_directory(shard.directory).tables[0].tombstones == 50
     ids = np.arange(20, 70, dtype=np.uint64)
-    bulk_load(shard.directory, "item", batches(ids, "item"))
+    assert bulk_load(shard.directory, "item", batches(ids, "item")).replaced == 0
     (facts,) = verify_directory(shard.directory).tables
-    assert (facts.rows, facts.tombstones) == (50, 20)
+    assert facts.rows == 50
 
 
 # ---------------------------------------------------------------- a running shard
@@ -145,7 +143,7 @@ def test_a_load_into_a_running_shard_replaces_hot_rows(tmp_path: Path) -> None:
     ids = some_ids(2000)
     kept = np.setdiff1d(old, ids)
     before = pull(shard, "user", kept)
-    report = bulk_load(shard, "user", batches(ids, "user", state=False))
+    report = bulk_load(shard, "user", batches(ids, "user", state=False), reset=["state"])
     assert report.replaced == np.intersect1d(ids, old).shape[0]
     assert np.array_equal(pull(shard, "user", ids), some_rows(ids, 4))
     assert np.array_equal(pull(shard, "user", kept), before)
@@ -189,7 +187,7 @@ def test_a_push_during_a_load_refuses_it_whole(tmp_path: Path) -> None:
         ("item", (np.arange(3, dtype="u8"), np.zeros((3, 4), "f4")), "must be float32 (3, 3)"),
         ("item", (np.arange(3, dtype="u8"), np.full((3, 3), 1e9, "f4")), "id 0, column 0, is inf as fp16"),
         ("item", (np.zeros(2, "u8"), np.zeros((2, 3), "f4")), "id 0 is in the input more than once"),
-        ("user", (np.arange(3, dtype="u8"), np.zeros((3, 4), "f4")), "keeps 4 values of optimizer state"),
+        ("user", (np.arange(3, dtype="u8"), np.zeros((3, 4), "f4")), "keeps 4 values of state per row"),
         ("user", (np.arange(1, dtype="u8"), np.zeros((1, 4), "f4"), np.full((1, 4), np.nan, "f4")), "state"),
         ("item", pa.record_batch({"id": [1], "weight": [1]}), "no column 'weights'"),
         ("item", pa.record_batch({"id": [1.5], "weights": [[1.0] * 3]}), "column 'id' must be uint64"),

@@ -132,7 +132,7 @@ def make_store_of(driver: Driver) -> Store:
     width = driver.shard._tables["t"].layout.value_bytes
     return Store(
         driver.directory / "store",
-        {"row.t": width, "tombstone.t": 6},
+        {"row.t": width},
         cache_bytes=1 << 20,
         memtable_bytes=1 << 20,
     )

@@ -7,12 +7,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import rocksdict
 from numpy.typing import NDArray
 from rowhouse.error import InvalidRequestError
 from rowhouse.mix import mix64
 
+from ps_server.disk.store import Store
+from ps_server.disk.verify import verify_directory
 from ps_server.shard.eviction import Moment, spared
 from tests.driver import Driver, shard_config
+from tests.process import wait_until
 
 SGD = {"kind": "sgd", "learning_rate": 1.0}
 Make = Callable[..., Driver]
@@ -61,10 +65,43 @@ def test_ttl_takes_hot_and_cold_rows_whose_last_push_is_old(make: Make) -> None:
     assert driver.evict("t") == 3_800
     np.testing.assert_array_equal(np.flatnonzero(alive(driver, span(0, 4_000))), np.arange(1_000, 1_200))
     assert (driver.stats("t").rows, driver.stats("t").evicted_rows) == (200, 3_800)
-    tombstones = driver.shard._tables["t"].tier.tombstones
-    assert tombstones.get(mix64(span(0, 4_000)))[0].sum() == 3_800
     driver.now_s += 1
     assert driver.evict("t") == 0, "what is gone does not go again"
+
+
+def test_evicted_rows_give_their_disk_back(make: Make) -> None:
+    """Nothing is kept of them, and a file that is half deletions is compacted without being asked."""
+    driver = make({"kind": "ttl", "ttl_s": 100})
+    push(driver, span(0, 4_000))
+    driver.shard.checkpoint()
+    full = driver.shard.store.families["row.t"].disk_bytes()
+    driver.now_s += 101
+    push(driver, span(0, 100))
+    assert driver.evict("t") == 3_900
+    driver.shard.checkpoint()
+    wait_until(lambda: driver.shard.store.families["row.t"].disk_bytes() < full // 10)
+    assert np.array_equal(np.flatnonzero(alive(driver, span(0, 4_000))), np.arange(100))
+    driver.shard.close()
+
+
+def test_tombstones_of_an_earlier_version_go(make: Make) -> None:
+    driver = make({"kind": "ttl", "ttl_s": 100})
+    push(driver, span(0, 10))
+    driver.shard.close()
+    widths = {"row.t": 270, "tombstone.t": 6}
+    store = Store(driver.directory / "store", widths, cache_bytes=1 << 20, memtable_bytes=1 << 20)
+    store.families["tombstone.t"].put(span(100, 200), np.ones((100, 6), np.uint8))
+    store.close()
+    assert verify_directory(driver.directory).damage == []
+    assert _families(driver) >= {"row.t", "tombstone.t"}
+    driver.shard = driver._open()
+    driver.shard.close()
+    assert _families(driver) == {"default", "meta", "row.t"}
+
+
+def _families(driver: Driver) -> set[str]:
+    path = str(driver.directory / "store")
+    return {*rocksdict.Rdict.list_cf(path, rocksdict.Options(raw_mode=True))}
 
 
 def test_least_frequent_keeps_exactly_max_rows_and_the_frequent_ones(make: Make) -> None:

@@ -74,7 +74,9 @@ def test_a_config_makes_new_shards_and_their_state(
     command = ["load", str(tmp_path / "new"), "user", str(tmp_path / "w.parquet")]
     assert psctl.main(command) == 74
     assert "no shard's directory" in capsys.readouterr().err
-    assert psctl.main([*command, "--config", str(config)]) == 0
+    assert psctl.main([*command, "--config", str(config)]) == 2
+    assert "which the input lacks: add the columns, or load with --reset state" in capsys.readouterr().err
+    assert psctl.main([*command, "--config", str(config), "--reset", "state"]) == 0
     assert "shard-0001" in capsys.readouterr().out and not (tmp_path / "elsewhere").exists()
     rows = 0
     for index in range(2):
@@ -84,8 +86,8 @@ def test_a_config_makes_new_shards_and_their_state(
         shard.close()
         rows += verify_directory(shard.directory).tables[1].rows
     assert rows == 500
-    assert psctl.main(command) == 2  # without the config the state is not known
-    assert "or load with a config" in capsys.readouterr().err
+    assert psctl.main([*command, "--reset", "state"]) == 2  # without the config the state is not known
+    assert "first state: load with --config" in capsys.readouterr().err
 
 
 def test_an_export_replaces_a_file_only_when_asked(

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from rowhouse.mix import mix64
 
 from ps_server.disk.row import get_lsn
 from ps_server.table.push import TablePush
@@ -131,42 +130,42 @@ def test_rows_are_written_in_small_parts_and_behind_the_barrier(
     assert tier.live_rows() == 6_000
 
 
-def test_removal_leaves_a_tombstone_and_a_later_push_takes_it_away(driver: Driver) -> None:
+def test_removal_leaves_nothing_and_a_later_push_begins_anew(driver: Driver) -> None:
     push(driver, IDS)
     driver.shard.checkpoint()
     push(driver, IDS[:5])  # half of them dirty
     tier = tier_of(driver)
     assert tier.remove(IDS, 9) == 10
     assert tier.live_rows() == 0 and not tier.fetch(IDS)[0].any()
-    present, values = tier.tombstones.get(mix64(IDS))
-    assert present.all() and (get_lsn(values) == 9).all()
     np.testing.assert_array_equal(driver.pull("t", IDS), driver.shard._tables["t"].initial_rows(IDS))
     driver.shard._applied_lsn = 9
     push(driver, IDS[:3])
     driver.shard.checkpoint()
-    assert tier.tombstones.get(mix64(IDS))[0].tolist() == [False] * 3 + [True] * 7
+    assert tier.fetch(IDS)[0].tolist() == [True] * 3 + [False] * 7
+    assert driver.shard.store.families.keys() == {"row.t"}
     driver.abandon()
 
 
-def test_a_row_that_was_flushed_before_its_tombstone_went_loses_it_in_recovery(
-    driver: Driver, tmp_path: Path
+@pytest.mark.parametrize("flushed", [False, True])
+def test_a_row_that_was_evicted_and_pushed_again_is_recovered(
+    driver: Driver, tmp_path: Path, flushed: bool
 ) -> None:
-    """A kill between the two flushes of a checkpoint: the row holds its push, and still has a tombstone."""
+    """The log has the row's pushes, its eviction and its new beginning; the store may have any of them."""
     push(driver, IDS)
     driver.now_s += 100
     assert driver.evict("t") == 10
-    tier = tier_of(driver)
-    tier.tombstones.flush()
+    if flushed:
+        tier_of(driver).rows.flush()
     last = push(driver, IDS)
-    assert tier.write_back() == 10
-    tier.rows.flush()
+    before = driver.pull("t", IDS)
+    if flushed:
+        assert tier_of(driver).write_back() == 10
+        tier_of(driver).rows.flush()
     driver.crash(tmp_path / "copy")
+    np.testing.assert_array_equal(driver.pull("t", IDS), before)
+    driver.reopen()
     present, values = tier_of(driver).fetch(IDS)
     assert present.all() and (get_lsn(values) == last).all()
-    assert tier_of(driver).tombstones.get(mix64(IDS))[0].all()
-    driver.reopen()
-    assert not tier_of(driver).tombstones.get(mix64(IDS))[0].any()
-    assert tier_of(driver).fetch(IDS)[0].all()
 
 
 def test_recovery_keeps_the_later_lsn_of_rows_that_are_written_back_meanwhile(driver: Driver) -> None:

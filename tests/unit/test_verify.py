@@ -56,7 +56,7 @@ def test_a_sound_shard_is_read_whole_and_not_changed(directory: Path) -> None:
     before = contents(directory)
     report = verify_directory(directory)
     assert report.damage == [] and report.clean and report.checkpoint_lsn == 4
-    assert [(t.name, t.rows, t.tombstones) for t in report.tables] == [("item", ROWS, 0), ("user", ROWS, 0)]
+    assert [(t.name, t.rows) for t in report.tables] == [("item", ROWS), ("user", ROWS)]
     assert all(table.disk_bytes > 0 for table in report.tables)
     assert contents(directory) == before
 
@@ -137,13 +137,11 @@ def test_values_that_no_push_can_have_written(directory: Path) -> None:
     for place, value in enumerate((weight, state, late, late)):
         write_values(directory, "row.user", KEYS[place : place + 1], value)
     write_values(directory, "row.item", KEYS[7:9], np.concatenate([half, half]))
-    write_values(directory, "tombstone.item", KEYS[:1], late[:, -6:])
     report = verify_directory(directory)
     assert {table.name: table.not_finite for table in report.tables} == {"item": 2, "user": 2}
     found = {(d.table, d.part, d.what.split(",")[0]): d for d in report.damage}
     assert {key: damage.rows for key, damage in found.items()} == {
         ("user", "rows", f"LSN above {RESERVED}"): 2,
-        ("item", "tombstones", f"LSN above {RESERVED}"): 1,
     }
     rows = found["user", "rows", f"LSN above {RESERVED}"]
     assert (rows.first_key, rows.last_key) == (int(KEYS[2]), int(KEYS[3]))

@@ -262,6 +262,48 @@ class EvictRowsResponse(_message.Message):
     rows_evicted: int
     def __init__(self, rows_evicted: _Optional[int] = ...) -> None: ...
 
+class Rows(_message.Message):
+    __slots__ = ("ids", "weights", "state", "push_time", "push_count", "shows", "clicks", "lsn")
+    IDS_FIELD_NUMBER: _ClassVar[int]
+    WEIGHTS_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    PUSH_TIME_FIELD_NUMBER: _ClassVar[int]
+    PUSH_COUNT_FIELD_NUMBER: _ClassVar[int]
+    SHOWS_FIELD_NUMBER: _ClassVar[int]
+    CLICKS_FIELD_NUMBER: _ClassVar[int]
+    LSN_FIELD_NUMBER: _ClassVar[int]
+    ids: bytes
+    weights: bytes
+    state: bytes
+    push_time: bytes
+    push_count: bytes
+    shows: bytes
+    clicks: bytes
+    lsn: bytes
+    def __init__(self, ids: _Optional[bytes] = ..., weights: _Optional[bytes] = ..., state: _Optional[bytes] = ..., push_time: _Optional[bytes] = ..., push_count: _Optional[bytes] = ..., shows: _Optional[bytes] = ..., clicks: _Optional[bytes] = ..., lsn: _Optional[bytes] = ...) -> None: ...
+
+class ListRowsRequest(_message.Message):
+    __slots__ = ("table", "first_key", "rows_max")
+    TABLE_FIELD_NUMBER: _ClassVar[int]
+    FIRST_KEY_FIELD_NUMBER: _ClassVar[int]
+    ROWS_MAX_FIELD_NUMBER: _ClassVar[int]
+    table: str
+    first_key: int
+    rows_max: int
+    def __init__(self, table: _Optional[str] = ..., first_key: _Optional[int] = ..., rows_max: _Optional[int] = ...) -> None: ...
+
+class ListRowsResponse(_message.Message):
+    __slots__ = ("rows", "next_key", "lsn_before", "lsn_after")
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_KEY_FIELD_NUMBER: _ClassVar[int]
+    LSN_BEFORE_FIELD_NUMBER: _ClassVar[int]
+    LSN_AFTER_FIELD_NUMBER: _ClassVar[int]
+    rows: Rows
+    next_key: int
+    lsn_before: int
+    lsn_after: int
+    def __init__(self, rows: _Optional[_Union[Rows, _Mapping]] = ..., next_key: _Optional[int] = ..., lsn_before: _Optional[int] = ..., lsn_after: _Optional[int] = ...) -> None: ...
+
 class Member(_message.Message):
     __slots__ = ("group", "trainer", "trainers", "incarnation", "name", "pace", "staleness", "deadline_ms", "go_on")
     GROUP_FIELD_NUMBER: _ClassVar[int]

@@ -69,6 +69,11 @@ class ParameterServiceStub(object):
                 request_serializer=rowhouse_dot_v1_dot_rowhouse__pb2.EvictRowsRequest.SerializeToString,
                 response_deserializer=rowhouse_dot_v1_dot_rowhouse__pb2.EvictRowsResponse.FromString,
                 _registered_method=True)
+        self.ListRows = channel.unary_unary(
+                '/rowhouse.v1.ParameterService/ListRows',
+                request_serializer=rowhouse_dot_v1_dot_rowhouse__pb2.ListRowsRequest.SerializeToString,
+                response_deserializer=rowhouse_dot_v1_dot_rowhouse__pb2.ListRowsResponse.FromString,
+                _registered_method=True)
         self.SaveTables = channel.unary_unary(
                 '/rowhouse.v1.ParameterService/SaveTables',
                 request_serializer=rowhouse_dot_v1_dot_rowhouse__pb2.SaveTablesRequest.SerializeToString,
@@ -147,7 +152,14 @@ class ParameterServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def EvictRows(self, request, context):
-        """Runs the table's eviction policies now and leaves tombstones.
+        """Runs the table's eviction policies now.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListRows(self, request, context):
+        """Rows of one table with everything that is kept of them, in the order of their mixed ids, a page at a time.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -232,6 +244,11 @@ def add_ParameterServiceServicer_to_server(servicer, server):
                     servicer.EvictRows,
                     request_deserializer=rowhouse_dot_v1_dot_rowhouse__pb2.EvictRowsRequest.FromString,
                     response_serializer=rowhouse_dot_v1_dot_rowhouse__pb2.EvictRowsResponse.SerializeToString,
+            ),
+            'ListRows': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListRows,
+                    request_deserializer=rowhouse_dot_v1_dot_rowhouse__pb2.ListRowsRequest.FromString,
+                    response_serializer=rowhouse_dot_v1_dot_rowhouse__pb2.ListRowsResponse.SerializeToString,
             ),
             'SaveTables': grpc.unary_unary_rpc_method_handler(
                     servicer.SaveTables,
@@ -453,6 +470,33 @@ class ParameterService(object):
             '/rowhouse.v1.ParameterService/EvictRows',
             rowhouse_dot_v1_dot_rowhouse__pb2.EvictRowsRequest.SerializeToString,
             rowhouse_dot_v1_dot_rowhouse__pb2.EvictRowsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListRows(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/rowhouse.v1.ParameterService/ListRows',
+            rowhouse_dot_v1_dot_rowhouse__pb2.ListRowsRequest.SerializeToString,
+            rowhouse_dot_v1_dot_rowhouse__pb2.ListRowsResponse.FromString,
             options,
             channel_credentials,
             insecure,
