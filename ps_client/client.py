@@ -143,10 +143,10 @@ class Client(StepClient):
         Parameters
         ----------
         timeout_s
-            Time it may take, in seconds; None: the client's.
+            The most seconds that it may take; None: as long as the shards say that they are at work.
         """
         self._check_usable()
-        answers = self._exchange.every_shard("CreateCheckpoint", pb.CreateCheckpointRequest(), timeout_s)
+        answers = self._exchange.every_shard_long("CreateCheckpoint", pb.CreateCheckpointRequest(), timeout_s)
         return [checkpoint_of(answer) for answer in answers]
 
     def save_tables(self, name: str, timeout_s: float | None = None) -> SavedTables:
@@ -160,7 +160,7 @@ class Client(StepClient):
         name
             1 to 64 letters, digits, dots, dashes and underscores; not that of an earlier copy.
         timeout_s
-            Time it may take, in seconds; None: the client's.
+            The most seconds that it may take; None: as long as the shards say that they are at work.
 
         Returns
         -------
@@ -176,7 +176,7 @@ class Client(StepClient):
         token = secrets.randbits(64)
         request = pb.SaveTablesRequest(name=name, token=token)
         try:
-            answers = self._exchange.every_shard("SaveTables", request, timeout_s)
+            answers = self._exchange.every_shard_long("SaveTables", request, timeout_s)
         except RowhouseError:
             self._drop(name, token)
             raise
@@ -216,7 +216,7 @@ class Client(StepClient):
 
     def _drop(self, name: str, token: int) -> bool:
         request = pb.DropSavedTablesRequest(name=name, token=token)
-        answers = self._exchange.every_shard("DropSavedTables", request)
+        answers = self._exchange.every_shard_long("DropSavedTables", request)
         return any(answer.dropped for answer in answers)
 
     def stats(self) -> Sequence[ShardStats]:
@@ -240,7 +240,7 @@ class Client(StepClient):
         if mode not in FREEZE_MODES:
             raise InvalidRequestError(f"mode is {mode!r}; it must be one of {list(FREEZE_MODES)}")
         request = pb.SetTableFreezeRequest(table=find_table(self.tables, table).name, mode=FREEZE_MODES[mode])
-        self._exchange.every_shard("SetTableFreeze", request)
+        self._exchange.every_shard_long("SetTableFreeze", request)
 
     def evict(self, table: str, timeout_s: float | None = None) -> int:
         """Run one table's eviction policies now, on every shard.
@@ -250,7 +250,7 @@ class Client(StepClient):
         table
             Name of the table.
         timeout_s
-            Time it may take, in seconds; None: the client's.
+            The most seconds that it may take; None: as long as the shards say that they are at work.
 
         Returns
         -------
@@ -259,7 +259,7 @@ class Client(StepClient):
         """
         self._check_usable()
         request = pb.EvictRowsRequest(table=find_table(self.tables, table).name)
-        answers = self._exchange.every_shard("EvictRows", request, timeout_s)
+        answers = self._exchange.every_shard_long("EvictRows", request, timeout_s)
         return sum(answer.rows_evicted for answer in answers)
 
     def close(self) -> None:

@@ -78,7 +78,10 @@ def _parser() -> argparse.ArgumentParser:
             name, help=text, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
         )
         command.add_argument("--endpoints", required=True, metavar="HOST:PORT,…", type=_endpoints_flag)
-        command.add_argument("--timeout-s", type=float, default=60.0, help="per shard (default 60)")
+        command.add_argument(
+            "--timeout-s", type=float, help="the most seconds for one shard (default: 60 without an answer; "
+            "a shard that is at work is waited for)"
+        )  # fmt: skip
         command.add_argument("--json", action="store_true", help="print JSON instead of a table")
         if name in ("freeze", "evict"):
             command.add_argument("--table", required=True)

@@ -146,7 +146,7 @@ def test_what_is_wrong_is_said_and_loses_nothing(tmp_path: Path) -> None:
             connect(f"embedded:{tmp_path}")
         program = f"from ps_client import connect; connect('embedded:{tmp_path}')"
         done = subprocess.run(
-            [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False
+            [sys.executable, "-c", program], capture_output=True, text=True, timeout=1_200, check=False
         )
         assert done.returncode == 1 and "DirectoryInUseError" in done.stderr
         client.push("user", [1], np.ones((1, 4)))

@@ -318,5 +318,5 @@ assert bytes(frames.send(frame.PULL, [b"parent again"], 20).result()) == b"re: p
 def test_a_forked_process_makes_connections_of_its_own(script: Script) -> None:
     """Invariant 3: two processes on one connection would read each other's answers."""
     where = f":{script._listener.getsockname()[1]}"
-    subprocess.run([sys.executable, "-c", FORK, where, str(TOKEN)], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", FORK, where, str(TOKEN)], check=True, timeout=600)
     assert script.connections == 2 and script.bodies == [b"parent", b"child", b"parent again"]

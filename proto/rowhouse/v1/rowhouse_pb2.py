@@ -24,19 +24,19 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1arowhouse/v1/rowhouse.proto\x12\x0browhouse.v1\"u\n\tTableInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03\x64im\x18\x02 \x01(\r\x12!\n\x05\x64type\x18\x03 \x01(\x0e\x32\x12.rowhouse.v1.Dtype\x12\x13\n\x0b\x63onfig_json\x18\x04 \x01(\t\x12\x15\n\rpush_rows_max\x18\x05 \x01(\x04\"\x13\n\x11GetClusterRequest\"\xd3\x01\n\x12GetClusterResponse\x12\x13\n\x0bmap_version\x18\x01 \x01(\x04\x12\r\n\x05shard\x18\x02 \x01(\r\x12\x11\n\tendpoints\x18\x03 \x03(\t\x12\x18\n\x10partition_shards\x18\x04 \x01(\x0c\x12&\n\x06tables\x18\x05 \x03(\x0b\x32\x16.rowhouse.v1.TableInfo\x12\x15\n\rdata_endpoint\x18\x06 \x01(\t\x12\x12\n\ndata_token\x18\x07 \x01(\x06\x12\x19\n\x11message_bytes_max\x18\x08 \x01(\x04\"B\n\x08TableIds\x12\r\n\x05table\x18\x01 \x01(\t\x12\x0b\n\x03\x64im\x18\x02 \x01(\r\x12\r\n\x05\x63ount\x18\x03 \x01(\x04\x12\x0b\n\x03ids\x18\x04 \x01(\x0c\"\x7f\n\x0bPullRequest\x12\x13\n\x0bmap_version\x18\x01 \x01(\x04\x12!\n\x05\x64type\x18\x02 \x01(\x0e\x32\x12.rowhouse.v1.Dtype\x12\x11\n\tread_only\x18\x03 \x01(\x08\x12%\n\x06tables\x18\x04 \x03(\x0b\x32\x15.rowhouse.v1.TableIds\"g\n\tTableRows\x12\r\n\x05table\x18\x01 \x01(\t\x12\x0b\n\x03\x64im\x18\x02 \x01(\r\x12\r\n\x05\x63ount\x18\x03 \x01(\x04\x12!\n\x05\x64type\x18\x04 \x01(\x0e\x32\x12.rowhouse.v1.Dtype\x12\x0c\n\x04rows\x18\x05 \x01(\x0c\"C\n\x0cPullResponse\x12\x0b\n\x03lsn\x18\x01 \x01(\x04\x12&\n\x06tables\x18\x02 \x03(\x0b\x32\x16.rowhouse.v1.TableRows\"\xcb\x01\n\x0eTableGradients\x12\r\n\x05table\x18\x01 \x01(\t\x12\x0b\n\x03\x64im\x18\x02 \x01(\r\x12\r\n\x05\x63ount\x18\x03 \x01(\x04\x12!\n\x05\x64type\x18\x04 \x01(\x0e\x32\x12.rowhouse.v1.Dtype\x12\x0b\n\x03ids\x18\x05 \x01(\x0c\x12\x11\n\tgradients\x18\x06 \x01(\x0c\x12\x1a\n\rlearning_rate\x18\x07 \x01(\x02H\x00\x88\x01\x01\x12\r\n\x05shows\x18\x08 \x01(\x0c\x12\x0e\n\x06\x63licks\x18\t \x01(\x0c\x42\x10\n\x0e_learning_rate\"t\n\x0bPushRequest\x12\x13\n\x0bmap_version\x18\x01 \x01(\x04\x12\x11\n\tclient_id\x18\x02 \x01(\x04\x12\x10\n\x08sequence\x18\x03 \x01(\x04\x12+\n\x06tables\x18\x04 \x03(\x0b\x32\x1b.rowhouse.v1.TableGradients\".\n\x0cPushResponse\x12\x0b\n\x03lsn\x18\x01 \x01(\x04\x12\x11\n\tduplicate\x18\x02 \x01(\x08\"\x19\n\x17\x43reateCheckpointRequest\"=\n\x18\x43reateCheckpointResponse\x12\x0b\n\x03lsn\x18\x01 \x01(\x04\x12\x14\n\x0crows_written\x18\x02 \x01(\x04\"\x11\n\x0fGetStatsRequest\"\xac\x02\n\nTableStats\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04rows\x18\x02 \x01(\x04\x12\x12\n\nrows_exact\x18\x03 \x01(\x08\x12\x10\n\x08hot_rows\x18\x04 \x01(\x04\x12\x12\n\ndirty_rows\x18\x05 \x01(\x04\x12\x14\n\x0crecord_bytes\x18\x06 \x01(\x04\x12\x13\n\x0bindex_bytes\x18\x07 \x01(\x04\x12\x12\n\npulled_ids\x18\x08 \x01(\x04\x12\x10\n\x08hot_hits\x18\t \x01(\x04\x12\x12\n\npushed_ids\x18\n \x01(\x04\x12\x14\n\x0cspilled_rows\x18\x0b \x01(\x04\x12\x14\n\x0c\x65victed_rows\x18\x0c \x01(\x04\x12\x13\n\x0brefused_ids\x18\r \x01(\x04\x12\x12\n\ndisk_bytes\x18\x0e \x01(\x04\x12\x0e\n\x06\x66rozen\x18\x0f \x01(\x08\"\xfc\x01\n\x10GetStatsResponse\x12\r\n\x05shard\x18\x01 \x01(\r\x12\x13\n\x0b\x61pplied_lsn\x18\x02 \x01(\x04\x12\x13\n\x0b\x64urable_lsn\x18\x03 \x01(\x04\x12\x16\n\x0e\x63heckpoint_lsn\x18\x04 \x01(\x04\x12\x11\n\tlog_bytes\x18\x05 \x01(\x04\x12\x13\n\x0blog_records\x18\x06 \x01(\x04\x12\x1b\n\x13memory_budget_bytes\x18\x07 \x01(\x04\x12\x19\n\x11memory_used_bytes\x18\x08 \x01(\x04\x12\x0e\n\x06poison\x18\t \x01(\t\x12\'\n\x06tables\x18\n \x03(\x0b\x32\x17.rowhouse.v1.TableStats\"M\n\x15SetTableFreezeRequest\x12\r\n\x05table\x18\x01 \x01(\t\x12%\n\x04mode\x18\x02 \x01(\x0e\x32\x17.rowhouse.v1.FreezeMode\"\x18\n\x16SetTableFreezeResponse\"!\n\x10\x45victRowsRequest\x12\r\n\x05table\x18\x01 \x01(\t\")\n\x11\x45victRowsResponse\x12\x14\n\x0crows_evicted\x18\x01 \x01(\x04\"\xb5\x01\n\x06Member\x12\r\n\x05group\x18\x01 \x01(\x04\x12\x0f\n\x07trainer\x18\x02 \x01(\r\x12\x10\n\x08trainers\x18\x03 \x01(\r\x12\x13\n\x0bincarnation\x18\x04 \x01(\x04\x12\x0c\n\x04name\x18\x05 \x01(\t\x12\x1f\n\x04pace\x18\x06 \x01(\x0e\x32\x11.rowhouse.v1.Pace\x12\x11\n\tstaleness\x18\x07 \x01(\r\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x08 \x01(\x04\x12\r\n\x05go_on\x18\t \x01(\x08\"7\n\x10JoinGroupRequest\x12#\n\x06member\x18\x01 \x01(\x0b\x32\x13.rowhouse.v1.Member\"/\n\x11JoinGroupResponse\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\x0c\n\x04held\x18\x02 \x01(\x08\"`\n\x11\x43ontributeRequest\x12#\n\x06member\x18\x01 \x01(\x0b\x32\x13.rowhouse.v1.Member\x12&\n\x04push\x18\x02 \x01(\x0b\x32\x18.rowhouse.v1.PushRequest\"%\n\x12\x43ontributeResponse\x12\x0f\n\x07\x61pplied\x18\x01 \x01(\x08\"E\n\x10\x41waitStepRequest\x12#\n\x06member\x18\x01 \x01(\x0b\x32\x13.rowhouse.v1.Member\x12\x0c\n\x04step\x18\x02 \x01(\x04\"?\n\x11\x41waitStepResponse\x12\x0c\n\x04\x64one\x18\x01 \x01(\x08\x12\x0e\n\x06resend\x18\x02 \x01(\x08\x12\x0c\n\x04lost\x18\x03 \x03(\t\"0\n\x11SaveTablesRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05token\x18\x02 \x01(\x04\"&\n\x15GetSavedTablesRequest\x12\r\n\x05token\x18\x01 \x01(\x04\"L\n\x0bSavedTables\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05token\x18\x02 \x01(\x04\x12\x0b\n\x03lsn\x18\x03 \x01(\x04\x12\x13\n\x0b\x61pplied_lsn\x18\x04 \x01(\x04\"5\n\x16\x44ropSavedTablesRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05token\x18\x02 \x01(\x04\"*\n\x17\x44ropSavedTablesResponse\x12\x0f\n\x07\x64ropped\x18\x01 \x01(\x08*X\n\x05\x44type\x12\x15\n\x11\x44TYPE_UNSPECIFIED\x10\x00\x12\x11\n\rDTYPE_FLOAT32\x10\x01\x12\x11\n\rDTYPE_FLOAT16\x10\x02\x12\x12\n\x0e\x44TYPE_BFLOAT16\x10\x03*n\n\nFreezeMode\x12\x1b\n\x17\x46REEZE_MODE_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x46REEZE_MODE_OFF\x10\x01\x12\x16\n\x12\x46REEZE_MODE_REFUSE\x10\x02\x12\x16\n\x12\x46REEZE_MODE_IGNORE\x10\x03*8\n\x04Pace\x12\x14\n\x10PACE_UNSPECIFIED\x10\x00\x12\x0c\n\x08PACE_BSP\x10\x01\x12\x0c\n\x08PACE_SSP\x10\x02\x32\x89\x08\n\x10ParameterService\x12M\n\nGetCluster\x12\x1e.rowhouse.v1.GetClusterRequest\x1a\x1f.rowhouse.v1.GetClusterResponse\x12;\n\x04Pull\x12\x18.rowhouse.v1.PullRequest\x1a\x19.rowhouse.v1.PullResponse\x12;\n\x04Push\x12\x18.rowhouse.v1.PushRequest\x1a\x19.rowhouse.v1.PushResponse\x12_\n\x10\x43reateCheckpoint\x12$.rowhouse.v1.CreateCheckpointRequest\x1a%.rowhouse.v1.CreateCheckpointResponse\x12G\n\x08GetStats\x12\x1c.rowhouse.v1.GetStatsRequest\x1a\x1d.rowhouse.v1.GetStatsResponse\x12Y\n\x0eSetTableFreeze\x12\".rowhouse.v1.SetTableFreezeRequest\x1a#.rowhouse.v1.SetTableFreezeResponse\x12J\n\tEvictRows\x12\x1d.rowhouse.v1.EvictRowsRequest\x1a\x1e.rowhouse.v1.EvictRowsResponse\x12\x46\n\nSaveTables\x12\x1e.rowhouse.v1.SaveTablesRequest\x1a\x18.rowhouse.v1.SavedTables\x12N\n\x0eGetSavedTables\x12\".rowhouse.v1.GetSavedTablesRequest\x1a\x18.rowhouse.v1.SavedTables\x12\\\n\x0f\x44ropSavedTables\x12#.rowhouse.v1.DropSavedTablesRequest\x1a$.rowhouse.v1.DropSavedTablesResponse\x12J\n\tJoinGroup\x12\x1d.rowhouse.v1.JoinGroupRequest\x1a\x1e.rowhouse.v1.JoinGroupResponse\x12M\n\nContribute\x12\x1e.rowhouse.v1.ContributeRequest\x1a\x1f.rowhouse.v1.ContributeResponse\x12J\n\tAwaitStep\x12\x1d.rowhouse.v1.AwaitStepRequest\x1a\x1e.rowhouse.v1.AwaitStepResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1arowhouse/v1/rowhouse.proto\x12\x0browhouse.v1\"u\n\tTableInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03\x64im\x18\x02 \x01(\r\x12!\n\x05\x64type\x18\x03 \x01(\x0e\x32\x12.rowhouse.v1.Dtype\x12\x13\n\x0b\x63onfig_json\x18\x04 \x01(\t\x12\x15\n\rpush_rows_max\x18\x05 \x01(\x04\"\x13\n\x11GetClusterRequest\"\xd3\x01\n\x12GetClusterResponse\x12\x13\n\x0bmap_version\x18\x01 \x01(\x04\x12\r\n\x05shard\x18\x02 \x01(\r\x12\x11\n\tendpoints\x18\x03 \x03(\t\x12\x18\n\x10partition_shards\x18\x04 \x01(\x0c\x12&\n\x06tables\x18\x05 \x03(\x0b\x32\x16.rowhouse.v1.TableInfo\x12\x15\n\rdata_endpoint\x18\x06 \x01(\t\x12\x12\n\ndata_token\x18\x07 \x01(\x06\x12\x19\n\x11message_bytes_max\x18\x08 \x01(\x04\"B\n\x08TableIds\x12\r\n\x05table\x18\x01 \x01(\t\x12\x0b\n\x03\x64im\x18\x02 \x01(\r\x12\r\n\x05\x63ount\x18\x03 \x01(\x04\x12\x0b\n\x03ids\x18\x04 \x01(\x0c\"\x7f\n\x0bPullRequest\x12\x13\n\x0bmap_version\x18\x01 \x01(\x04\x12!\n\x05\x64type\x18\x02 \x01(\x0e\x32\x12.rowhouse.v1.Dtype\x12\x11\n\tread_only\x18\x03 \x01(\x08\x12%\n\x06tables\x18\x04 \x03(\x0b\x32\x15.rowhouse.v1.TableIds\"g\n\tTableRows\x12\r\n\x05table\x18\x01 \x01(\t\x12\x0b\n\x03\x64im\x18\x02 \x01(\r\x12\r\n\x05\x63ount\x18\x03 \x01(\x04\x12!\n\x05\x64type\x18\x04 \x01(\x0e\x32\x12.rowhouse.v1.Dtype\x12\x0c\n\x04rows\x18\x05 \x01(\x0c\"C\n\x0cPullResponse\x12\x0b\n\x03lsn\x18\x01 \x01(\x04\x12&\n\x06tables\x18\x02 \x03(\x0b\x32\x16.rowhouse.v1.TableRows\"\xcb\x01\n\x0eTableGradients\x12\r\n\x05table\x18\x01 \x01(\t\x12\x0b\n\x03\x64im\x18\x02 \x01(\r\x12\r\n\x05\x63ount\x18\x03 \x01(\x04\x12!\n\x05\x64type\x18\x04 \x01(\x0e\x32\x12.rowhouse.v1.Dtype\x12\x0b\n\x03ids\x18\x05 \x01(\x0c\x12\x11\n\tgradients\x18\x06 \x01(\x0c\x12\x1a\n\rlearning_rate\x18\x07 \x01(\x02H\x00\x88\x01\x01\x12\r\n\x05shows\x18\x08 \x01(\x0c\x12\x0e\n\x06\x63licks\x18\t \x01(\x0c\x42\x10\n\x0e_learning_rate\"t\n\x0bPushRequest\x12\x13\n\x0bmap_version\x18\x01 \x01(\x04\x12\x11\n\tclient_id\x18\x02 \x01(\x04\x12\x10\n\x08sequence\x18\x03 \x01(\x04\x12+\n\x06tables\x18\x04 \x03(\x0b\x32\x1b.rowhouse.v1.TableGradients\".\n\x0cPushResponse\x12\x0b\n\x03lsn\x18\x01 \x01(\x04\x12\x11\n\tduplicate\x18\x02 \x01(\x08\")\n\x17\x43reateCheckpointRequest\x12\x0e\n\x06ticket\x18\x0f \x01(\x06\"=\n\x18\x43reateCheckpointResponse\x12\x0b\n\x03lsn\x18\x01 \x01(\x04\x12\x14\n\x0crows_written\x18\x02 \x01(\x04\"\x11\n\x0fGetStatsRequest\"\xac\x02\n\nTableStats\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04rows\x18\x02 \x01(\x04\x12\x12\n\nrows_exact\x18\x03 \x01(\x08\x12\x10\n\x08hot_rows\x18\x04 \x01(\x04\x12\x12\n\ndirty_rows\x18\x05 \x01(\x04\x12\x14\n\x0crecord_bytes\x18\x06 \x01(\x04\x12\x13\n\x0bindex_bytes\x18\x07 \x01(\x04\x12\x12\n\npulled_ids\x18\x08 \x01(\x04\x12\x10\n\x08hot_hits\x18\t \x01(\x04\x12\x12\n\npushed_ids\x18\n \x01(\x04\x12\x14\n\x0cspilled_rows\x18\x0b \x01(\x04\x12\x14\n\x0c\x65victed_rows\x18\x0c \x01(\x04\x12\x13\n\x0brefused_ids\x18\r \x01(\x04\x12\x12\n\ndisk_bytes\x18\x0e \x01(\x04\x12\x0e\n\x06\x66rozen\x18\x0f \x01(\x08\"\xfc\x01\n\x10GetStatsResponse\x12\r\n\x05shard\x18\x01 \x01(\r\x12\x13\n\x0b\x61pplied_lsn\x18\x02 \x01(\x04\x12\x13\n\x0b\x64urable_lsn\x18\x03 \x01(\x04\x12\x16\n\x0e\x63heckpoint_lsn\x18\x04 \x01(\x04\x12\x11\n\tlog_bytes\x18\x05 \x01(\x04\x12\x13\n\x0blog_records\x18\x06 \x01(\x04\x12\x1b\n\x13memory_budget_bytes\x18\x07 \x01(\x04\x12\x19\n\x11memory_used_bytes\x18\x08 \x01(\x04\x12\x0e\n\x06poison\x18\t \x01(\t\x12\'\n\x06tables\x18\n \x03(\x0b\x32\x17.rowhouse.v1.TableStats\"]\n\x15SetTableFreezeRequest\x12\r\n\x05table\x18\x01 \x01(\t\x12%\n\x04mode\x18\x02 \x01(\x0e\x32\x17.rowhouse.v1.FreezeMode\x12\x0e\n\x06ticket\x18\x0f \x01(\x06\"\x18\n\x16SetTableFreezeResponse\"1\n\x10\x45victRowsRequest\x12\r\n\x05table\x18\x01 \x01(\t\x12\x0e\n\x06ticket\x18\x0f \x01(\x06\")\n\x11\x45victRowsResponse\x12\x14\n\x0crows_evicted\x18\x01 \x01(\x04\"\xb5\x01\n\x06Member\x12\r\n\x05group\x18\x01 \x01(\x04\x12\x0f\n\x07trainer\x18\x02 \x01(\r\x12\x10\n\x08trainers\x18\x03 \x01(\r\x12\x13\n\x0bincarnation\x18\x04 \x01(\x04\x12\x0c\n\x04name\x18\x05 \x01(\t\x12\x1f\n\x04pace\x18\x06 \x01(\x0e\x32\x11.rowhouse.v1.Pace\x12\x11\n\tstaleness\x18\x07 \x01(\r\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x08 \x01(\x04\x12\r\n\x05go_on\x18\t \x01(\x08\"7\n\x10JoinGroupRequest\x12#\n\x06member\x18\x01 \x01(\x0b\x32\x13.rowhouse.v1.Member\"/\n\x11JoinGroupResponse\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\x0c\n\x04held\x18\x02 \x01(\x08\"`\n\x11\x43ontributeRequest\x12#\n\x06member\x18\x01 \x01(\x0b\x32\x13.rowhouse.v1.Member\x12&\n\x04push\x18\x02 \x01(\x0b\x32\x18.rowhouse.v1.PushRequest\"%\n\x12\x43ontributeResponse\x12\x0f\n\x07\x61pplied\x18\x01 \x01(\x08\"E\n\x10\x41waitStepRequest\x12#\n\x06member\x18\x01 \x01(\x0b\x32\x13.rowhouse.v1.Member\x12\x0c\n\x04step\x18\x02 \x01(\x04\"?\n\x11\x41waitStepResponse\x12\x0c\n\x04\x64one\x18\x01 \x01(\x08\x12\x0e\n\x06resend\x18\x02 \x01(\x08\x12\x0c\n\x04lost\x18\x03 \x03(\t\"@\n\x11SaveTablesRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05token\x18\x02 \x01(\x04\x12\x0e\n\x06ticket\x18\x0f \x01(\x06\"&\n\x15GetSavedTablesRequest\x12\r\n\x05token\x18\x01 \x01(\x04\"L\n\x0bSavedTables\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05token\x18\x02 \x01(\x04\x12\x0b\n\x03lsn\x18\x03 \x01(\x04\x12\x13\n\x0b\x61pplied_lsn\x18\x04 \x01(\x04\"E\n\x16\x44ropSavedTablesRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05token\x18\x02 \x01(\x04\x12\x0e\n\x06ticket\x18\x0f \x01(\x06\"*\n\x17\x44ropSavedTablesResponse\x12\x0f\n\x07\x64ropped\x18\x01 \x01(\x08*X\n\x05\x44type\x12\x15\n\x11\x44TYPE_UNSPECIFIED\x10\x00\x12\x11\n\rDTYPE_FLOAT32\x10\x01\x12\x11\n\rDTYPE_FLOAT16\x10\x02\x12\x12\n\x0e\x44TYPE_BFLOAT16\x10\x03*n\n\nFreezeMode\x12\x1b\n\x17\x46REEZE_MODE_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x46REEZE_MODE_OFF\x10\x01\x12\x16\n\x12\x46REEZE_MODE_REFUSE\x10\x02\x12\x16\n\x12\x46REEZE_MODE_IGNORE\x10\x03*8\n\x04Pace\x12\x14\n\x10PACE_UNSPECIFIED\x10\x00\x12\x0c\n\x08PACE_BSP\x10\x01\x12\x0c\n\x08PACE_SSP\x10\x02\x32\x89\x08\n\x10ParameterService\x12M\n\nGetCluster\x12\x1e.rowhouse.v1.GetClusterRequest\x1a\x1f.rowhouse.v1.GetClusterResponse\x12;\n\x04Pull\x12\x18.rowhouse.v1.PullRequest\x1a\x19.rowhouse.v1.PullResponse\x12;\n\x04Push\x12\x18.rowhouse.v1.PushRequest\x1a\x19.rowhouse.v1.PushResponse\x12_\n\x10\x43reateCheckpoint\x12$.rowhouse.v1.CreateCheckpointRequest\x1a%.rowhouse.v1.CreateCheckpointResponse\x12G\n\x08GetStats\x12\x1c.rowhouse.v1.GetStatsRequest\x1a\x1d.rowhouse.v1.GetStatsResponse\x12Y\n\x0eSetTableFreeze\x12\".rowhouse.v1.SetTableFreezeRequest\x1a#.rowhouse.v1.SetTableFreezeResponse\x12J\n\tEvictRows\x12\x1d.rowhouse.v1.EvictRowsRequest\x1a\x1e.rowhouse.v1.EvictRowsResponse\x12\x46\n\nSaveTables\x12\x1e.rowhouse.v1.SaveTablesRequest\x1a\x18.rowhouse.v1.SavedTables\x12N\n\x0eGetSavedTables\x12\".rowhouse.v1.GetSavedTablesRequest\x1a\x18.rowhouse.v1.SavedTables\x12\\\n\x0f\x44ropSavedTables\x12#.rowhouse.v1.DropSavedTablesRequest\x1a$.rowhouse.v1.DropSavedTablesResponse\x12J\n\tJoinGroup\x12\x1d.rowhouse.v1.JoinGroupRequest\x1a\x1e.rowhouse.v1.JoinGroupResponse\x12M\n\nContribute\x12\x1e.rowhouse.v1.ContributeRequest\x1a\x1f.rowhouse.v1.ContributeResponse\x12J\n\tAwaitStep\x12\x1d.rowhouse.v1.AwaitStepRequest\x1a\x1e.rowhouse.v1.AwaitStepResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'rowhouse.v1.rowhouse_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DTYPE']._serialized_start=2820
-  _globals['_DTYPE']._serialized_end=2908
-  _globals['_FREEZEMODE']._serialized_start=2910
-  _globals['_FREEZEMODE']._serialized_end=3020
-  _globals['_PACE']._serialized_start=3022
-  _globals['_PACE']._serialized_end=3078
+  _globals['_DTYPE']._serialized_start=2900
+  _globals['_DTYPE']._serialized_end=2988
+  _globals['_FREEZEMODE']._serialized_start=2990
+  _globals['_FREEZEMODE']._serialized_end=3100
+  _globals['_PACE']._serialized_start=3102
+  _globals['_PACE']._serialized_end=3158
   _globals['_TABLEINFO']._serialized_start=43
   _globals['_TABLEINFO']._serialized_end=160
   _globals['_GETCLUSTERREQUEST']._serialized_start=162
@@ -58,47 +58,47 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PUSHRESPONSE']._serialized_start=1092
   _globals['_PUSHRESPONSE']._serialized_end=1138
   _globals['_CREATECHECKPOINTREQUEST']._serialized_start=1140
-  _globals['_CREATECHECKPOINTREQUEST']._serialized_end=1165
-  _globals['_CREATECHECKPOINTRESPONSE']._serialized_start=1167
-  _globals['_CREATECHECKPOINTRESPONSE']._serialized_end=1228
-  _globals['_GETSTATSREQUEST']._serialized_start=1230
-  _globals['_GETSTATSREQUEST']._serialized_end=1247
-  _globals['_TABLESTATS']._serialized_start=1250
-  _globals['_TABLESTATS']._serialized_end=1550
-  _globals['_GETSTATSRESPONSE']._serialized_start=1553
-  _globals['_GETSTATSRESPONSE']._serialized_end=1805
-  _globals['_SETTABLEFREEZEREQUEST']._serialized_start=1807
-  _globals['_SETTABLEFREEZEREQUEST']._serialized_end=1884
-  _globals['_SETTABLEFREEZERESPONSE']._serialized_start=1886
-  _globals['_SETTABLEFREEZERESPONSE']._serialized_end=1910
-  _globals['_EVICTROWSREQUEST']._serialized_start=1912
-  _globals['_EVICTROWSREQUEST']._serialized_end=1945
-  _globals['_EVICTROWSRESPONSE']._serialized_start=1947
-  _globals['_EVICTROWSRESPONSE']._serialized_end=1988
-  _globals['_MEMBER']._serialized_start=1991
-  _globals['_MEMBER']._serialized_end=2172
-  _globals['_JOINGROUPREQUEST']._serialized_start=2174
-  _globals['_JOINGROUPREQUEST']._serialized_end=2229
-  _globals['_JOINGROUPRESPONSE']._serialized_start=2231
-  _globals['_JOINGROUPRESPONSE']._serialized_end=2278
-  _globals['_CONTRIBUTEREQUEST']._serialized_start=2280
-  _globals['_CONTRIBUTEREQUEST']._serialized_end=2376
-  _globals['_CONTRIBUTERESPONSE']._serialized_start=2378
-  _globals['_CONTRIBUTERESPONSE']._serialized_end=2415
-  _globals['_AWAITSTEPREQUEST']._serialized_start=2417
-  _globals['_AWAITSTEPREQUEST']._serialized_end=2486
-  _globals['_AWAITSTEPRESPONSE']._serialized_start=2488
-  _globals['_AWAITSTEPRESPONSE']._serialized_end=2551
-  _globals['_SAVETABLESREQUEST']._serialized_start=2553
-  _globals['_SAVETABLESREQUEST']._serialized_end=2601
-  _globals['_GETSAVEDTABLESREQUEST']._serialized_start=2603
-  _globals['_GETSAVEDTABLESREQUEST']._serialized_end=2641
-  _globals['_SAVEDTABLES']._serialized_start=2643
-  _globals['_SAVEDTABLES']._serialized_end=2719
-  _globals['_DROPSAVEDTABLESREQUEST']._serialized_start=2721
-  _globals['_DROPSAVEDTABLESREQUEST']._serialized_end=2774
-  _globals['_DROPSAVEDTABLESRESPONSE']._serialized_start=2776
-  _globals['_DROPSAVEDTABLESRESPONSE']._serialized_end=2818
-  _globals['_PARAMETERSERVICE']._serialized_start=3081
-  _globals['_PARAMETERSERVICE']._serialized_end=4114
+  _globals['_CREATECHECKPOINTREQUEST']._serialized_end=1181
+  _globals['_CREATECHECKPOINTRESPONSE']._serialized_start=1183
+  _globals['_CREATECHECKPOINTRESPONSE']._serialized_end=1244
+  _globals['_GETSTATSREQUEST']._serialized_start=1246
+  _globals['_GETSTATSREQUEST']._serialized_end=1263
+  _globals['_TABLESTATS']._serialized_start=1266
+  _globals['_TABLESTATS']._serialized_end=1566
+  _globals['_GETSTATSRESPONSE']._serialized_start=1569
+  _globals['_GETSTATSRESPONSE']._serialized_end=1821
+  _globals['_SETTABLEFREEZEREQUEST']._serialized_start=1823
+  _globals['_SETTABLEFREEZEREQUEST']._serialized_end=1916
+  _globals['_SETTABLEFREEZERESPONSE']._serialized_start=1918
+  _globals['_SETTABLEFREEZERESPONSE']._serialized_end=1942
+  _globals['_EVICTROWSREQUEST']._serialized_start=1944
+  _globals['_EVICTROWSREQUEST']._serialized_end=1993
+  _globals['_EVICTROWSRESPONSE']._serialized_start=1995
+  _globals['_EVICTROWSRESPONSE']._serialized_end=2036
+  _globals['_MEMBER']._serialized_start=2039
+  _globals['_MEMBER']._serialized_end=2220
+  _globals['_JOINGROUPREQUEST']._serialized_start=2222
+  _globals['_JOINGROUPREQUEST']._serialized_end=2277
+  _globals['_JOINGROUPRESPONSE']._serialized_start=2279
+  _globals['_JOINGROUPRESPONSE']._serialized_end=2326
+  _globals['_CONTRIBUTEREQUEST']._serialized_start=2328
+  _globals['_CONTRIBUTEREQUEST']._serialized_end=2424
+  _globals['_CONTRIBUTERESPONSE']._serialized_start=2426
+  _globals['_CONTRIBUTERESPONSE']._serialized_end=2463
+  _globals['_AWAITSTEPREQUEST']._serialized_start=2465
+  _globals['_AWAITSTEPREQUEST']._serialized_end=2534
+  _globals['_AWAITSTEPRESPONSE']._serialized_start=2536
+  _globals['_AWAITSTEPRESPONSE']._serialized_end=2599
+  _globals['_SAVETABLESREQUEST']._serialized_start=2601
+  _globals['_SAVETABLESREQUEST']._serialized_end=2665
+  _globals['_GETSAVEDTABLESREQUEST']._serialized_start=2667
+  _globals['_GETSAVEDTABLESREQUEST']._serialized_end=2705
+  _globals['_SAVEDTABLES']._serialized_start=2707
+  _globals['_SAVEDTABLES']._serialized_end=2783
+  _globals['_DROPSAVEDTABLESREQUEST']._serialized_start=2785
+  _globals['_DROPSAVEDTABLESREQUEST']._serialized_end=2854
+  _globals['_DROPSAVEDTABLESRESPONSE']._serialized_start=2856
+  _globals['_DROPSAVEDTABLESRESPONSE']._serialized_end=2898
+  _globals['_PARAMETERSERVICE']._serialized_start=3161
+  _globals['_PARAMETERSERVICE']._serialized_end=4194
 # @@protoc_insertion_point(module_scope)
