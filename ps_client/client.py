@@ -12,8 +12,11 @@ Thread safety: a Client may be used by any number of threads; pushes of one clie
 made one after the other. It must not be used after a fork: the child gets PreconditionError.
 """
 
+import logging
 import os
 import secrets
+import threading
+import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -45,6 +48,8 @@ from ps_client.step import Asked, StepClient, UniqueRows
 from ps_client.table import Table, find_table, names_of
 from ps_client.validation import wire_code
 
+_log = logging.getLogger(__name__)
+
 
 class Client(StepClient):
     """Pulls rows and pushes gradients. Made by `connect` (connection.py).
@@ -65,6 +70,8 @@ class Client(StepClient):
         self._exchange = Exchange(cluster, retry)
         self._process = os.getpid()
         self._closed = False
+        # A client that nobody holds any more lets go of its shards, also at the end of the process.
+        self._release = weakref.finalize(self, _let_go, self._exchange, cluster, self._process)
         self._trainers: dict[tuple[str, int], Trainer] = {}  # by group and rank: a later one takes the place
 
     def __repr__(self) -> str:
@@ -265,6 +272,8 @@ class Client(StepClient):
     def close(self) -> None:
         """Let go of every shard; an embedded one writes what is dirty. A second call does nothing.
 
+        A client that nothing refers to any more is closed by itself; so is one at the end of the process.
+
         A push that is still kept (see `push_many`) is given up; call `flush` before to know.
 
         Raises
@@ -275,6 +284,7 @@ class Client(StepClient):
         if self._closed or self._process != os.getpid():
             return  # what a forked child inherited is its parent's to close
         self._closed = True
+        self._release.detach()
         self._exchange.close()
         self._cluster.close()
         with ExitStack() as ends:  # every one of them, whatever one raises
@@ -289,3 +299,21 @@ class Client(StepClient):
             )
         if self._closed:
             raise PreconditionError("this client is closed; call connect() for another one")
+
+
+def _let_go(exchange: Exchange, cluster: Cluster, process: int) -> None:
+    """Close what a client held that was not closed. Nothing here may refer to the client."""
+    if process != os.getpid():
+        return  # a forked child's copy
+
+    def close() -> None:
+        exchange.close()
+        try:
+            cluster.close()
+        except Exception as failure:
+            _log.warning("a client that nobody held any more was not closed well: %s", failure)
+
+    if threading.current_thread().daemon:  # perhaps the shard's own thread, for which its close would wait
+        threading.Thread(target=close, name="rowhouse-close").start()
+    else:
+        close()

@@ -58,7 +58,8 @@ def ask_until_ended(
     given_up
         Set where nobody waits any more.
     patient
-        Whether a shard that is away is waited for, as other calls of a client wait.
+        Whether a shard that is away is waited for, as other calls of a client wait; one that is only silent
+        always is.
 
     Raises
     ------
@@ -84,6 +85,6 @@ def ask_until_ended(
                 told_s = now_s
                 _log.info("%s", running)
         except RowhouseError as failure:
-            if given_up.is_set() or not patient:
+            if given_up.is_set() or not (patient or isinstance(failure, DeadlineExceededError)):
                 raise
             backoff.wait(failure)

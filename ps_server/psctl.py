@@ -6,6 +6,7 @@ Thread safety: a process's main thread.
 """
 
 import argparse
+import logging
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -183,6 +184,7 @@ def _run(arguments: argparse.Namespace) -> int:
     # Imported here, a command's own modules only: kernels take a second to load, and --help needs none of it.
     from rich.console import Console  # noqa: PLC0415
 
+    logging.basicConfig(level=logging.INFO, format="psctl: %(message)s")  # whom a command waits for
     console = Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH)
     room = "plan" if arguments.command == "plan" else "offline" if arguments.command in _OFFLINE else "online"
     return int(import_module(f"ps_server.command.{room}").run(arguments, console))

@@ -14,11 +14,14 @@ import select
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 from rowhouse.error import PreconditionError
 from rowhouse.message import Contribution, PullRequest, PullResponse, PushRequest, PushResponse
 from rowhouse.v1 import rowhouse_pb2 as pb
+
+LOOK_S: Final = 1.0
+"""How often a call that gets no answer looks at the time."""
 
 K = TypeVar("K")
 T = TypeVar("T")
@@ -85,7 +88,8 @@ def as_ended(calls: Mapping[K, Underway]) -> Iterator[K]:
         while waiting:
             now_s = time.monotonic()
             due_s = min(calls[key].deadline_s for key in waiting.values())
-            ready = {number for number, _ in poller.poll(max(due_s - now_s, 0.0) * 1e3)}
+            wait_s = min(max(due_s - now_s, 0.0), LOOK_S)
+            ready = {number for number, _ in poller.poll(wait_s * 1e3)}
             if due_s <= now_s or not ready:  # each looks at its own time
                 ready = set(waiting)
             for number in ready:

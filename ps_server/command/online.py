@@ -103,13 +103,10 @@ def _request(arguments: argparse.Namespace) -> tuple[str, Any]:
 
 def _call(endpoint: str, method: str, request: Any, timeout_s: float | None) -> Facts:
     with closing(GrpcTransport(endpoint)) as transport:
-        ask = partial(transport.call, method, request)
-        retry = Retry(timeout_s=ANSWER_S)
         if hasattr(request, "ticket"):
             give_ticket(request)
-            answer = ask_until_ended(ask, retry, timeout_s, threading.Event(), patient=False)
-        else:
-            answer = ask(retry.start(timeout_s).remaining_s())
+        ask, retry = partial(transport.call, method, request), Retry(timeout_s=ANSWER_S)
+        answer = ask_until_ended(ask, retry, timeout_s, threading.Event(), patient=False)
         return {"endpoint": endpoint, **_FACTS[method](answer)}
 
 

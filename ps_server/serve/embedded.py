@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from rowhouse.error import ConfigError, StoreError
+from rowhouse.error import ConfigError, DirectoryInUseError, StoreError
 from rowhouse.file import write_synced
 from rowhouse.malloc import keep_large_blocks
 
@@ -49,7 +49,7 @@ def open_embedded(directory: str | Path, config: str | Path | Mapping[str, Any] 
         A wrong config, more than one shard, or None for a directory that was never opened
         this way (a cluster's data_dir among them).
     DirectoryInUseError
-        Another process holds the directory.
+        Another process holds the directory, or another client of this one.
     """
     folder = Path(directory).expanduser().absolute()
     stored = folder / CONFIG_NAME
@@ -73,7 +73,16 @@ def open_embedded(directory: str | Path, config: str | Path | Mapping[str, Any] 
     except OSError as error:
         raise StoreError(f"directory {str(folder)!r}: {error.strerror}") from None
     check_no_restore(shard_directory(resolved, 0))
-    shard = Shard.open(resolved, 0, shard_directory(resolved, 0))
+    try:
+        shard = Shard.open(resolved, 0, shard_directory(resolved, 0))
+    except DirectoryInUseError as error:
+        if "this process" not in str(error):
+            raise
+        raise DirectoryInUseError(
+            f"directory {str(folder)!r}: a client of this process has it open: use that client, or close it "
+            "(client.close(), or the end of its `with`). A client is closed by itself when nothing refers to "
+            "it any more; a module over it does, and in a notebook `_` and `Out` may"
+        ) from error
     text = resolved.to_yaml()
     try:
         if not stored.is_file() or stored.read_bytes() != text.encode():

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Calls over data connections against a port that does what a script says: the invariants of frame.py."""
 
+import re
 import signal
 import socket
 import subprocess
@@ -16,6 +17,7 @@ from rowhouse import frame
 from rowhouse.error import BusyError, DeadlineExceededError, UnavailableError
 
 from ps_client.transport import frame as ways
+from ps_client.transport import transport
 from ps_client.transport.frame import FrameTransport
 
 TOKEN = 0x1122334455667788
@@ -187,6 +189,31 @@ def test_a_deadline_closes_the_connection(script: Script, sent: int) -> None:
     script.reply = script.echo
     assert script.call(b"y") == b"re: y", "the late answer is nobody's"
     assert script.ended.acquire(timeout=10)
+
+
+def test_a_call_that_gets_no_answer_says_so_once(
+    script: Script, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ways, "NOTICE_S", 0.05)
+    monkeypatch.setattr(transport, "LOOK_S", 0.01)
+    told = threading.Event()
+
+    def late(peer: socket.socket, _: bytes) -> bool:
+        assert told.wait(300)
+        peer.sendall(ANSWER)
+        return True
+
+    def watch() -> None:
+        while not caplog.records:
+            time.sleep(0.01)
+        time.sleep(0.1)  # for a second one
+        told.set()
+
+    script.reply = late
+    threading.Thread(target=watch).start()
+    script.call(b"x", timeout_s=300)
+    (record,) = caplog.records
+    assert re.match(r"waiting for shard at \S+: no answer yet; until ", record.getMessage())
 
 
 def test_a_deadline_while_the_request_goes_out() -> None:
