@@ -120,7 +120,11 @@ def _add_plan_flags(command: argparse.ArgumentParser) -> None:
         "--admission-bits", type=int, metavar="BITS", help="width_bits of a min_count admission"
     )
     command.add_argument("--shards", type=int, help="shard processes (1, or the config's)")
-    command.add_argument("--share", type=float, default=1.0, help="share of the rows in memory (default 1)")
+    command.add_argument(
+        "--share",
+        type=float,
+        help="share of the rows in memory (1, or what the config's memory_budget holds)",
+    )
     command.add_argument(
         "--machine-memory", metavar="SIZE", default="256GiB", help="of one machine, for shards"
     )

@@ -19,6 +19,7 @@ from rowhouse.file import write_synced
 from rowhouse.malloc import keep_large_blocks
 
 from ps_server.config.cluster import load_config, shard_directory
+from ps_server.config.memory import check_memory
 from ps_server.life.saved import check_no_restore
 from ps_server.shard.shard import Shard
 
@@ -67,6 +68,7 @@ def open_embedded(directory: str | Path, config: str | Path | Mapping[str, Any] 
     resolved = load_config(config, {"data_dir": str(folder)})
     if resolved.shard_count != 1:
         raise ConfigError(f"shards is {resolved.shard_count}; embedded mode has exactly 1")
+    check_memory(resolved)
     keep_large_blocks()
     try:
         shard_directory(resolved, 0).mkdir(parents=True, exist_ok=True)
