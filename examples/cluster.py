@@ -15,13 +15,12 @@ from typing import Any, Final
 
 from rowhouse.document import dump
 
-from examples.process import Child, ChildError
+from examples.process import Child
 from ps_client import connect
 
-START_S_MAX: Final = 180.0
-"""A first start compiles the kernels; on two slow cores that takes a minute."""
+PATIENCE_S: Final = 900.0
+"""How long a client waits for a shard that gives no answer: a recovery on a slow machine takes minutes."""
 
-RECOVERY_S_MAX: Final = 120.0
 _POLL_S: Final = 0.05
 
 
@@ -53,8 +52,8 @@ class LocalCluster(Child):
         self._state = Path(config["data_dir"]) / "endpoints.json"
         self._state.unlink(missing_ok=True)
         command = [sys.executable, "-m", "ps_server.cli", "up", "--config", str(path), "--json"]
-        super().__init__("ps-server up", command, folder / "cluster.log", stop_s=120.0)
-        self.wait_healthy(START_S_MAX)
+        super().__init__("ps-server up", command, folder / "cluster.log", stop_s=PATIENCE_S)
+        self.wait_healthy()
 
     @property
     def endpoints(self) -> str:
@@ -73,9 +72,9 @@ class LocalCluster(Child):
             return {}
         return facts
 
-    def wait_healthy(self, timeout_s: float, other_than: tuple[int, ...] = ()) -> None:
-        """Wait until every shard serves, in processes `other_than` those; ChildError if that fails."""
-        deadline_s = time.monotonic() + timeout_s
+    def wait_healthy(self, other_than: tuple[int, ...] = ()) -> None:
+        """Wait until every shard serves, in processes `other_than` those, however long that takes; ChildError
+        when `ps-server up` gives up."""
         try:
             while True:
                 facts = self._facts()
@@ -84,8 +83,6 @@ class LocalCluster(Child):
                     return
                 if self.process.poll() is not None:
                     raise self.failure()
-                if time.monotonic() > deadline_s:
-                    raise ChildError(f"shards did not serve within {timeout_s:g} s; see {self.log}")
                 time.sleep(_POLL_S)
         except BaseException:  # a Ctrl-C while the cluster starts comes before `with` can clean up
             self.stop()
@@ -101,17 +98,17 @@ class LocalCluster(Child):
     def recover(self, killed: tuple[int, ...]) -> float:
         """Wait for the shards that follow `killed`; seconds until all serve."""
         started_s = time.monotonic()
-        self.wait_healthy(RECOVERY_S_MAX, other_than=killed)
+        self.wait_healthy(other_than=killed)
         return time.monotonic() - started_s
 
     def checkpoint(self) -> None:
         """Have every shard write its dirty rows."""
-        with connect(self.endpoints) as client:
+        with connect(self.endpoints, timeout_s=PATIENCE_S) as client:
             client.checkpoint()
 
     def sizes(self) -> dict[str, TableSize]:
         """Sizes by table, summed over the shards."""
-        with connect(self.endpoints) as client:
+        with connect(self.endpoints, timeout_s=PATIENCE_S) as client:
             shards = client.stats()
         fields = TableSize.__dataclass_fields__
         by_name: dict[str, list[int]] = {}

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 
 import torch
 
+from examples.cluster import PATIENCE_S
 from examples.dataset import read
 from examples.metric import auc
 from examples.model import Dense, Rows
@@ -34,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     recipe = Example(arguments.example).recipe
     runs = parse_runs(arguments.runs, not arguments.plain_tables)
     test = read(arguments.ids / "test.parquet", recipe.features())
-    with connect(arguments.endpoints) as client:
+    with connect(arguments.endpoints, timeout_s=PATIENCE_S) as client:
         for run in runs:
             dense = Dense(recipe, run)
             dense.load_state_dict(torch.load(dense_path(arguments.out, run), weights_only=True))

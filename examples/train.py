@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.nn.parallel import DistributedDataParallel
 
+from examples.cluster import PATIENCE_S
 from examples.dataset import Dataset, read
 from examples.leash import follow_parent
 from examples.metric import auc
@@ -175,7 +176,7 @@ def _train(arguments: argparse.Namespace) -> None:
     features = recipe.features("with" if any(run.arm == "with" for run in runs) else "without")
     train, test = (read(arguments.ids / f"{part}.parquet", features) for part in ("train", "test"))
     arguments.out.mkdir(parents=True, exist_ok=True)
-    with connect(arguments.endpoints) as client, client.pipeline() as pipeline:
+    with connect(arguments.endpoints, timeout_s=PATIENCE_S) as client, client.pipeline() as pipeline:
         for run in runs:
             trainer = Trainer(pipeline, recipe, run, train, test)
             trainer.fit()

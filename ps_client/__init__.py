@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         RowhouseError,
         SequenceGapError,
         StalePartitionMapError,
+        StillRunningError,
         StoreError,
         TableFrozenError,
         TrainerLostError,
@@ -48,10 +49,11 @@ if TYPE_CHECKING:
 __all__ = [
     "AsyncClient", "BusyError", "Checkpoint", "Client", "ConfigError", "CorruptionError",
     "DeadlineExceededError", "DirectoryInUseError", "InternalError", "InvalidRequestError",
-    "LimitExceededError", "Pipeline", "PoisonedError", "PreconditionError", "RowhouseError", "SavedTables",
-    "SequenceGapError", "ShardStats", "StalePartitionMapError", "StepClient", "StepProtocol", "StoreError",
-    "Table", "TableFrozenError", "TableStats", "Trainer", "TrainerLostError", "UnavailableError",
-    "UniqueRows", "UnknownTableError", "connect", "connect_async",
+    "LimitExceededError", "Pipeline", "PoisonedError", "PreconditionError", "RowhouseError",
+    "SavedTables", "SequenceGapError", "ShardStats", "StalePartitionMapError", "StepClient",
+    "StepProtocol", "StillRunningError", "StoreError", "Table", "TableFrozenError", "TableStats",
+    "Trainer", "TrainerLostError", "UnavailableError", "UniqueRows", "UnknownTableError", "connect",
+    "connect_async",
 ]  # fmt: skip
 
 _HOMES: Final = {

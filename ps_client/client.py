@@ -12,8 +12,11 @@ Thread safety: a Client may be used by any number of threads; pushes of one clie
 made one after the other. It must not be used after a fork: the child gets PreconditionError.
 """
 
+import logging
 import os
 import secrets
+import threading
+import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -46,6 +49,8 @@ from ps_client.step import Asked, StepClient, UniqueRows
 from ps_client.table import Table, find_table, names_of
 from ps_client.validation import wire_code
 
+_log = logging.getLogger(__name__)
+
 
 class Client(StepClient):
     """Pulls rows and pushes gradients. Made by `connect` (connection.py).
@@ -66,6 +71,8 @@ class Client(StepClient):
         self._exchange = Exchange(cluster, retry)
         self._process = os.getpid()
         self._closed = False
+        # A client that nobody holds any more lets go of its shards, also at the end of the process.
+        self._release = weakref.finalize(self, _let_go, self._exchange, cluster, self._process)
         self._trainers: dict[tuple[str, int], Trainer] = {}  # by group and rank: a later one takes the place
 
     def __repr__(self) -> str:
@@ -146,10 +153,10 @@ class Client(StepClient):
         Parameters
         ----------
         timeout_s
-            Time it may take, in seconds; None: the client's.
+            The most seconds that it may take; None: as long as the shards say that they are at work.
         """
         self._check_usable()
-        answers = self._exchange.every_shard("CreateCheckpoint", pb.CreateCheckpointRequest(), timeout_s)
+        answers = self._exchange.every_shard_long("CreateCheckpoint", pb.CreateCheckpointRequest(), timeout_s)
         return [checkpoint_of(answer) for answer in answers]
 
     @whole
@@ -164,7 +171,7 @@ class Client(StepClient):
         name
             1 to 64 letters, digits, dots, dashes and underscores; not that of an earlier copy.
         timeout_s
-            Time it may take, in seconds; None: the client's.
+            The most seconds that it may take; None: as long as the shards say that they are at work.
 
         Returns
         -------
@@ -180,7 +187,7 @@ class Client(StepClient):
         token = secrets.randbits(64)
         request = pb.SaveTablesRequest(name=name, token=token)
         try:
-            answers = self._exchange.every_shard("SaveTables", request, timeout_s)
+            answers = self._exchange.every_shard_long("SaveTables", request, timeout_s)
         except RowhouseError:
             self._drop(name, token)
             raise
@@ -222,7 +229,7 @@ class Client(StepClient):
 
     def _drop(self, name: str, token: int) -> bool:
         request = pb.DropSavedTablesRequest(name=name, token=token)
-        answers = self._exchange.every_shard("DropSavedTables", request)
+        answers = self._exchange.every_shard_long("DropSavedTables", request)
         return any(answer.dropped for answer in answers)
 
     @whole
@@ -248,7 +255,7 @@ class Client(StepClient):
         if mode not in FREEZE_MODES:
             raise InvalidRequestError(f"mode is {mode!r}; it must be one of {list(FREEZE_MODES)}")
         request = pb.SetTableFreezeRequest(table=find_table(self.tables, table).name, mode=FREEZE_MODES[mode])
-        self._exchange.every_shard("SetTableFreeze", request)
+        self._exchange.every_shard_long("SetTableFreeze", request)
 
     @whole
     def evict(self, table: str, timeout_s: float | None = None) -> int:
@@ -259,7 +266,7 @@ class Client(StepClient):
         table
             Name of the table.
         timeout_s
-            Time it may take, in seconds; None: the client's.
+            The most seconds that it may take; None: as long as the shards say that they are at work.
 
         Returns
         -------
@@ -268,12 +275,14 @@ class Client(StepClient):
         """
         self._check_usable()
         request = pb.EvictRowsRequest(table=find_table(self.tables, table).name)
-        answers = self._exchange.every_shard("EvictRows", request, timeout_s)
+        answers = self._exchange.every_shard_long("EvictRows", request, timeout_s)
         return sum(answer.rows_evicted for answer in answers)
 
     @whole
     def close(self) -> None:
         """Let go of every shard; an embedded one writes what is dirty. A second call does nothing.
+
+        A client that nothing refers to any more is closed by itself; so is one at the end of the process.
 
         A push that is still kept (see `push_many`) is given up; call `flush` before to know.
 
@@ -285,6 +294,7 @@ class Client(StepClient):
         if self._closed or self._process != os.getpid():
             return  # what a forked child inherited is its parent's to close
         self._closed = True
+        self._release.detach()
         self._exchange.close()
         self._cluster.close()
         with ExitStack() as ends:  # every one of them, whatever one raises
@@ -299,3 +309,21 @@ class Client(StepClient):
             )
         if self._closed:
             raise PreconditionError("this client is closed; call connect() for another one")
+
+
+def _let_go(exchange: Exchange, cluster: Cluster, process: int) -> None:
+    """Close what a client held that was not closed. Nothing here may refer to the client."""
+    if process != os.getpid():
+        return  # a forked child's copy
+
+    def close() -> None:
+        exchange.close()
+        try:
+            cluster.close()
+        except Exception as failure:
+            _log.warning("a client that nobody held any more was not closed well: %s", failure)
+
+    if threading.current_thread().daemon:  # perhaps the shard's own thread, for which its close would wait
+        threading.Thread(target=close, name="rowhouse-close").start()
+    else:
+        close()

@@ -151,7 +151,7 @@ def _get_cluster(transport: Transport, backoff: Backoff) -> pb.GetClusterRespons
     while True:
         try:
             answer: pb.GetClusterResponse = transport.call(
-                "GetCluster", pb.GetClusterRequest(), backoff.remaining_s()
+                "GetCluster", pb.GetClusterRequest(), backoff.attempt_s()
             )
         except RowhouseError as failure:
             backoff.wait(failure)

@@ -111,14 +111,16 @@ def _endpoints(target: str) -> list[str]:
         if not (_is_socket_file(endpoint) or _is_host_and_port(endpoint)):
             raise InvalidRequestError(
                 f"target is {target!r}: {endpoint!r} is not host:port or [IPv6]:port (port 1 to 65535, no "
-                f"scheme such as http://) or unix:/path; {EMBEDDED_PREFIX}DIR opens a shard in this process"
+                f"scheme such as http://) or unix:/path (absolute); {EMBEDDED_PREFIX}DIR opens a shard in "
+                "this process"
             )
     return endpoints
 
 
 def _is_socket_file(endpoint: str) -> bool:
     path = endpoint.removeprefix("unix:")
-    return path not in (endpoint, "") and (not path.startswith("//") or path.startswith("///"))
+    absolute = path.startswith("/") and (not path.startswith("//") or path.startswith("///"))
+    return path != endpoint and absolute and path.strip("/") != ""
 
 
 def _is_host_and_port(endpoint: str) -> bool:

@@ -15,6 +15,7 @@ lane only in the pool, where it holds no other.
 Thread safety: any number of threads.
 """
 
+import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -41,6 +42,7 @@ from ps_client.cluster import Cluster
 from ps_client.interrupt import acquired, result_of
 from ps_client.kernel import scatter
 from ps_client.lane import REFUSALS, Lane
+from ps_client.long_call import ask_until_ended, give_ticket
 from ps_client.retry import Backoff, Retry
 from ps_client.split import Distinct, Piece, check_answer, pull_request, split_pull, split_push
 from ps_client.transport.transport import Begun, Transport, as_ended
@@ -271,18 +273,33 @@ class Exchange:
                 "under its number, before the next push to this shard; do not push it again yourself"
             ) from failure
 
-    def every_shard(self, method: str, request: Any, timeout_s: float | None = None) -> list[Any]:
+    def every_shard(self, method: str, request: Any) -> list[Any]:
         """Make a control call to each shard, in parallel, with retries; the answers by shard."""
-        wait_s = self._retry.timeout_s if timeout_s is None else timeout_s
 
         def ask(transport: Transport) -> Any:
-            return self._persist(partial(transport.call, method, request), self._retry.start(wait_s))
+            return self.persist(partial(transport.call, method, request), small=True)
 
         return self.together([partial(ask, transport) for transport in self._cluster.transports])
 
-    def persist(self, call: Callable[[float], T]) -> T:
-        """The answer of a call that may be made any number of times, within the client's timeout."""
-        return self._persist(call, self._retry.start())
+    def every_shard_long(self, method: str, request: Any, timeout_s: float | None = None) -> list[Any]:
+        """As `every_shard`, for a call that has no end by time while a shard is at work (long_call.py)."""
+        give_ticket(request)
+        given_up = threading.Event()
+
+        def ask(transport: Transport) -> Any:
+            call = partial(transport.call, method, request)
+            return ask_until_ended(call, self._retry, timeout_s, given_up)
+
+        try:
+            return self.together([partial(ask, transport) for transport in self._cluster.transports])
+        except BaseException:  # an interrupt: the pool's threads must not wait on
+            given_up.set()
+            raise
+
+    def persist(self, call: Callable[[float], T], *, small: bool = False) -> T:
+        """The answer of a call that may be made any number of times, within the client's timeout; one that is
+        `small` is soon asked again (Backoff.attempt_s)."""
+        return self._persist(call, self._retry.start(), small=small)
 
     def together(self, calls: Sequence[Callable[[], T]]) -> list[T]:
         """Make the calls in parallel; their answers, or the first failure when all have ended."""
@@ -290,11 +307,20 @@ class Exchange:
         _raise_first([a for a in answers if isinstance(a, RowhouseError)])
         return [a for a in answers if not isinstance(a, RowhouseError)]
 
-    def _persist(self, call: Callable[[float], T], backoff: Backoff, begun: Begun[T] | None = None) -> T:
+    def _persist(
+        self,
+        call: Callable[[float], T],
+        backoff: Backoff,
+        begun: Begun[T] | None = None,
+        *,
+        small: bool = False,
+    ) -> T:
         """The answer of a call that may be made any number of times; a stale map is the caller's to mend."""
         while True:
             try:
-                return begun.result() if begun else call(backoff.remaining_s())
+                if begun:
+                    return begun.result()
+                return call(backoff.attempt_s() if small else backoff.remaining_s())
             except StalePartitionMapError:
                 raise
             except RowhouseError as failure:

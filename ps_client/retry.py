@@ -5,6 +5,8 @@ Full jitter (a delay drawn evenly from 0 to the bound) is the form of M. Brooker
 and jitter", AWS Architecture Blog 2015: many trainers that lost the same shard come back spread out.
 This module decides and never waits, so that a blocking and an asyncio caller share it.
 
+A call that has waited for NOTICE_S says so once (notice.py).
+
 Thread safety: a Retry is immutable; a Backoff belongs to one call.
 """
 
@@ -16,6 +18,7 @@ from dataclasses import dataclass
 from rowhouse.error import RowhouseError
 
 from ps_client.interrupt import interruptible
+from ps_client.notice import NOTICE_S, tell_waiting
 
 _SYSTEM_RANDOM = random.SystemRandom()
 
@@ -54,10 +57,17 @@ class Backoff:
         self._started_s = retry.clock()
         self._deadline_s = self._started_s + timeout_s
         self._failures = 0
+        self._told = False
 
     def remaining_s(self) -> float:
         """Time left for the next attempt, in seconds; never below a millisecond."""
         return max(self._deadline_s - self._retry.clock(), 0.001)
+
+    def attempt_s(self) -> float:
+        """Time for the next attempt of a call that may be made any number of times: a first one that gets no
+        answer ends after NOTICE_S, so that this can be told; later ones have what is left."""
+        left_s, spent_s = self.remaining_s(), self._retry.clock() - self._started_s
+        return left_s if spent_s > NOTICE_S / 2 else min(left_s, NOTICE_S - spent_s)
 
     def delay_s(self, failure: RowhouseError) -> float:
         """How long to wait before the next attempt.
@@ -76,8 +86,12 @@ class Backoff:
         delay_s = self._retry.uniform(0.0, bound_s)
         now_s = self._retry.clock()
         if now_s + delay_s >= self._deadline_s:
-            spent = f"{self._failures} attempts in {now_s - self._started_s:.1f} s"
+            attempts = "1 attempt" if self._failures == 1 else f"{self._failures} attempts"
+            spent = f"{attempts} in {now_s - self._started_s:.1f} s"
             raise type(failure)(f"{failure}; gave up after {spent}") from failure
+        if not self._told and now_s - self._started_s >= NOTICE_S:
+            self._told = True
+            tell_waiting(str(failure), self._deadline_s - now_s)
         return delay_s
 
     def wait(self, failure: RowhouseError) -> None:

@@ -6,6 +6,7 @@ Thread safety: a process's main thread.
 """
 
 import argparse
+import logging
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -78,7 +79,10 @@ def _parser() -> argparse.ArgumentParser:
             name, help=text, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
         )
         command.add_argument("--endpoints", required=True, metavar="HOST:PORT,…", type=_endpoints_flag)
-        command.add_argument("--timeout-s", type=float, default=60.0, help="per shard (default 60)")
+        command.add_argument(
+            "--timeout-s", type=float, help="the most seconds for one shard (default: 60 without an answer; "
+            "a shard that is at work is waited for)"
+        )  # fmt: skip
         command.add_argument("--json", action="store_true", help="print JSON instead of a table")
         if name in ("freeze", "evict"):
             command.add_argument("--table", required=True)
@@ -116,7 +120,11 @@ def _add_plan_flags(command: argparse.ArgumentParser) -> None:
         "--admission-bits", type=int, metavar="BITS", help="width_bits of a min_count admission"
     )
     command.add_argument("--shards", type=int, help="shard processes (1, or the config's)")
-    command.add_argument("--share", type=float, default=1.0, help="share of the rows in memory (default 1)")
+    command.add_argument(
+        "--share",
+        type=float,
+        help="share of the rows in memory (1, or what the config's memory_budget holds)",
+    )
     command.add_argument(
         "--machine-memory", metavar="SIZE", default="256GiB", help="of one machine, for shards"
     )
@@ -210,6 +218,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     # Imported here, a command's own modules only: kernels take a second to load, and --help needs none of it.
+    logging.basicConfig(level=logging.INFO, format="psctl: %(message)s")  # whom a command waits for
     rooms = {"plan": "plan", "export": "export", "verify": "offline", "load": "offline"}
     room = rooms.get(arguments.command, "online")
     return int(import_module(f"ps_server.command.{room}").run(arguments, screen()))

@@ -59,8 +59,8 @@ FLOORS: dict[str, tuple[str, ...]] = {
     ),
     "feature_cross": ("author", "engine", "data", "config", "kernel", "error id_format limit"),
     "ps_client": (
-        "torch", "client connection pace", "exchange step", "cluster split report", "lane retry validation",
-        "kernel table transport", "interrupt",
+        "torch", "client connection pace", "exchange step", "cluster long_call split report",
+        "lane retry validation", "kernel notice table transport", "interrupt",
     ),
 }  # fmt: skip
 """The folders and modules of a package, a floor at a time from the roof down; names of one floor stand side

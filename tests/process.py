@@ -15,8 +15,8 @@ from typing import Any, Self
 
 from rowhouse.document import dump
 
-READY_S = 90.0
-"""A first start compiles kernels on a busy machine; waiting longer than that hides a hang."""
+READY_S = 900.0
+"""A first start compiles kernels: a minute and more on a busy machine, ten times that on a slow one."""
 
 
 class ServerProcess:

@@ -75,7 +75,7 @@ def start(job: Job) -> "subprocess.Popen[str]":
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
 
 
-def facts_of(process: "subprocess.Popen[str]", timeout_s: float = 120.0) -> list[dict[str, Any]]:
+def facts_of(process: "subprocess.Popen[str]", timeout_s: float = 1_200.0) -> list[dict[str, Any]]:
     """What it printed, once it has ended."""
     output, _ = process.communicate(timeout=timeout_s)
     return [json.loads(line) for line in output.splitlines()]

@@ -13,7 +13,8 @@
     │   └── TrainerLostError         a trainer of the group gave no sign in time
     ├── BusyError                in-flight bytes are at their bound    (retry with back-off)
     ├── UnavailableError         no answer, or the shard is starting   (retry)
-    │   └── DeadlineExceededError    no answer in time                 (retry)
+    │   ├── DeadlineExceededError    no answer in time                 (retry)
+    │   └── StillRunningError        a long call has not ended yet     (ask again)
     ├── StoreError               RocksDB refused something; exit code 74
     │   ├── DirectoryInUseError  another process holds the data directory
     │   ├── PoisonedError        a write failed; the shard takes no more of them
@@ -31,8 +32,8 @@ __all__ = [
     "ERROR_METADATA_KEY", "BusyError", "ConfigError", "CorruptionError", "DeadlineExceededError",
     "DirectoryInUseError", "InternalError", "InvalidRequestError", "LimitExceededError", "PoisonedError",
     "PreconditionError", "RowhouseError", "SequenceGapError", "StalePartitionMapError", "StatusCode",
-    "StoreError", "TableFrozenError", "TrainerLostError", "UnavailableError", "UnknownTableError",
-    "error_class_names", "from_status",
+    "StillRunningError", "StoreError", "TableFrozenError", "TrainerLostError", "UnavailableError",
+    "UnknownTableError", "error_class_names", "from_status",
 ]  # fmt: skip
 
 ERROR_METADATA_KEY: Final = "rowhouse-error"
@@ -133,6 +134,10 @@ class DeadlineExceededError(UnavailableError):
     """No answer within the deadline; whether the request was applied is unknown until a retry."""
 
     code = StatusCode.DEADLINE_EXCEEDED
+
+
+class StillRunningError(UnavailableError):
+    """A long call was begun and has not ended: ask again with its ticket. The message says how far it is."""
 
 
 class StoreError(RowhouseError):

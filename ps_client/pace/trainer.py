@@ -294,7 +294,7 @@ class Trainer(StepClient):
         pause_s = _POLL_FIRST_S
         while True:
             asked_s = time.monotonic()
-            answer = self._exchange.persist(partial(transport.call, "AwaitStep", question))
+            answer = self._exchange.persist(partial(transport.call, "AwaitStep", question), small=True)
             if answer.done:
                 return list(answer.lost)
             if answer.resend and request is None:

@@ -37,7 +37,7 @@ def save_training_state(
     state
         What `torch.save` takes and a `weights_only` load gives back: state_dicts, tensors, numbers, text.
     timeout_s
-        Time that saving the tables may take, in seconds; None: the client's.
+        The most seconds for saving the tables; None: as long as the shards say that they are at work.
 
     Returns
     -------

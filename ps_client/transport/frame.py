@@ -34,6 +34,7 @@ from rowhouse.error import (
 from rowhouse.message import Contribution, PullRequest, PullResponse, PushRequest, PushResponse
 from rowhouse.v1 import rowhouse_pb2 as pb
 
+from ps_client.notice import NOTICE_S, tell_waiting
 from ps_client.transport.transport import Begun, HotTransport, Underway, as_ended
 
 CONNECT_S: Final = 1.0
@@ -76,6 +77,7 @@ class FrameCall(Underway):
         self._into = memoryview(bytearray(frame.HEAD.size))
         self._got, self._kind = 0, -1  # -1 while the head is awaited
         self._failure: RowhouseError | None = None
+        self._told = False
         self.deadline_s = time.monotonic() + timeout_s
 
     @classmethod
@@ -114,11 +116,19 @@ class FrameCall(Underway):
         if whole:
             peer, self._peer = self._peer, None
             self._frames.keep(peer)
-        elif time.monotonic() >= self.deadline_s:
+        else:
+            self._look_at_time()
+        return self._peer is None
+
+    def _look_at_time(self) -> None:
+        left_s = self.deadline_s - time.monotonic()
+        if left_s <= 0:
             self._break_off(
                 DeadlineExceededError(f"{self._frames}: no answer within {self._timeout_s:.3g} s")
             )
-        return self._peer is None
+        elif not self._told and self._timeout_s - left_s >= NOTICE_S:
+            self._told = True
+            tell_waiting(f"{self._frames}: no answer yet", left_s)
 
     def _go_on(self, peer: socket.socket) -> bool:
         """Whether the whole answer is here."""

@@ -37,6 +37,20 @@ OPTIONS: Final = (
 )
 """Channel options, each where gRPC's default does not fit."""
 
+_OUR_WORDS: Final = {
+    "Connection refused": "nobody listens there",
+    "No such file or directory": "there is no such socket file: nobody listens there",
+    "Permission denied": "the socket file may not be used by this user",
+    "DNS resolution failed": "the host has no address: is its name right?",
+    "hostname lookup error": "the host has no address: is its name right?",
+    "Network is unreachable": "the network has no way to it",
+    "No route to host": "the network has no way to it",
+    "Deadline Exceeded": "no answer in time",
+    "Connection reset": "the connection was lost",
+    "Socket closed": "the connection was lost",
+}
+"""What gRPC's own words for a shard that cannot be reached mean; it tells addresses and codes at length."""
+
 Stub = Callable[..., Any]
 
 
@@ -47,6 +61,8 @@ def to_error(failure: grpc.RpcError, endpoint: str) -> error.RowhouseError:
     names = [value for key, value in trailing if key == error.ERROR_METADATA_KEY]
     name = names[0].decode() if names and isinstance(names[0], bytes) else (names[0] if names else None)
     details = failure.details() or f"no details; gRPC status {failure.code().name}"
+    if name is None:
+        details = next((ours for word, ours in _OUR_WORDS.items() if word in details), details)
     return error.from_status(failure.code().value[0], f"shard at {endpoint}: {details}", name)
 
 

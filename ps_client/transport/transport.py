@@ -14,13 +14,16 @@ import select
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 from rowhouse.error import PreconditionError
 from rowhouse.message import Contribution, PullRequest, PullResponse, PushRequest, PushResponse
 from rowhouse.v1 import rowhouse_pb2 as pb
 
 from ps_client.interrupt import interruptible
+
+LOOK_S: Final = 1.0
+"""How often a call that gets no answer looks at the time."""
 
 K = TypeVar("K")
 T = TypeVar("T")
@@ -88,7 +91,7 @@ def as_ended(calls: Mapping[K, Underway]) -> Iterator[K]:
             now_s = time.monotonic()
             due_s = min(calls[key].deadline_s for key in waiting.values())
             with interruptible():
-                events = poller.poll(max(due_s - now_s, 0.0) * 1e3)
+                events = poller.poll(min(max(due_s - now_s, 0.0), LOOK_S) * 1e3)
             ready = {number for number, _ in events}
             if due_s <= now_s or not ready:  # each looks at its own time
                 ready = set(waiting)

@@ -25,6 +25,7 @@ from rowhouse.error import CorruptionError, InvalidRequestError
 from ps_server.bulk.export import EXPORT_ROWS
 from ps_server.bulk.load import bulk_load
 from ps_server.config.cluster import load_config, shard_directory
+from ps_server.config.memory import check_memory
 from ps_server.disk.data_dir import claim_data_dir, is_made
 from ps_server.disk.directory import shard_directories
 from ps_server.disk.verify import Damage, Report, TableReport, verify_directory
@@ -85,6 +86,7 @@ def _load_targets(
             yield directory.name, nullcontext(directory)
         return
     config = load_config(arguments.config, {"data_dir": str(arguments.directory)})
+    check_memory(config)
     claim_data_dir(config.data_dir, config.shard_count, config.cluster_id)
     for index in range(config.shard_count):  # make what is not there: a failed load leaves a whole cluster
         if not is_made(shard_directory(config, index)):

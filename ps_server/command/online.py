@@ -9,9 +9,11 @@ Thread safety: a process's main thread.
 import argparse
 import json
 import sys
+import threading
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict
+from functools import partial
 from typing import Any, Final
 
 from rich.console import Console
@@ -20,8 +22,13 @@ from rowhouse.control import FREEZE_MODES
 from rowhouse.error import RowhouseError
 from rowhouse.v1 import rowhouse_pb2 as pb
 
+from ps_client.long_call import ask_until_ended, give_ticket
 from ps_client.report import checkpoint_of, shard_stats
+from ps_client.retry import Retry
 from ps_client.transport.grpc import GrpcTransport
+
+ANSWER_S: Final = 60.0
+"""How long a shard may give no answer, unless --timeout-s says how long."""
 
 Facts = dict[str, Any]
 """One shard's answer, by field name, in the order of the .proto."""
@@ -94,9 +101,13 @@ def _request(arguments: argparse.Namespace) -> tuple[str, Any]:
             return "EvictRows", pb.EvictRowsRequest(table=arguments.table)
 
 
-def _call(endpoint: str, method: str, request: Any, timeout_s: float) -> Facts:
+def _call(endpoint: str, method: str, request: Any, timeout_s: float | None) -> Facts:
     with closing(GrpcTransport(endpoint)) as transport:
-        return {"endpoint": endpoint, **_FACTS[method](transport.call(method, request, timeout_s))}
+        if hasattr(request, "ticket"):
+            give_ticket(request)
+        ask, retry = partial(transport.call, method, request), Retry(timeout_s=ANSWER_S)
+        answer = ask_until_ended(ask, retry, timeout_s, threading.Event(), patient=False)
+        return {"endpoint": endpoint, **_FACTS[method](answer)}
 
 
 def _shard_count(arguments: argparse.Namespace) -> int:

@@ -118,6 +118,7 @@ def _site(arguments: argparse.Namespace) -> Site:
     log = parse_bytes(arguments.log) if arguments.log else None
     return Site(
         shards=arguments.shards or (config.shard_count if config else 1), share=arguments.share,
+        memory_budget=config.memory_budget if config else None,
         machine_memory_bytes=parse_bytes(arguments.machine_memory),
         machine_disk_bytes=parse_bytes(arguments.machine_disk),
         log_bytes=log or (config.checkpoint_log_bytes if config else 512 << 20),
@@ -171,7 +172,8 @@ def _show(plan: Plan, console: Console) -> None:
     console.print(totals)
     console.print(
         f"machines: {plan.machines} ({plan.machines_by_memory} by memory, {plan.machines_by_disk} by disk); "
-        f"memory_budget of each shard: {_amount(plan.memory_budget_bytes)}\n"
+        f"memory_budget of each shard: {_amount(plan.memory_budget_bytes)}; "
+        f"share of the rows in memory: {plan.share:.3g}\n"
         f"bulk load: {_time(plan.load_s)}; recovery after a kill with a full log: {_time(plan.recover_s)}; "
         f"filters that fit in the store's cache: {plan.filter_cached:.0%}",
         highlight=False,

@@ -23,6 +23,7 @@ from rowhouse.error import UnavailableError
 from rowhouse.program import screen, show_table
 
 from ps_server.config.cluster import ClusterConfig, load_config, shard_directory
+from ps_server.config.memory import check_memory
 from ps_server.disk.data_dir import claim_data_dir
 from ps_server.life.saved import check_no_restore, restore_tables
 from ps_server.serve.server import Server, StopFlag
@@ -100,6 +101,8 @@ def _serve(arguments: argparse.Namespace, flag: StopFlag) -> None:
     if arguments.parent_pid is not None:
         _follow_parent(arguments.parent_pid)
     config = _config_from(arguments)
+    if arguments.parent_pid is None:  # else `up` has looked, for all of its shards
+        check_memory(config)
     claim_data_dir(config.data_dir, config.shard_count, config.cluster_id)
     began_s = time.monotonic()
     server = Server(config, arguments.shard, partial(_open_shard, flag))
@@ -117,6 +120,7 @@ def _serve(arguments: argparse.Namespace, flag: StopFlag) -> None:
 
 def _up(arguments: argparse.Namespace, flag: StopFlag) -> None:
     config = _config_from(arguments)
+    check_memory(config, config.shard_count)
     supervisor = Supervisor(config, on_healthy=lambda resolved: _announce(resolved, arguments.json))
     supervisor.run(flag)
     _log.info("all shards stopped")

@@ -18,6 +18,7 @@ import json
 import os
 import re
 import shutil
+import threading
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
@@ -85,6 +86,7 @@ class SavedTables:
 
     def __init__(self, shard: SavedShard) -> None:
         self._shard = shard
+        self._turn = threading.Lock()  # so that a drop waits for a save that its client gave up
 
     def save(self, request: pb.SaveTablesRequest) -> pb.SavedTables:
         """Keep a copy of every table as it is now.
@@ -93,6 +95,10 @@ class SavedTables:
         pushes meanwhile; StoreError.
         """
         _check_name(request.name)
+        with self._turn:
+            return self._save(request)
+
+    def _save(self, request: pb.SaveTablesRequest) -> pb.SavedTables:
         final = self._shard.directory / FOLDER / request.name
         if final.exists():
             newest = _read_mark(final / MARK)[0]
@@ -136,7 +142,7 @@ class SavedTables:
         """Forget a copy; with a token only if it is that save's."""
         _check_name(request.name)
         final = self._shard.directory / FOLDER / request.name
-        with self._shard.upkeep():
+        with self._turn, self._shard.upkeep():
             if not final.exists() or (
                 request.token and _read_mark(final / MARK)[0]["token"] != request.token
             ):

@@ -59,7 +59,9 @@ class Site:
     shards
         Shard processes, all machines together.
     share
-        Share of the rows that is kept in memory, 0 to 1.
+        Share of the rows that is kept in memory, 0 to 1. None: what `memory_budget` holds; without one, all.
+    memory_budget
+        Of each shard; None: what `share` needs.
     machine_memory_bytes, machine_disk_bytes
         What one machine can give to shards.
     log_bytes
@@ -67,7 +69,8 @@ class Site:
     """
 
     shards: int
-    share: float
+    share: float | None
+    memory_budget: int | None = None
     machine_memory_bytes: float
     machine_disk_bytes: float
     log_bytes: int
@@ -75,7 +78,7 @@ class Site:
     def __post_init__(self) -> None:
         if self.shards < 1:
             raise ConfigError(f"shards is {self.shards}; it must be 1 or more")
-        if not 0 <= self.share <= 1:
+        if self.share is not None and not 0 <= self.share <= 1:
             raise ConfigError(f"share is {self.share:g}; it must be 0 to 1")
         for name in ("machine_memory_bytes", "machine_disk_bytes"):
             if getattr(self, name) <= 0:
@@ -105,8 +108,10 @@ class Plan:
         By table.
     memory, disk
         Totals by purpose, in bytes, all machines together.
+    share
+        Share of the rows in memory.
     memory_budget_bytes
-        What `memory_budget` of each shard must be to hold that share of the rows.
+        `memory_budget` of each shard: the config's, or what holds that share of the rows.
     filter_cached
         Share of the store's filters and indexes that its cache can hold; below 1 a cold row may cost a
         second read.
@@ -121,6 +126,7 @@ class Plan:
     tables: tuple[TablePlan, ...]
     memory: Mapping[str, float]
     disk: Mapping[str, float]
+    share: float
     memory_budget_bytes: int
     filter_cached: float
     machines_by_memory: int
@@ -163,27 +169,29 @@ def make_plan(demands: Sequence[Demand], site: Site, constants: Constants) -> Pl
         Bytes by purpose, machines and times.
     """
     tables, load_s, filter_bytes = [], 0.0, 0.0
+    sketch_bytes = sum(d.table.admission.sketch_bytes for d in demands if d.table.admission)
+    all_bytes = sum(d.table.layout.cost_bytes * d.rows for d in demands) / site.shards
+    share = _share(site, all_bytes, sketch_bytes)
     memory: dict[str, float] = {}
     disk: dict[str, float] = {}
     for demand in demands:
         layout = demand.table.layout
         hot, cold = memory_row(layout, constants), disk_row(layout, constants)
-        for total, row, rows in ((memory, hot, demand.rows * site.share), (disk, cold, demand.rows)):
+        for total, row, rows in ((memory, hot, demand.rows * share), (disk, cold, demand.rows)):
             for purpose, bytes_ in row.parts.items():
                 total[purpose] = total.get(purpose, 0.0) + bytes_ * rows
         tables.append(
             TablePlan(
                 name=demand.table.name, rows=demand.rows, raw_bytes=raw_bytes(layout) * demand.rows,
-                memory=hot, disk=cold, memory_bytes=hot.total * demand.rows * site.share,
+                memory=hot, disk=cold, memory_bytes=hot.total * demand.rows * share,
                 disk_bytes=cold.total * demand.rows,
             )
         )  # fmt: skip
         row_s = constants.load_row_s + constants.load_byte_s * layout.value_bytes
         load_s += demand.rows / site.shards * row_s
         filter_bytes += FILTER_BYTES * demand.rows / site.shards
-    charged = sum(d.table.layout.cost_bytes * d.rows * site.share for d in demands) / site.shards
-    sketch_bytes = sum(d.table.admission.sketch_bytes for d in demands if d.table.admission)
-    budget = max(least_budget(math.ceil(charged) + sketch_bytes), MEMORY_BUDGET_MIN_BYTES)
+    needed = max(least_budget(math.ceil(all_bytes * share) + sketch_bytes), MEMORY_BUDGET_MIN_BYTES)
+    budget = needed if site.memory_budget is None or site.share is not None else site.memory_budget
     store_bytes = float(split(budget)[0])
     memory["admission sketches"] = float(sketch_bytes * site.shards)
     memory["RocksDB cache and memtables"] = store_bytes * site.shards
@@ -192,13 +200,21 @@ def make_plan(demands: Sequence[Demand], site: Site, constants: Constants) -> Pl
     disk["push log"] = float(LOGS * site.log_bytes * site.shards)
     disk["compaction headroom"] = SPACE_AMPLIFICATION * rows_bytes + COMPACTION_BYTES * site.shards
     return Plan(
-        tables=tuple(tables), memory=memory, disk=disk, memory_budget_bytes=budget,
+        tables=tuple(tables), memory=memory, disk=disk, share=share, memory_budget_bytes=budget,
         filter_cached=min(1.0, store_bytes / 2 / filter_bytes) if filter_bytes else 1.0,
         machines_by_memory=math.ceil(sum(memory.values()) / site.machine_memory_bytes),
         machines_by_disk=math.ceil(sum(disk.values()) / site.machine_disk_bytes),
         load_s=load_s, recover_s=constants.start_s + _log_rows(demands, site) * constants.replay_row_s,
-        notes=_notes(demands, site, constants),
+        notes=_notes(demands, site, share, budget, constants),
     )  # fmt: skip
+
+
+def _share(site: Site, all_bytes: float, sketch_bytes: int) -> float:
+    """Share of the rows in memory: as given, or what the budget holds of a shard's `all_bytes`."""
+    if site.share is not None or site.memory_budget is None:
+        return 1.0 if site.share is None else site.share
+    room = max(split(site.memory_budget)[1] - sketch_bytes, 0)
+    return min(1.0, room / all_bytes) if all_bytes else 1.0
 
 
 def _log_rows(demands: Sequence[Demand], site: Site) -> float:
@@ -210,9 +226,16 @@ def _log_rows(demands: Sequence[Demand], site: Site) -> float:
     return site.log_bytes / bytes_
 
 
-def _notes(demands: Sequence[Demand], site: Site, constants: Constants) -> tuple[str, ...]:
+def _notes(
+    demands: Sequence[Demand], site: Site, share: float, budget: int, constants: Constants
+) -> tuple[str, ...]:
     notes = []
-    per_shard = sum(d.rows for d in demands) * site.share / site.shards
+    if site.memory_budget is not None and site.memory_budget < budget:
+        notes.append(
+            f"memory_budget of the config, {site.memory_budget} bytes, is too small for a share of "
+            f"{share:g}: each shard needs {budget}"
+        )
+    per_shard = sum(d.rows for d in demands) * share / site.shards
     if site.shards > 1:
         spread = 300 / math.sqrt(max(per_shard, 1))  # three standard deviations of a binomial count
         notes.append(f"rows are spread by hash: shards differ by up to {spread:.2g} %")

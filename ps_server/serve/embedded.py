@@ -14,11 +14,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from rowhouse.error import ConfigError, StoreError
+from rowhouse.error import ConfigError, DirectoryInUseError, StoreError
 from rowhouse.file import write_synced
 from rowhouse.malloc import keep_large_blocks
 
 from ps_server.config.cluster import load_config, shard_directory
+from ps_server.config.memory import check_memory
 from ps_server.life.saved import check_no_restore
 from ps_server.shard.shard import Shard
 
@@ -49,7 +50,7 @@ def open_embedded(directory: str | Path, config: str | Path | Mapping[str, Any] 
         A wrong config, more than one shard, or None for a directory that was never opened
         this way (a cluster's data_dir among them).
     DirectoryInUseError
-        Another process holds the directory.
+        Another process holds the directory, or another client of this one.
     """
     folder = Path(directory).expanduser().absolute()
     stored = folder / CONFIG_NAME
@@ -67,13 +68,23 @@ def open_embedded(directory: str | Path, config: str | Path | Mapping[str, Any] 
     resolved = load_config(config, {"data_dir": str(folder)})
     if resolved.shard_count != 1:
         raise ConfigError(f"shards is {resolved.shard_count}; embedded mode has exactly 1")
+    check_memory(resolved)
     keep_large_blocks()
     try:
         shard_directory(resolved, 0).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StoreError(f"directory {str(folder)!r}: {error.strerror}") from None
     check_no_restore(shard_directory(resolved, 0))
-    shard = Shard.open(resolved, 0, shard_directory(resolved, 0))
+    try:
+        shard = Shard.open(resolved, 0, shard_directory(resolved, 0))
+    except DirectoryInUseError as error:
+        if "this process" not in str(error):
+            raise
+        raise DirectoryInUseError(
+            f"directory {str(folder)!r}: a client of this process has it open: use that client, or close it "
+            "(client.close(), or the end of its `with`). A client is closed by itself when nothing refers to "
+            "it any more; a module over it does, and in a notebook `_` and `Out` may"
+        ) from error
     text = resolved.to_yaml()
     try:
         if not stored.is_file() or stored.read_bytes() != text.encode():

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from logging import getLogger
 from pathlib import Path
 from typing import Any, Final
@@ -40,6 +41,7 @@ from ps_server.life.saved import SavedTables
 from ps_server.shard.eviction import Moment, evict_by_policy, spared
 from ps_server.shard.group import Groups
 from ps_server.shard.listing import list_rows
+from ps_server.shard.long_call import LongCalls
 from ps_server.shard.request import (
     check_map,
     check_owned,
@@ -107,6 +109,7 @@ class Shard:
             waits_max=max(config.worker_threads // 2, 1),
             message_bytes_max=message_bytes_max(config.memory_budget),
         )
+        self._long_calls = LongCalls(index, self._moved)
         self._calls: dict[str, Callable[[Any], Any]] = {
             "GetCluster": self.get_cluster,
             "CreateCheckpoint": self.create_checkpoint,
@@ -414,7 +417,15 @@ class Shard:
     # ------------------------------------------------------------ control calls
     def call(self, method: str, request: Any) -> Any:
         """Answer a control call (rowhouse/control.py) with the response that belongs to it."""
-        return self._calls[method_of(method).name](request)
+        handler = self._calls[method_of(method).name]
+        if ticket := getattr(request, "ticket", 0):
+            return self._long_calls.answer(method, ticket, partial(handler, request))
+        return handler(request)
+
+    def _moved(self) -> int:
+        """Rows that checkpoints wrote and policies evicted: how far long calls are."""
+        tables = self._tables.values()
+        return sum(table.tier.written_back_rows + table.counters.evicted_rows for table in tables)
 
     def get_cluster(self, _request: pb.GetClusterRequest) -> pb.GetClusterResponse:
         """Tables, endpoints and the partition map."""
@@ -448,7 +459,6 @@ class Shard:
         table = evictable_table_of(request.table, self._tables)
         with self.upkeep(writing=True):
             evicted = evict_by_policy(table, int(self._now_s()), self._evict_chunk)
-        table.counters.evicted_rows += evicted
         return pb.EvictRowsResponse(rows_evicted=evicted)
 
     def list_rows(self, request: pb.ListRowsRequest) -> pb.ListRowsResponse:
@@ -473,6 +483,7 @@ class Shard:
                 payload = encode_eviction(table.name, ids)
                 self._log.append(Record(lsn, KIND_EVICT, int(self._now_s() * 1000), payload))
             evicted = table.tier.remove(ids, lsn)
+            table.counters.evicted_rows += evicted
             self._advance(lsn)
             return evicted
 

@@ -17,6 +17,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 from rowhouse import dtype
+from rowhouse.error import ConfigError
 from rowhouse.kernel import as_read_only
 
 from ps_server.disk.row import RowLayout
@@ -52,7 +53,13 @@ def reserve(bytes_: int, huge: bool = False) -> NDArray[np.uint8]:
     """
     size = max(bytes_, mmap.PAGESIZE)
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
-    region = mmap.mmap(-1, size, flags=flags)
+    try:
+        region = mmap.mmap(-1, size, flags=flags)
+    except OSError as error:
+        raise ConfigError(
+            f"memory_budget: {size} bytes of address space cannot be reserved ({error.strerror}): "
+            "lower it, or raise the limit of the process (ulimit -v, vm.overcommit_memory)"
+        ) from None
     if huge and hasattr(mmap, "MADV_HUGEPAGE"):
         region.madvise(mmap.MADV_HUGEPAGE)
     return np.frombuffer(region, np.uint8)

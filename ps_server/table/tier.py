@@ -96,7 +96,7 @@ class Tier:
         self.applied_lsn = 0
         self.stored = StoredCount()
         self.departures = 0  # how often rows left memory; tells a reader that what it fetched may be old
-        self.spilled_rows = 0
+        self.spilled_rows = self.written_back_rows = 0
         self._broken = False  # a change broke off: what is in memory must not reach the store
 
     @contextmanager
@@ -228,7 +228,12 @@ class Tier:
 
     def write_back(self) -> int:
         """Write every dirty row to the store, a sector at a time; returns how many."""
-        return sum(self.write_back_sector(sector) for sector in range(self.arena.sectors))
+        written = 0
+        for sector in range(self.arena.sectors):
+            rows = self.write_back_sector(sector)
+            self.written_back_rows += rows  # told while it goes on
+            written += rows
+        return written
 
     def write_back_sector(self, sector: int) -> int:
         """Write the dirty rows of one index sector to the store; returns how many. Takes the lock for the

@@ -53,7 +53,7 @@ class Host:
     def __exit__(self, *_: object) -> None:
         with Client(self._address, "AF_UNIX") as connection:
             connection.send(None)
-        self._process.communicate(timeout=60)
+        self._process.communicate(timeout=600)
 
     def start(self, life: Life) -> tuple[Connection, int]:
         """A new life: the connection to it, and a descriptor of its process to kill it by."""

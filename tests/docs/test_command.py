@@ -42,7 +42,7 @@ def run(command: str, folder: Path, *codes: int) -> str:
     program, *flags = command.split()
     done = subprocess.run(
         [sys.executable, "-m", MODULES[program], *flags],
-        cwd=folder, capture_output=True, text=True, timeout=300, check=False,
+        cwd=folder, capture_output=True, text=True, timeout=3_000, check=False,
     )  # fmt: skip
     assert done.returncode in (0, *codes), f"{command}\n{done.stdout}{done.stderr}"
     return done.stdout

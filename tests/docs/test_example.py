@@ -62,7 +62,7 @@ def test_a_demo_runs_on_a_file_of_its_shape(example: str, tmp_path: Path) -> Non
     pq.write_table({"retail": _invoices, "dota2": _matches}[example](), data)
     flags = ["--example", example, "--data", str(data), "--out", str(out), "--seeds", "1"]
     command = [sys.executable, "-m", "examples.demo", *flags]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=540, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=5_400, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     facts = json.loads((out / "report.json").read_text(encoding="utf-8"))
     assert facts["recovered_exactly"] is True
@@ -74,7 +74,7 @@ def test_a_demo_runs_on_a_file_of_its_shape(example: str, tmp_path: Path) -> Non
 def test_the_quickstart_runs(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "examples.quickstart"]
     done = subprocess.run(
-        command, cwd=tmp_path, env=_importable(), capture_output=True, text=True, timeout=300, check=False
+        command, cwd=tmp_path, env=_importable(), capture_output=True, text=True, timeout=3_000, check=False
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()

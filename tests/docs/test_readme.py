@@ -40,7 +40,7 @@ def test_a_python_block_runs(source: str, tmp_path: Path) -> None:
     script = tmp_path / "block.py"
     script.write_text(source, encoding="utf-8")
     command = [sys.executable, "-W", "error", str(script)]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=3_000, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -50,7 +50,7 @@ def test_the_fifteen_lines_are_fifteen_and_learn(tmp_path: Path) -> None:
     lines = [line for line in first.splitlines() if line.strip()]
     assert lines[-1].startswith("print(") and len(lines) - 1 <= 15
     done = subprocess.run(
-        [sys.executable, "-c", first], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=True
+        [sys.executable, "-c", first], cwd=tmp_path, capture_output=True, text=True, timeout=3_000, check=True
     )
     assert float(done.stdout.removeprefix("loss ")) < 0.35  # below 0.1 mostly, a coin 0.69
 

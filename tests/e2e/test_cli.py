@@ -32,7 +32,7 @@ ZEROS = {
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "ps_server.cli", *arguments]
     return subprocess.run(
-        command, capture_output=True, text=True, timeout=120, check=False, stdin=subprocess.DEVNULL
+        command, capture_output=True, text=True, timeout=1_200, check=False, stdin=subprocess.DEVNULL
     )
 
 
@@ -197,7 +197,7 @@ def test_a_bad_step_ends_the_trainer_and_changes_nothing(trained: tuple[ServerPr
     }
     for name, trainer in trainers.items():
         _, kind, hint = BAD_STEPS[name]
-        last = trainer.communicate(timeout=120)[1].strip().splitlines()[-1]
+        last = trainer.communicate(timeout=1_200)[1].strip().splitlines()[-1]
         assert trainer.returncode != 0, name
         assert kind in last and hint in last.lower(), f"{name}: {last}"
     assert_rows(endpoint)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The client and its torch modules over the real shard, embedded: 100 steps against torch.optim."""
 
+import gc
 import subprocess
 import sys
 from collections.abc import Callable
@@ -146,8 +147,43 @@ def test_what_is_wrong_is_said_and_loses_nothing(tmp_path: Path) -> None:
             connect(f"embedded:{tmp_path}")
         program = f"from ps_client import connect; connect('embedded:{tmp_path}')"
         done = subprocess.run(
-            [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False
+            [sys.executable, "-c", program], capture_output=True, text=True, timeout=1_200, check=False
         )
         assert done.returncode == 1 and "DirectoryInUseError" in done.stderr
         client.push("user", [1], np.ones((1, 4)))
         np.testing.assert_array_equal(client.pull("user", [1]), rows - 1)
+
+
+CONFIG = {"tables": [table("user", 4, {"kind": "sgd", "learning_rate": 1.0})]}
+
+
+def test_a_client_that_nobody_holds_lets_go_of_its_directory(tmp_path: Path) -> None:
+    """As in a notebook: the cell runs again, and `client` becomes another one."""
+    target, ids = f"embedded:{tmp_path}", np.arange(3)
+    client = connect(target, config=CONFIG)
+    client.push("user", ids, np.ones((3, client.tables["user"].dim), np.float32))
+    rows = client.pull("user", ids)
+    with pytest.raises(DirectoryInUseError, match=r"a client of this process has it open: .*client\.close"):
+        connect(target)
+    del client
+    client = connect(target)
+    np.testing.assert_array_equal(client.pull("user", ids), rows)
+    trainer = client.trainer(
+        group="run", rank=0, world_size=1, pace="async"
+    )  # refers to its client, and back
+    del client, trainer
+    gc.collect()
+    with connect(target) as again:
+        np.testing.assert_array_equal(again.pull("user", ids), rows)
+
+
+def test_a_program_that_forgets_to_close_stops_its_shard_cleanly(tmp_path: Path) -> None:
+    program = (
+        "import numpy as np; from ps_client import connect\n"
+        f"client = connect('embedded:{tmp_path}', config={CONFIG!r})\n"
+        "client.push('user', np.arange(3), np.ones((3, client.tables['user'].dim), np.float32))\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=1_200)
+    with connect(f"embedded:{tmp_path}") as client:
+        (stats,) = client.stats()
+    assert (stats.applied_lsn, stats.checkpoint_lsn, stats.log_records) == (1, 1, 0)

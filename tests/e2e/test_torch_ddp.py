@@ -53,7 +53,9 @@ def test_two_trainers_equal_one_process_with_the_joint_batch(make_config: MakeCo
             start = client.pull("user", np.arange(VOCABULARY))
             command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
             command += ["-m", "tests.ddp", server.endpoints(), str(tmp_path), str(STEPS)]
-            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
+            done = subprocess.run(
+                command, cwd=ROOT, capture_output=True, text=True, timeout=2_400, check=False
+            )
             assert done.returncode == 0, done.stderr
             for bag, table in zip(bags, TABLES, strict=True):
                 rows = torch.from_numpy(client.pull(table["name"], np.arange(VOCABULARY)))

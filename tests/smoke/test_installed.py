@@ -42,7 +42,7 @@ features:
 def call(*command: str | Path) -> str:
     """Run a command to its end; what it printed."""
     done = subprocess.run(
-        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300, check=False
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=3_000, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

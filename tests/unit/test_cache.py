@@ -29,7 +29,7 @@ print(os.environ["NUMBA_CACHE_DIR"])
 
 @pytest.fixture
 def installed() -> Iterator[Path]:
-    """Our packages as a read-only installation, in a folder that any user may read; and a temporary folder."""
+    """Our packages as a read-only installation, in a folder that any user may read; a temporary folder."""
     base = Path(tempfile.mkdtemp(prefix="rowhouse-test-"))
     base.chmod(0o755)
     site = base / "site"

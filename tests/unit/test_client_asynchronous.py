@@ -15,7 +15,7 @@ from ps_client import AsyncClient, Client, connect_async
 
 from .fake_shard import FakeShard, local_client, make_shards, raising
 
-WAIT_S = 10.0
+WAIT_S = 300.0
 Story = Callable[[AsyncClient], Awaitable[None]]
 
 

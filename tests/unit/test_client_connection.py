@@ -109,6 +109,8 @@ def test_a_unix_socket_is_a_target(tmp_path: Path) -> None:
         ("a b:1", "'a b:1' is not"),
         ("unix:", "'unix:' is not"),
         ("unix://path", "'unix://path' is not"),
+        ("unix:a", "'unix:a' is not .*unix:/path .absolute.;"),
+        ("unix:run/shard.sock", "'unix:run/shard.sock' is not"),
     ],
 )
 def test_a_wrong_endpoint_is_refused_before_it_is_dialled(target: str, text: str) -> None:
@@ -118,7 +120,7 @@ def test_a_wrong_endpoint_is_refused_before_it_is_dialled(target: str, text: str
     assert time.monotonic() - began_s < 5  # dialling would go on for timeout_s, 60 s
 
 
-@pytest.mark.parametrize("target", ["a_b-1.example:7470", "[::1]:7470", "unix:/a", "unix:///a", "unix:a"])
+@pytest.mark.parametrize("target", ["a_b-1.example:7470", "[::1]:7470", "unix:/a", "unix:///a"])
 def test_each_form_of_an_endpoint_is_dialled(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def dial(endpoint: str) -> Any:
         raise ConfigError(f"dialled {endpoint}")
@@ -174,7 +176,7 @@ def test_no_shard_at_the_target_is_unavailable_within_the_timeout() -> None:
     server, endpoint = start(shard)
     server.stop(0)
     began_s = time.monotonic()
-    with pytest.raises(UnavailableError, match=f"shard at {endpoint}: .*gave up after"):
+    with pytest.raises(UnavailableError, match=f"shard at {endpoint}: nobody listens there; gave up after"):
         connect(endpoint, timeout_s=1)
     assert time.monotonic() - began_s < 3
 
@@ -316,7 +318,7 @@ except ImportError as failure:
     print(sorted(ps_client.__all__), failure)
 """
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=600
     )
     assert done.stdout.startswith("['AsyncClient', 'BusyError', 'Checkpoint', ")
     assert "ps_client.torch needs PyTorch" in done.stdout

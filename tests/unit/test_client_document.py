@@ -23,7 +23,7 @@ def test_the_first_program_prints_what_it_says(tmp_path: Path) -> None:
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=1_200,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Calls over data connections against a port that does what a script says: the invariants of frame.py."""
 
+import re
 import signal
 import socket
 import subprocess
@@ -16,6 +17,7 @@ from rowhouse import frame
 from rowhouse.error import BusyError, DeadlineExceededError, UnavailableError
 
 from ps_client.transport import frame as ways
+from ps_client.transport import transport
 from ps_client.transport.frame import FrameTransport
 
 TOKEN = 0x1122334455667788
@@ -189,6 +191,31 @@ def test_a_deadline_closes_the_connection(script: Script, sent: int) -> None:
     assert script.ended.acquire(timeout=10)
 
 
+def test_a_call_that_gets_no_answer_says_so_once(
+    script: Script, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ways, "NOTICE_S", 0.05)
+    monkeypatch.setattr(transport, "LOOK_S", 0.01)
+    told = threading.Event()
+
+    def late(peer: socket.socket, _: bytes) -> bool:
+        assert told.wait(300)
+        peer.sendall(ANSWER)
+        return True
+
+    def watch() -> None:
+        while not caplog.records:
+            time.sleep(0.01)
+        time.sleep(0.1)  # for a second one
+        told.set()
+
+    script.reply = late
+    threading.Thread(target=watch).start()
+    script.call(b"x", timeout_s=300)
+    (record,) = caplog.records
+    assert re.match(r"waiting for shard at \S+: no answer yet; until ", record.getMessage())
+
+
 def test_a_deadline_while_the_request_goes_out() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:  # it takes the connection and reads nothing
         frames = FrameTransport("127.0.0.1:1", f":{listener.getsockname()[1]}", TOKEN)
@@ -318,5 +345,5 @@ assert bytes(frames.send(frame.PULL, [b"parent again"], 20).result()) == b"re: p
 def test_a_forked_process_makes_connections_of_its_own(script: Script) -> None:
     """Invariant 3: two processes on one connection would read each other's answers."""
     where = f":{script._listener.getsockname()[1]}"
-    subprocess.run([sys.executable, "-c", FORK, where, str(TOKEN)], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", FORK, where, str(TOKEN)], check=True, timeout=600)
     assert script.connections == 2 and script.bodies == [b"parent", b"child", b"parent again"]

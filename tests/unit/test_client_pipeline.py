@@ -24,7 +24,7 @@ from ps_client import Client, Pipeline, StepClient
 
 from .fake_shard import FakeShard, local_client, make_shards, raising
 
-WAIT_S = 10.0
+WAIT_S = 300.0
 Step = dict[str, NDArray[np.uint64]]
 
 

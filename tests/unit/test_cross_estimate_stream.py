@@ -36,7 +36,7 @@ print(found.stopped, found.rows, found.features["f"].distinct.count)
 """
     for threads in ("1", "2"):
         done = subprocess.run(
-            [sys.executable, "-c", script, threads], capture_output=True, text=True, timeout=120, check=True
+            [sys.executable, "-c", script, threads], capture_output=True, text=True, timeout=1_200, check=True
         )
         stopped, rows, distinct = done.stdout.split()
         assert stopped == "interrupt" and 2000 <= int(rows) <= 12_000
@@ -69,7 +69,7 @@ def test_the_command_says_that_it_was_interrupted(tmp_path: Path) -> None:
         if seen == 3:
             break
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=1_200)
     found = json.loads(out)
     assert process.returncode == 130
     assert found["stopped"] == "interrupt" and 0 < found["rows_read"] < 30_000_000

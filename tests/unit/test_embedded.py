@@ -71,7 +71,7 @@ def test_a_directory_that_another_process_holds(tmp_path: Path) -> None:
     shard = open_embedded(tmp_path / "model", TABLES)
     script = f"from ps_server.serve.embedded import open_embedded\nopen_embedded({str(tmp_path / 'model')!r})"
     command = [sys.executable, "-c", script]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1_200, check=False)
     assert done.returncode != 0
     assert DirectoryInUseError.__name__ in done.stderr.strip().splitlines()[-1]
     shard.close()

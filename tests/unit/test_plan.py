@@ -242,6 +242,26 @@ def test_a_plan_from_a_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "NAME=ROWS, the names user, item" in capsys.readouterr().err
 
 
+def test_a_configs_memory_budget_says_how_many_rows_are_in_memory(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "cluster.yaml"
+    path.write_text(
+        "{data_dir: d, shards: 2, memory_budget: 1GiB, tables: [{name: user, dim: 16}]}", encoding="utf-8"
+    )
+    flags = ["--config", str(path), "--rows"]
+    small, large = planned(capsys, *flags, "user=1e6")["plan"], planned(capsys, *flags, "user=1e9")["plan"]
+    assert small["memory_budget_bytes"] == large["memory_budget_bytes"] == 1 << 30
+    assert small["share"] == 1.0 and 0 < large["share"] < 0.1
+    cost_bytes = layout_of("fp32", 16, "adagrad").cost_bytes
+    assert large["share"] == pytest.approx(split(1 << 30)[1] / (cost_bytes * 5e8), rel=0.1)
+    asked = planned(capsys, *flags, "user=1e9", "--share", "0.5")["plan"]
+    assert asked["share"] == 0.5 and asked["memory_budget_bytes"] > 10 << 30
+    assert (
+        "memory_budget of the config, 1073741824 bytes, is too small for a share of 0.5" in asked["notes"][0]
+    )
+
+
 def test_a_plan_from_an_estimate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "estimate.json"
     document = {

@@ -74,7 +74,7 @@ def test_ctrl_c_is_quiet_and_130() -> None:
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None and process.stdout.readline() == "ready\n"
         os.kill(process.pid, signal.SIGINT)
-        _, told = process.communicate(timeout=60)
+        _, told = process.communicate(timeout=600)
     assert (process.returncode, told) == (130, "it: interrupted\n")
 
 
@@ -91,7 +91,7 @@ def test_a_reader_that_had_enough_is_no_error() -> None:
         assert process.stdout is not None and process.stderr is not None
         process.stdout.read(1)
         process.stdout.close()
-        assert (process.stderr.read(), process.wait(timeout=60)) == (b"", 0)
+        assert (process.stderr.read(), process.wait(timeout=600)) == (b"", 0)
 
 
 FOLDER = "/".join(["a-folder-with-a-name"] * 12)

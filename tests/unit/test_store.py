@@ -81,7 +81,7 @@ store.families["row.a"].put(*rows(100)); store.families["row.a"].flush()
 store.families["row.b"].put(*rows(100, 3)); store.put_meta({{"key": b"value", "other": b""}})
 os._exit(9)
 """
-    subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=False, timeout=120)
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=False, timeout=1_200)
     store = make(tmp_path / "s")
     np.testing.assert_array_equal(store.families["row.a"].get(rows(100)[0])[1], rows(100)[1])
     assert store.families["row.b"].is_empty(), "rows have no write-ahead log: the push log covers them"

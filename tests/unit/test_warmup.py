@@ -68,7 +68,7 @@ def test_the_first_requests_compile_nothing(tmp_path: Path) -> None:
     script = f"from tests.unit.test_warmup import step\nstep({str(tmp_path)!r})\n"
     root = Path(__file__).resolve().parents[2]
     done = subprocess.run(
-        [sys.executable, "-c", script], cwd=root, capture_output=True, text=True, timeout=300, check=False
+        [sys.executable, "-c", script], cwd=root, capture_output=True, text=True, timeout=3_000, check=False
     )
     assert done.returncode == 0, done.stderr
 

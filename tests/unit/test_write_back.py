@@ -16,7 +16,7 @@ from ps_server.disk.row import get_lsn
 from ps_server.table.tier import COPY_BYTES, Tier
 from tests.driver import Driver, shard_config
 
-WAIT_S = 20
+WAIT_S = 300
 IDS = np.arange(1, 11, dtype=np.uint64)
 Put = Callable[[NDArray[np.uint64], NDArray[np.uint8]], None]
 

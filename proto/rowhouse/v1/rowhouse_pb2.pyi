@@ -165,8 +165,10 @@ class PushResponse(_message.Message):
     def __init__(self, lsn: _Optional[int] = ..., duplicate: bool = ...) -> None: ...
 
 class CreateCheckpointRequest(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("ticket",)
+    TICKET_FIELD_NUMBER: _ClassVar[int]
+    ticket: int
+    def __init__(self, ticket: _Optional[int] = ...) -> None: ...
 
 class CreateCheckpointResponse(_message.Message):
     __slots__ = ("lsn", "rows_written")
@@ -239,22 +241,26 @@ class GetStatsResponse(_message.Message):
     def __init__(self, shard: _Optional[int] = ..., applied_lsn: _Optional[int] = ..., durable_lsn: _Optional[int] = ..., checkpoint_lsn: _Optional[int] = ..., log_bytes: _Optional[int] = ..., log_records: _Optional[int] = ..., memory_budget_bytes: _Optional[int] = ..., memory_used_bytes: _Optional[int] = ..., poison: _Optional[str] = ..., tables: _Optional[_Iterable[_Union[TableStats, _Mapping]]] = ...) -> None: ...
 
 class SetTableFreezeRequest(_message.Message):
-    __slots__ = ("table", "mode")
+    __slots__ = ("table", "mode", "ticket")
     TABLE_FIELD_NUMBER: _ClassVar[int]
     MODE_FIELD_NUMBER: _ClassVar[int]
+    TICKET_FIELD_NUMBER: _ClassVar[int]
     table: str
     mode: FreezeMode
-    def __init__(self, table: _Optional[str] = ..., mode: _Optional[_Union[FreezeMode, str]] = ...) -> None: ...
+    ticket: int
+    def __init__(self, table: _Optional[str] = ..., mode: _Optional[_Union[FreezeMode, str]] = ..., ticket: _Optional[int] = ...) -> None: ...
 
 class SetTableFreezeResponse(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
 class EvictRowsRequest(_message.Message):
-    __slots__ = ("table",)
+    __slots__ = ("table", "ticket")
     TABLE_FIELD_NUMBER: _ClassVar[int]
+    TICKET_FIELD_NUMBER: _ClassVar[int]
     table: str
-    def __init__(self, table: _Optional[str] = ...) -> None: ...
+    ticket: int
+    def __init__(self, table: _Optional[str] = ..., ticket: _Optional[int] = ...) -> None: ...
 
 class EvictRowsResponse(_message.Message):
     __slots__ = ("rows_evicted",)
@@ -373,12 +379,14 @@ class AwaitStepResponse(_message.Message):
     def __init__(self, done: bool = ..., resend: bool = ..., lost: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class SaveTablesRequest(_message.Message):
-    __slots__ = ("name", "token")
+    __slots__ = ("name", "token", "ticket")
     NAME_FIELD_NUMBER: _ClassVar[int]
     TOKEN_FIELD_NUMBER: _ClassVar[int]
+    TICKET_FIELD_NUMBER: _ClassVar[int]
     name: str
     token: int
-    def __init__(self, name: _Optional[str] = ..., token: _Optional[int] = ...) -> None: ...
+    ticket: int
+    def __init__(self, name: _Optional[str] = ..., token: _Optional[int] = ..., ticket: _Optional[int] = ...) -> None: ...
 
 class GetSavedTablesRequest(_message.Message):
     __slots__ = ("token",)
@@ -399,12 +407,14 @@ class SavedTables(_message.Message):
     def __init__(self, name: _Optional[str] = ..., token: _Optional[int] = ..., lsn: _Optional[int] = ..., applied_lsn: _Optional[int] = ...) -> None: ...
 
 class DropSavedTablesRequest(_message.Message):
-    __slots__ = ("name", "token")
+    __slots__ = ("name", "token", "ticket")
     NAME_FIELD_NUMBER: _ClassVar[int]
     TOKEN_FIELD_NUMBER: _ClassVar[int]
+    TICKET_FIELD_NUMBER: _ClassVar[int]
     name: str
     token: int
-    def __init__(self, name: _Optional[str] = ..., token: _Optional[int] = ...) -> None: ...
+    ticket: int
+    def __init__(self, name: _Optional[str] = ..., token: _Optional[int] = ..., ticket: _Optional[int] = ...) -> None: ...
 
 class DropSavedTablesResponse(_message.Message):
     __slots__ = ("dropped",)
