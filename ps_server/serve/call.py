@@ -64,9 +64,11 @@ class Call:
         self.context, self.peer = context, share_of(context.peer())
         self._in_flight, self._held_bytes = in_flight, 0
         self._work: Future[Any] | None = None
-        self._task = asyncio.current_task()
         self._why: RowhouseError = _GONE
-        context.add_done_callback(self._ended)  # type: ignore[arg-type]  # the stubs name a class of their own
+        task = asyncio.current_task()  # gRPC's, which ends when the answer is written or the peer is gone
+        assert task is not None
+        self._task: asyncio.Task[Any] = task
+        task.add_done_callback(self._ended)
 
     def hold(self, size_bytes: int) -> None:
         """Count bytes as in flight until the call has ended; BusyError past the bound."""
@@ -82,11 +84,15 @@ class Call:
         """What `function` returns, in a thread of `pool`. A call that ends while it waits for one is not
         worked for."""
         self._work = pool.submit(function, *arguments)
-        return await asyncio.wrap_future(self._work)
+        try:
+            return await asyncio.wrap_future(self._work)
+        finally:
+            if self._work.done():
+                self._work = None  # it may hold an error, whose frames hold the message
 
     def cut(self, error: RowhouseError) -> None:
         """End the call with `error` wherever it waits."""
-        if self._why is _GONE and self._task is not None:
+        if self._why is _GONE:
             self._why = error
             self._task.cancel()
 
@@ -94,24 +100,27 @@ class Call:
         """What `handle` returns; whatever it raises becomes the status, details and trailing metadata."""
         try:
             return await handle(self)
-        except RowhouseError as error:
-            await self._fail(error)
+        except RowhouseError as failure:
+            error = failure
         except asyncio.CancelledError:
-            if self._why is _GONE or self._task is None:
-                raise  # the peer gave up: nobody is left to be told
+            if self._why is _GONE:
+                raise  # nobody is left to be told
             self._task.uncancel()
-            await self._fail(self._why)
+            error = self._why
         except grpc.aio.AbortError:
             raise  # a library's own status
-        except Exception as error:
-            await self._fail(unforeseen(error))
+        except Exception as failure:
+            error = unforeseen(failure)
+        # Not inside `except`: gRPC keeps what `abort` raises, and with it the frames of an error behind it.
+        error.__traceback__ = error.__context__ = error.__cause__ = None
+        await self._fail(error)
 
     async def _fail(self, error: RowhouseError) -> None:
         details = fitted(str(error) or type(error).__name__)
         trailing = ((ERROR_METADATA_KEY, type(error).__name__),)
         await self.context.abort(_GRPC_CODES[error.code], details, trailing)
 
-    def _ended(self, _: Context) -> None:
+    def _ended(self, _: Any) -> None:
         if self._work is None:
             self._let_go()
         else:
