@@ -78,6 +78,24 @@ class TableGradients:
             clicks,
         )
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its arrays."""
+        arrays = (self.ids, self.gradients, self.shows, self.clicks)
+        return sum(array.nbytes for array in arrays if array is not None)
+
+    def copied(self) -> "TableGradients":
+        """The same in memory of its own: not a view of a request's buffer, which it would keep whole."""
+        return TableGradients(
+            self.table,
+            self.dtype,
+            self.ids.copy(),
+            self.gradients.copy(),
+            self.learning_rate,
+            None if self.shows is None else self.shows.copy(),
+            None if self.clicks is None else self.clicks.copy(),
+        )
+
 
 def joined_by_table(parts: Sequence[TableGradients]) -> tuple[TableGradients, ...]:
     """Parts of several pushes as one per table, in their order; those of a table have one dtype and rate."""

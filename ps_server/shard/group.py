@@ -11,7 +11,10 @@ step that a trainer who dies could leave incomplete elsewhere.
 
 Invariants: 1. a step is applied once, with one part of each trainer that is not lost; 2. a part is checked
 whole before it is held; 3. a trainer is lost only when another one waits for it and it gave no sign for the
-whole deadline meanwhile; 4. of two processes with one number only the later one is heard.
+whole deadline meanwhile; 4. of two processes with one number only the later one is heard; 5. the parts of
+all groups have at most PARTS_MAX times the largest message, and are copies: no request is kept for them. What
+more is brought gets BusyError; before that, groups that fell silent lose their parts, and their trainers, if
+they come back, are told to bring them again.
 Thread safety: every method may be called from any thread.
 """
 
@@ -19,18 +22,19 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, Protocol
 
 from rowhouse import message
 from rowhouse.error import (
+    BusyError,
     InvalidRequestError,
     LimitExceededError,
     RowhouseError,
     SequenceGapError,
     TrainerLostError,
 )
-from rowhouse.limit import TRAINERS_MAX
+from rowhouse.limit import MESSAGE_BYTES_MAX, TRAINERS_MAX
 from rowhouse.placement import PartitionMap
 from rowhouse.v1 import rowhouse_pb2 as pb
 
@@ -43,6 +47,19 @@ GROUPS_MAX: Final = 64
 
 PACES: Final = {pb.PACE_BSP: "bsp", pb.PACE_SSP: "ssp"}
 """Paces that a shard has a part in, as trainers write them."""
+
+PARTS_MAX: Final = 2
+"""Largest messages that the parts of all groups take: one step that is whole, and one that begins."""
+
+SILENT_S: Final = 60.0
+"""A group that gives no sign for so long (or for its deadline, if that is less) loses its parts, where others
+need the room."""
+
+NAME_BYTES_MAX: Final = 256
+"""Name of a trainer: a host's and a number."""
+
+REFUSED_MAX: Final = 64
+"""Trainers of a group of whom it is remembered why they were refused."""
 
 LONG_POLL_S: Final = 0.5
 """How long a call waits for other trainers. It holds a thread, and a stop waits for it."""
@@ -82,6 +99,16 @@ class _Group:
     stopped: str | None = None
     failed: dict[int, RowhouseError] = field(default_factory=dict)  # refused steps, until each was told
 
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of the parts."""
+        return sum(part.nbytes for push in list(self.held.values()) for part in push.tables)
+
+    def drop_parts(self) -> None:
+        """Hold nothing, as after a restart of the shard: the trainers bring their parts again."""
+        self.held.clear()
+        self.sealed.clear()
+
     def name(self, trainer: int) -> str:
         """Number and name of a trainer, for messages."""
         known = self.names.get(trainer)
@@ -104,12 +131,21 @@ class Groups:
         Calls that may wait at once; another one is answered at once, and comes back.
     clock
         Seconds, never going back.
+    message_bytes_max
+        Largest push of the shard, encoded: a whole step becomes one.
     """
 
     def __init__(
-        self, shard: GroupShard, waits_max: int, clock: Callable[[], float] = time.monotonic
+        self,
+        shard: GroupShard,
+        waits_max: int,
+        clock: Callable[[], float] = time.monotonic,
+        message_bytes_max: int = MESSAGE_BYTES_MAX,
     ) -> None:
         self._shard, self._clock = shard, clock
+        self._message_bytes_max = message_bytes_max
+        self._holding = threading.Lock()
+        self._applying = threading.Lock()
         self._waits = threading.BoundedSemaphore(waits_max)
         self._lock = threading.Lock()
         self._groups: OrderedDict[int, _Group] = OrderedDict()
@@ -145,14 +181,15 @@ class Groups:
             tables = {part.table: self._shard.table_at_lsn(part.table)[0] for part in push.tables}
             check_share(push.sequence, checked_parts(push, tables), member.trainers)
         group = self._group(member)
+        self._drop_silent(sum(part.nbytes for part in push.tables))
         with group.changed:
             self._enter(group, member)
             if self._is_applied(member, push.sequence):
                 return pb.ContributeResponse(applied=True)
             others = {t: p for t, p in group.held.items() if t != member.trainer}
-            check_fits(member.trainer, push, others, group.name)
+            check_fits(member.trainer, push, others, group.name, self._message_bytes_max)
             check_rows(push, others, tables)
-            group.held[member.trainer] = push
+            self._hold(group, member.trainer, push)
             group.failed.pop(member.trainer, None)
             group.sealed.discard(member.trainer)
             return pb.ContributeResponse(applied=False)
@@ -179,6 +216,39 @@ class Groups:
                     group.changed.wait(min(left_s, member.deadline_ms / 1000 / 4))
                 finally:
                     self._waits.release()
+
+    # ------------------------------------------------------------ parts
+    def _held_bytes(self) -> int:
+        with self._lock:
+            groups = list(self._groups.values())
+        return sum(group.held_bytes for group in groups)
+
+    def _hold(self, group: _Group, trainer: int, push: message.PushRequest) -> None:
+        """Keep a part, copied, in the place of the trainer's last one; BusyError past the bound."""
+        size, bound = sum(part.nbytes for part in push.tables), PARTS_MAX * self._message_bytes_max
+        with self._holding:  # looked at and taken in one step
+            last = group.held.pop(trainer, None)
+            held = self._held_bytes()
+            if held + size > bound:
+                if last is not None:
+                    group.held[trainer] = last
+                raise BusyError(
+                    f"a part of {size} bytes: the groups of this shard hold {held} bytes of steps that are "
+                    f"not applied yet; at most {bound}: back off and retry, or raise memory_budget"
+                )
+            group.held[trainer] = replace(push, tables=tuple(part.copied() for part in push.tables))
+
+    def _drop_silent(self, wanted: int) -> None:
+        """Make room for a part of `wanted` bytes: groups that fell silent lose theirs."""
+        if self._held_bytes() + wanted <= PARTS_MAX * self._message_bytes_max:
+            return
+        with self._lock:
+            groups = list(self._groups.values())
+        for group in groups:
+            silent_s = min(group.settings.deadline_ms / 1000, SILENT_S)
+            with group.changed:
+                if group.held and self._clock() - max(group.seen_s.values(), default=0.0) > silent_s:
+                    group.drop_parts()
 
     # ------------------------------------------------------------ steps
     def _advance(self, group: _Group, member: pb.Member, step: int) -> pb.AwaitStepResponse | None:
@@ -207,12 +277,12 @@ class Groups:
         """Apply the step, or note why it was refused: then every trainer is told, and may contribute anew."""
         parts = [group.held[trainer] for trainer in group.alive()]
         try:
-            self._shard.push(joined(parts))
+            with self._applying:  # a step joined, and its bytes for the log: of one group at a time
+                self._shard.push(joined(parts))
         except RowhouseError as error:
             text = f"step {step} of all trainers: {error}"
             group.failed = {trainer: type(error)(text) for trainer in group.alive()}
-        group.held.clear()
-        group.sealed.clear()
+        group.drop_parts()
         group.changed.notify_all()
 
     def _is_applied(self, member: pb.Member, step: int) -> bool:
@@ -266,7 +336,8 @@ class Groups:
             f"trainer {member.trainer} ({member.name}) has {differing}; trainer {first.trainer} "
             f"({first.name}), who joined before it, has {theirs_are}: all trainers of a group need the same"
         )
-        group.refused[member.trainer] = text
+        if len(group.refused) < REFUSED_MAX:
+            group.refused[member.trainer] = text
         group.names.setdefault(member.trainer, member.name)
         raise InvalidRequestError(text)
 
@@ -325,5 +396,8 @@ def _check_member(member: pb.Member) -> None:
     if member.pace not in PACES:
         known = " or ".join(f"{number} ({name})" for number, name in PACES.items())
         raise InvalidRequestError(f"pace is {member.pace}; it must be {known}")
+    if len(member.name.encode()) > NAME_BYTES_MAX:
+        size = len(member.name.encode())
+        raise LimitExceededError(f"the name of a trainer has {size} bytes; at most {NAME_BYTES_MAX}")
     if member.deadline_ms < 1:
         raise InvalidRequestError(f"deadline_ms is {member.deadline_ms}; it must be 1 or more")

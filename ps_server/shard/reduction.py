@@ -12,15 +12,16 @@ import numpy as np
 from rowhouse import message
 from rowhouse.error import InvalidRequestError, LimitExceededError
 from rowhouse.kernel import first_not_below
-from rowhouse.limit import IDS_PER_REQUEST_MAX, MESSAGE_BYTES_MAX, TABLES_PER_REQUEST_MAX
+from rowhouse.limit import IDS_PER_REQUEST_MAX, TABLES_PER_REQUEST_MAX
 
 from ps_server.table.push import TablePush
 from ps_server.table.table import Table
 
 FLOAT32_MAX: Final = float(np.finfo(np.float32).max)
 
-STEP_BYTES_MAX: Final = MESSAGE_BYTES_MAX - TABLES_PER_REQUEST_MAX * 256
-"""Bytes of a whole step: the log takes it as one push, with a name and some numbers for each table."""
+TABLE_HEADS_BYTES: Final = TABLES_PER_REQUEST_MAX * 256
+"""What a name and some numbers for each table of a whole step take at most, when the log gets it as one push.
+"""
 
 
 def _size(push: message.PushRequest) -> tuple[int, int]:
@@ -35,6 +36,7 @@ def check_fits(
     push: message.PushRequest,
     others: Mapping[int, message.PushRequest],
     name: Callable[[int], str],
+    message_bytes_max: int,
 ) -> None:
     """Refuse a part that could not be joined with those held: the log takes a step as one push.
 
@@ -46,6 +48,8 @@ def check_fits(
         The parts held, by trainer.
     name
         A trainer's name, for messages.
+    message_bytes_max
+        Largest push of the shard, encoded.
 
     Raises
     ------
@@ -54,10 +58,11 @@ def check_fits(
     """
     sizes = [_size(p) for p in (push, *others.values())]
     ids, size_bytes = sum(n for n, _ in sizes), sum(n for _, n in sizes)
-    if ids > IDS_PER_REQUEST_MAX or size_bytes > STEP_BYTES_MAX:
+    step_bytes_max = message_bytes_max - TABLE_HEADS_BYTES
+    if ids > IDS_PER_REQUEST_MAX or size_bytes > step_bytes_max:
         raise LimitExceededError(
             f"step {push.sequence}: {ids} ids and {size_bytes} bytes of all trainers together; at most "
-            f"{IDS_PER_REQUEST_MAX} and {STEP_BYTES_MAX}: use smaller steps"
+            f"{IDS_PER_REQUEST_MAX} and {step_bytes_max}: use smaller steps, or raise memory_budget"
         )
     tables = {part.table for p in (push, *others.values()) for part in p.tables}
     if len(tables) > TABLES_PER_REQUEST_MAX:

@@ -25,6 +25,7 @@ from rowhouse.codec import Part, encode_push_request
 from rowhouse.control import method_of
 from rowhouse.error import CorruptionError, PoisonedError, StoreError, TableFrozenError
 from rowhouse.kernel import as_read_only
+from rowhouse.limit import message_bytes_max
 from rowhouse.placement import PartitionMap
 from rowhouse.v1 import rowhouse_pb2 as pb
 
@@ -96,7 +97,11 @@ class Shard:
         self._closed = False
         self._checkpoint_wanted = threading.Event()
         self.saved = SavedTables(self)
-        self.groups = Groups(self, waits_max=max(config.worker_threads // 2, 1))
+        self.groups = Groups(
+            self,
+            waits_max=max(config.worker_threads // 2, 1),
+            message_bytes_max=message_bytes_max(config.memory_budget),
+        )
         self._calls: dict[str, Callable[[Any], Any]] = {
             "GetCluster": self.get_cluster,
             "CreateCheckpoint": self.create_checkpoint,

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from rowhouse import dtype, message
+from rowhouse import codec, dtype, message
 from rowhouse.error import (
+    BusyError,
     InvalidRequestError,
     LimitExceededError,
     RowhouseError,
@@ -398,3 +399,45 @@ def test_calls_wait_for_one_another(make_config: MakeConfig) -> None:
     waiting.join(10)
     assert found == ["done"]
     rig.shard.close()
+
+
+def big(rig: Rig, group: int, trainer: int, count: int, extra: bytes = b"") -> Any:
+    """Contribute `count` ids of 24 bytes each to a group, as bytes with something unknown behind them."""
+    part = message.TableGradients(
+        "user", dtype.FLOAT32, np.arange(count, dtype=np.uint64), np.ones((count, 4), np.float32)
+    )
+    push = message.PushRequest(rig.shard.partition_map.version, group, 1, (part,))
+    sent = codec.encode_contribution(message.Contribution(rig.member(trainer, group=group), push))
+    return rig.groups.contribute(codec.decode_contribution(sent + extra))
+
+
+def test_parts_are_copies_within_a_bound_and_silent_groups_lose_theirs(rig: Rig) -> None:
+    """Invariant 5."""
+    ids, part_bytes = 10_000, 240_000
+    largest = reduction.TABLE_HEADS_BYTES + 320_000
+    rig.groups = Groups(rig.shard, 0, lambda: rig.now_s, largest)
+    for group in (1, 2, 3, 4):
+        rig.now_s += 1
+        big(rig, group, 0, ids, b"\x7a\xd0\x0f" + bytes(2000))
+    assert rig.groups._held_bytes() == 4 * part_bytes
+    held = [p for g in rig.groups._groups.values() for push in g.held.values() for p in push.tables]
+    assert all(array.base is None for p in held for array in (p.ids, p.gradients)), "a view of the request"
+    big(rig, 4, 0, ids)  # in the place of the last one
+    with pytest.raises(
+        BusyError, match="hold 960000 bytes of steps that are not applied yet; at most 1164288"
+    ):
+        big(rig, 5, 0, ids)
+    rig.now_s += 3.5  # the first two groups gave no sign for longer than their deadline
+    big(rig, 5, 0, ids)
+    assert rig.wait(0, 1, group=1) == "resend" and rig.wait(0, 1, group=3) == "wait"
+    with pytest.raises(LimitExceededError, match=r"20000 ids and .* together; at most \d+ and 320000"):
+        big(rig, 3, 1, ids)
+    big(rig, 2, 0, 5_000)
+    big(rig, 2, 1, 5_000)
+    assert rig.wait(0, 1, group=2) == "wait" and rig.wait(1, 1, group=2) == "done"
+    assert rig.groups._held_bytes() == 3 * part_bytes, "what is applied is held no longer"
+
+
+def test_a_trainers_name_is_short(rig: Rig) -> None:
+    with pytest.raises(LimitExceededError, match="the name of a trainer has 300 bytes; at most 256"):
+        rig.join(0, name="é" * 150)
