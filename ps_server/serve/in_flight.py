@@ -29,7 +29,7 @@ class InFlight:
 
     def __init__(self, bound_bytes: int) -> None:
         self._bound_bytes = bound_bytes
-        self._held_bytes = 0
+        self._held_bytes = self._given_bytes = 0
         self._peers: dict[str, int] = {}
         self._lock = threading.Lock()
 
@@ -88,12 +88,22 @@ class InFlight:
         """Hold `size_bytes` of `peer` no longer."""
         with self._lock:
             self._held_bytes -= size_bytes
+            self._given_bytes += size_bytes
             if peer and size_bytes:
                 left = self._peers[peer] - size_bytes
                 if left:
                     self._peers[peer] = left
                 else:
                     del self._peers[peer]
+
+    def was_used(self) -> bool:
+        """Whether memory should go back to the system now, which ends that: calls have ended since the last
+        time, and none is under way, or so many that they may have used all that the bound allows."""
+        with self._lock:
+            used = self._given_bytes > (self._bound_bytes if self._held_bytes else 0)
+            if used:
+                self._given_bytes = 0
+            return used
 
 
 def peer_of(address: str, connection: str) -> str:

@@ -23,7 +23,7 @@ from typing import Any, Final
 
 from rowhouse.error import ConfigError, PoisonedError, StoreError
 from rowhouse.limit import in_flight_bytes_max, message_bytes_max
-from rowhouse.malloc import keep_large_blocks
+from rowhouse.malloc import give_back, keep_usual_blocks
 
 from ps_server.config.cluster import ClusterConfig, shard_directory
 from ps_server.config.endpoint import has_open_port, socket_path
@@ -39,6 +39,9 @@ it longer. The checkpoint that closes the shard comes after it, and takes what i
 
 _POLL_S: Final = 0.1
 """How late a stop or a poisoning may be noticed; nobody waits for less."""
+
+_GIVE_BACK_POLLS: Final = 10
+"""Memory that calls no longer use goes back once a second at most: what is used again must be faulted in."""
 
 OpenShard = Callable[[ClusterConfig, int, Path], ServedShard]
 """How a shard is opened: config, index, directory; may take as long as recovery does."""
@@ -114,7 +117,7 @@ class Server:
         RowhouseError
             Whatever opening the shard raises; the port is free again then.
         """
-        keep_large_blocks()
+        keep_usual_blocks()
         try:
             self._listen()
             self._start_data_port()
@@ -133,7 +136,11 @@ class Server:
     def run(self, flag: StopFlag) -> None:
         """Watch the shard until a stop is asked for; health turns NOT_SERVING when it is poisoned."""
         assert self._shard is not None, "start comes before run"
+        polls = 0
         while not flag.requested:
+            polls += 1
+            if polls % _GIVE_BACK_POLLS == 0 and self._service.was_used():
+                give_back()
             if self._serving and self._shard.poison is not None:
                 _log.error("shard %d is poisoned: %s", self._index, self._shard.poison)
                 self._set_serving(False)

@@ -82,6 +82,7 @@ class ParameterService:
         self.message_bytes_max = message_bytes_max
         self._in_flight = InFlight(in_flight_bytes_max)
         self.take, self.give = self._in_flight.take, self._in_flight.give
+        self.was_used = self._in_flight.was_used
         self._data_endpoint, self._data_token = "", 0
         self._shard: ServedShard | None = None
 

@@ -27,6 +27,11 @@ from ps_server.table.push import TablePush
 from ps_server.table.score import ShowClick
 from ps_server.table.tier import Tier, TierParts
 
+PULL_BYTES: Final = 4 << 20
+PULL_ID_BYTES: Final = 32
+"""A pull is answered in parts of so many stored bytes, and of so many more for each id: rows that are cold
+are in memory about five times while they are fetched. A usual batch is one part."""
+
 DEFAULT_ROW_ID: Final = np.zeros(1, np.uint64)
 """The shared default row of ids that admission keeps out is the initial row of id 0."""
 
@@ -80,18 +85,28 @@ class Table:
             New (n, dim) of dtype.STORAGE[code]; an unknown id has its initial value (or, where admission is
             on, the shared default row). InvalidRequestError for an element too large for that type.
         """
+        out = np.empty((ids.shape[0], self.layout.dim), dtype.STORAGE[code])
+        part = max(1, PULL_BYTES // (self.layout.value_bytes + PULL_ID_BYTES))
+        for start in range(0, ids.shape[0], part):
+            self._pull_part(ids[start : start + part], out[start : start + part], promote, code)
+        return out
+
+    def _pull_part(self, ids: Ids, out: NDArray[Any], promote: bool, code: int) -> None:
+        """Some of the ids of a pull, into `out`."""
         as_stored = code == self.layout.dtype  # then rows need not be widened and narrowed again
-        out = np.empty((ids.shape[0], self.layout.dim), dtype.STORAGE[code if as_stored else dtype.FLOAT32])
+        as_wanted = as_stored or code == dtype.FLOAT32
+        rows = out if as_wanted else np.empty(out.shape, np.float32)
         with self.tier.lock:
-            absent = self.tier.arena.gather(ids, index.REFERENCED if promote else 0, out)
+            absent = self.tier.arena.gather(ids, index.REFERENCED if promote else 0, rows)
             departures, look = self.tier.departures, self.tier.stored.cold_possible
         self.counters.pulled_ids += ids.shape[0]
         self.counters.hot_hits += ids.shape[0] - absent.shape[0]
         if absent.shape[0]:
             wide = np.empty((absent.shape[0], self.layout.dim), np.float32)
             self._pull_cold(ids[absent], wide, look, departures if promote else None)
-            out[absent] = dtype.narrow(wide, code) if as_stored else wide
-        return out if as_stored else dtype.narrow(out, code, f"table {self.name!r}: the rows")
+            rows[absent] = dtype.narrow(wide, code) if as_stored else wide
+        if not as_wanted:
+            out[:] = dtype.narrow(rows, code, f"table {self.name!r}: the rows")
 
     def _pull_cold(self, ids: Ids, out: NDArray[np.float32], look: bool, departures: int | None) -> None:
         """Rows of ids that are not hot into `out`, without the lock: from the store where `look`, else at

@@ -58,3 +58,16 @@ def test_a_share_is_an_addresss_or_a_connections_of_this_machine() -> None:
     assert peer_of("fe80::1%eth0", "connection 9") == "fe80::1%eth0"
     for here in ("127.0.0.1", "127.9.9.9", "::1", "a process of this machine"):
         assert peer_of(here, "connection 9") == "connection 9"
+
+
+def test_memory_is_to_go_back_when_calls_have_ended() -> None:
+    in_flight = InFlight(100)
+    assert not in_flight.was_used()
+    with in_flight.hold(10):
+        with in_flight.hold(60):
+            pass
+        assert not in_flight.was_used(), "a call is under way, and little was used"
+        with in_flight.hold(60):
+            pass
+        assert in_flight.was_used() and not in_flight.was_used()
+    assert in_flight.was_used() and not in_flight.was_used()

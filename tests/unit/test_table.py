@@ -8,6 +8,7 @@ import pytest
 from rowhouse import dtype
 from rowhouse.error import InvalidRequestError
 
+from ps_server.table import table as table_module
 from ps_server.table.table import Table
 from tests.driver import Driver, shard_config
 
@@ -42,6 +43,21 @@ def test_a_pull_in_any_type_is_the_wide_pull_narrowed(tmp_path: Path, name: str,
     assert got.dtype == dtype.STORAGE[wire] and wide.dtype == np.float32
     np.testing.assert_array_equal(got, dtype.narrow(wide, wire))
     np.testing.assert_array_equal(driver.pull("t", ids), wide)
+
+
+def test_a_pull_in_parts_is_the_pull_in_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = _driver(tmp_path, "bf16")
+    for start in range(0, 20_000, 500):
+        ids = np.arange(start, start + 500, dtype=np.uint64)
+        driver.push({"t": (ids, np.full((500, DIM), start, np.float32))})
+    ids = np.random.default_rng(4).integers(0, 22_000, 5_000).astype(np.uint64)
+    for wire in sorted(dtype.NAMES):
+        whole = _table(driver).pull(ids, promote=False, code=wire)
+        with monkeypatch.context() as parts:
+            parts.setattr(table_module, "PULL_BYTES", 1_000)
+            for promote in (False, True):
+                np.testing.assert_array_equal(_table(driver).pull(ids, promote=promote, code=wire), whole)
+    assert _table(driver).pull(ids[:0], promote=True).shape == (0, DIM)
 
 
 def test_an_element_too_large_for_the_wire_is_refused_by_name(tmp_path: Path) -> None:
