@@ -2,7 +2,9 @@
 """The bytes of requests and answers that a shard holds at once, counted and shared out among peers.
 
 A call takes bytes as they come and before its answer is made, and gives them back when its peer has read the
-answer or is gone. So what is held is bounded whatever peers do, and no peer can have all of it.
+answer or is gone. So what is held is bounded whatever peers do, and no peer can have all of it. What a thread
+needs while it works for a call (`Work`) is counted apart: a call waits for it and is not refused, because
+work ends by itself, and what peers hold does not.
 
 Invariants: 1. what is held stays at or below the bound, but for one call that nobody else is beside;
 2. a peer that holds as much as is left free gets no more: it cannot have more than half, and always leaves
@@ -104,6 +106,37 @@ class InFlight:
             if used:
                 self._given_bytes = 0
             return used
+
+
+class Work:
+    """Room for what calls need, beside their requests and answers, while threads work for them.
+
+    Parameters
+    ----------
+    bound_bytes
+        Most bytes at once; a call that needs more works alone.
+    """
+
+    def __init__(self, bound_bytes: int) -> None:
+        self._bound_bytes = bound_bytes
+        self._held_bytes = 0
+        self._door = threading.Lock()
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def room(self, size_bytes: int) -> Iterator[None]:
+        """Wait for room, in the order of coming, and have it while the block runs."""
+        with self._door, self._changed:
+            self._changed.wait_for(
+                lambda: not self._held_bytes or self._held_bytes + size_bytes <= self._bound_bytes
+            )
+            self._held_bytes += size_bytes
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._held_bytes -= size_bytes
+                self._changed.notify_all()
 
 
 def peer_of(address: str, connection: str) -> str:

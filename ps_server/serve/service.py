@@ -12,7 +12,7 @@ Thread safety: all methods may be called from any thread.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol
 
 from rowhouse import codec, frame
@@ -25,10 +25,28 @@ from rowhouse.error import (
     UnavailableError,
 )
 from rowhouse.limit import IN_FLIGHT_BYTES_MAX, MESSAGE_BYTES_MAX
-from rowhouse.message import Contribution, PullRequest, PullResponse, PushRequest, PushResponse
+from rowhouse.message import (
+    Contribution,
+    PullRequest,
+    PullResponse,
+    PushRequest,
+    PushResponse,
+    TableGradients,
+    TableIds,
+)
 from rowhouse.v1 import rowhouse_pb2 as pb
 
-from ps_server.serve.in_flight import InFlight
+from ps_server.serve.in_flight import InFlight, Work
+from ps_server.table.table import PULL_BYTES
+
+PUSH_COPIES: Final = 3
+"""What a push needs at most, in its own size in fp32: sums of duplicates, clipped gradients, new rows."""
+
+PULL_WORK_BYTES: Final = 5 * PULL_BYTES
+"""What a pull needs at most: the cold rows of one part of it, as the store gives them and as they go on."""
+
+_ID_BYTES: Final = 32
+"""Places, hashes and numbers of one id."""
 
 _ANSWER_OVERHEAD_BYTES: Final = 1024
 """Names and heads of one table in an answer: at most a 128-byte name and some varints."""
@@ -83,6 +101,7 @@ class ParameterService:
         self._in_flight = InFlight(in_flight_bytes_max)
         self.take, self.give = self._in_flight.take, self._in_flight.give
         self.was_used = self._in_flight.was_used
+        self._work = Work(in_flight_bytes_max)
         self._data_endpoint, self._data_token = "", 0
         self._shard: ServedShard | None = None
 
@@ -113,7 +132,7 @@ class ParameterService:
             Whatever the call raises; InternalError for anything unforeseen.
         """
         try:
-            return _answered(self._served(), kind, data, hold, self.message_bytes_max)
+            return self._answered(kind, data, hold)
         except RowhouseError:
             raise
         except Exception as error:
@@ -121,7 +140,7 @@ class ParameterService:
 
     def answer_whole(self, kind: int, data: bytes, hold: Callable[[int], None]) -> bytes:
         """The answer to one hot call over gRPC, which takes it whole; raises whatever the call does."""
-        return b"".join(_answered(self._served(), kind, data, hold, self.message_bytes_max))
+        return b"".join(self._answered(kind, data, hold))
 
     def control(self, name: str, data: bytes) -> bytes:
         """The answer to a control call, by its name; GetCluster also says where the data port is.
@@ -144,6 +163,22 @@ class ParameterService:
         _log.exception("shard %d: a call failed", self._index)
         return InternalError(f"{type(error).__name__}: {error} (traceback in the shard's log)")
 
+    def _answered(self, kind: int, data: bytes | memoryview, hold: Callable[[int], None]) -> list[codec.Part]:
+        """The answer to a hot call, in pieces; `hold` counts the bytes of its rows before they are there."""
+        shard = self._served()
+        if kind == frame.PULL:
+            pull = codec.decode_pull_request(data)
+            hold(_answer_bytes(pull, self.message_bytes_max))
+            with self._work.room(min(_work_bytes(pull.tables), PULL_WORK_BYTES)):
+                return codec.pull_response_parts(shard.pull(pull))
+        if kind == frame.PUSH:
+            push = codec.decode_push_request(data)
+            with self._work.room(PUSH_COPIES * _work_bytes(push.tables)):
+                return [codec.encode_push_response(shard.push(push, data))]
+        contribution = codec.decode_contribution(data)
+        with self._work.room(PUSH_COPIES * _work_bytes(contribution.push.tables)):
+            return [shard.contribute(contribution).SerializeToString()]
+
     def _served(self) -> ServedShard:
         shard = self._shard
         if shard is None:
@@ -151,21 +186,12 @@ class ParameterService:
         return shard
 
 
-def _answered(
-    shard: ServedShard,
-    kind: int,
-    data: bytes | memoryview,
-    hold: Callable[[int], None],
-    bytes_max: int,
-) -> list[codec.Part]:
-    """The answer to a hot call, in pieces; `hold` counts the bytes of its rows before they are there."""
-    if kind == frame.PULL:
-        pull = codec.decode_pull_request(data)
-        hold(_answer_bytes(pull, bytes_max))
-        return codec.pull_response_parts(shard.pull(pull))
-    if kind == frame.PUSH:
-        return [codec.encode_push_response(shard.push(codec.decode_push_request(data), data))]
-    return [shard.contribute(codec.decode_contribution(data)).SerializeToString()]
+def _work_bytes(tables: Sequence[TableIds | TableGradients]) -> int:
+    """Bytes of the rows of a call in fp32, and of some numbers for each id."""
+    return sum(
+        t.ids.shape[0] * (4 * (t.dim if isinstance(t, TableIds) else t.gradients.shape[1]) + _ID_BYTES)
+        for t in tables
+    )
 
 
 def _answer_bytes(request: PullRequest, bytes_max: int) -> int:

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Bytes in flight (numbers: its module's invariants)."""
 
+import threading
+
 import pytest
 from rowhouse.error import BusyError
 
-from ps_server.serve.in_flight import InFlight, peer_of
+from ps_server.serve.in_flight import InFlight, Work, peer_of
 
 
 def test_in_flight_lets_one_large_request_in_and_gives_back_on_errors() -> None:
@@ -71,3 +73,32 @@ def test_memory_is_to_go_back_when_calls_have_ended() -> None:
             pass
         assert in_flight.was_used() and not in_flight.was_used()
     assert in_flight.was_used() and not in_flight.was_used()
+
+
+def test_work_waits_for_room_in_its_turn_and_what_is_larger_works_alone() -> None:
+    work, order = Work(10), list[str]()
+    entered, leave = threading.Event(), threading.Event()
+
+    def one(name: str, size: int) -> None:
+        with work.room(size):
+            order.append(name)
+            if name == "first":
+                entered.set()
+                assert leave.wait(20)
+
+    threads = [threading.Thread(target=one, args=("first", 6))]
+    threads[0].start()
+    assert entered.wait(20)
+    with work.room(4):
+        pass  # beside the first one
+    threads.append(threading.Thread(target=one, args=("large", 50)))
+    threads[1].start()
+    while not work._door.locked():
+        threads[1].join(0.01)
+    threads.append(threading.Thread(target=one, args=("small", 1)))
+    threads[2].start()
+    assert order == ["first"]
+    leave.set()
+    for thread in threads:
+        thread.join(20)
+    assert order == ["first", "large", "small"] and work._held_bytes == 0
