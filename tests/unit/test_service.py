@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The service over a stub of a shard and real gRPC: bytes, errors, bounds."""
 
+import gc
 import logging
 import threading
 from collections.abc import Iterator
+from types import TracebackType
 from typing import Any
 
 import grpc
@@ -162,3 +164,16 @@ def test_past_the_in_flight_bound_a_push_is_told_to_back_off(rig: Rig) -> None:
     leave.set()
     assert first.result(10).lsn == 1
     assert rig.stub.Push(push_request(2)).lsn == 2
+
+
+def test_a_refused_call_leaves_nothing_of_its_request_to_the_garbage_collector(rig: Rig) -> None:
+    """gRPC keeps an ended call in a circle; a traceback in it would keep the bytes of the request."""
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(4):
+            failure(rig.raw_push, b"\x08")
+        kept = [o.tb_frame.f_code.co_name for o in gc.get_objects() if isinstance(o, TracebackType)]
+        assert kept.count("_answered") <= 1, "that of the last one, which may not have ended yet"
+    finally:
+        gc.enable()
