@@ -84,6 +84,24 @@ def message_bytes_max(memory_budget: int) -> int:
 
 assert IN_FLIGHT_BYTES_MAX == _MESSAGE_SHARE * MESSAGE_BYTES_MAX
 
+PROCESS_BYTES: Final = 256 * 1024 * 1024
+"""What a server takes without rows and calls: the interpreter, libraries, compiled kernels (200 MiB), and
+what it remembers of clients, trainers and connections."""
+
+KEPT_BYTES: Final = 64 * 1024 * 1024
+"""Free memory that malloc keeps (rowhouse/malloc.py)."""
+
+
+def beyond_budget_bytes(memory_budget: int) -> int:
+    """What the process of a shard may take beyond its memory_budget, whatever peers do.
+
+    Requests and answers, once as they are counted and once as copies that gRPC makes; as much for the work on
+    them; and half of it for the parts of steps that groups of trainers hold. Held by
+    tests/hostile/test_memory.py.
+    """
+    return PROCESS_BYTES + KEPT_BYTES + in_flight_bytes_max(memory_budget) * 7 // 2
+
+
 assert PARTITIONS % SHARDS_MAX == 0 and PARTITIONS & (PARTITIONS - 1) == 0
 """Placement takes high bits of a hash, so the count is a power of two."""
 
