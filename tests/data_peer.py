@@ -29,13 +29,23 @@ class Counted:
         self.taken = 0
         self.work: Callable[[int, memoryview], list[Part]] = lambda kind, data: [bytes([kind]), data]
         self._lock = threading.Lock()
+        self._when_refused: list[Callable[[], None]] = []
+
+    def when_refused(self, press: Callable[[], None]) -> None:
+        self._when_refused.append(press)
 
     def take(self, size_bytes: int, *, peer: str = "", own_bytes: int = 0) -> None:
         with self._lock:
             if self.held_bytes > own_bytes and self.held_bytes + size_bytes > self.bound_bytes:
-                raise BusyError(f"{self.held_bytes} bytes are held")
-            self.held_bytes += size_bytes
-            self.taken += own_bytes == 0
+                refusal = BusyError(f"{self.held_bytes} bytes are held")
+            else:
+                refusal = None
+                self.held_bytes += size_bytes
+                self.taken += own_bytes == 0
+        if refusal:
+            for press in self._when_refused:
+                press()
+            raise refusal
 
     def give(self, size_bytes: int, *, peer: str = "") -> None:
         with self._lock:

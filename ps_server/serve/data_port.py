@@ -81,6 +81,9 @@ class Answering(Protocol):
     def give(self, size_bytes: int, *, peer: str = "") -> None:
         """Count them no more."""
 
+    def when_refused(self, press: Callable[[], None]) -> None:
+        """Have `press` called when `take` refuses, now and then."""
+
     def answer(self, kind: int, data: memoryview, hold: Callable[[int], None]) -> list[Part]:
         """The answer to one request frame, large ones counted by `hold`; raises errors of rowhouse.error."""
 
@@ -190,6 +193,7 @@ class DataPort:
         self._connections_max = connections_max
         self.token = secrets.randbits(64)
         self._service = service
+        service.when_refused(self._press)
         self._complaints = Complaints(_log)
         self._connections: dict[int, _Connection] = {}
         self._stopping = self._paused = False
@@ -321,7 +325,6 @@ class DataPort:
             try:
                 return self._receive_body(c, c.body)
             except BusyError as error:
-                self._press()
                 self._refuse(c, error, len(c.body) - c.got)
         scratch = memoryview(bytearray(1 << 16))
         while c.left:  # a refused body is read all the same: closing now would lose the answer
@@ -393,11 +396,7 @@ class DataPort:
             c.due_s = time.monotonic() + STALL_S
 
     def _hold(self, c: _Connection, size_bytes: int) -> None:
-        try:
-            self._service.take(size_bytes, peer=c.peer, own_bytes=c.held_bytes)
-        except BusyError:
-            self._press()
-            raise
+        self._service.take(size_bytes, peer=c.peer, own_bytes=c.held_bytes)
         c.held_bytes += size_bytes
 
     def _let_go(self, c: _Connection) -> None:

@@ -19,7 +19,7 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Final, TypeAlias, TypeVar
 
 import grpc
@@ -133,6 +133,7 @@ class GrpcPort:
     async def _listen(self, address: str) -> int:
         bytes_max = self._service.message_bytes_max
         self._reading = Reading(bytes_max)
+        self._service.when_refused(self._press)
         self._line, self._small_line = Line(), Line()
         self._open: set[Call] = set()
         options = (
@@ -148,6 +149,10 @@ class GrpcPort:
             return self._server.add_insecure_port(address)
         except RuntimeError:
             return 0
+
+    def _press(self) -> None:
+        with suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(self._reading.press)
 
     async def _set_serving(self, serving: bool) -> None:
         status = health_pb2.HealthCheckResponse

@@ -14,10 +14,15 @@ Thread safety: every method may be called from any thread.
 
 import ipaddress
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Final
 
 from rowhouse.error import BusyError
+
+PRESS_S: Final = 0.25
+"""What ends calls that do not get further looks at all connections: not at each refusal."""
 
 
 class InFlight:
@@ -33,6 +38,8 @@ class InFlight:
         self._bound_bytes = bound_bytes
         self._held_bytes = self._given_bytes = 0
         self._peers: dict[str, int] = {}
+        self._when_refused: list[Callable[[], None]] = []
+        self._told_s = float("-inf")
         self._lock = threading.Lock()
 
     @contextmanager
@@ -52,6 +59,11 @@ class InFlight:
         finally:
             self.give(held_bytes, peer=peer)
 
+    def when_refused(self, press: Callable[[], None]) -> None:
+        """Have `press` called when calls are refused, now and then: it ends calls that hold bytes and do not
+        get further."""
+        self._when_refused.append(press)
+
     def take(self, size_bytes: int, *, peer: str = "", own_bytes: int = 0) -> None:
         """Hold `size_bytes` until `give`.
 
@@ -70,21 +82,27 @@ class InFlight:
             The bound would be passed, or the peer holds as much as is left for all others.
         """
         with self._lock:
-            free_bytes = self._bound_bytes - self._held_bytes
+            held_bytes = self._held_bytes
+            free_bytes = self._bound_bytes - held_bytes
             of_peer = self._peers.get(peer, 0)
-            if self._held_bytes > own_bytes and (
-                size_bytes > free_bytes or (peer and of_peer > own_bytes and of_peer >= free_bytes)
+            if held_bytes <= own_bytes or (
+                size_bytes <= free_bytes and (not peer or of_peer <= own_bytes or of_peer < free_bytes)
             ):
-                what = "the answer" if own_bytes else "request"
-                held = f"{self._held_bytes} bytes are in flight"
-                held += f", {of_peer} of them of {peer}" if of_peer else ""
-                raise BusyError(
-                    f"{what} of {size_bytes} bytes: {held}; at most {self._bound_bytes} at once, "
-                    "and no peer more than is left for the others: back off and retry"
-                )
-            self._held_bytes += size_bytes
-            if peer:
-                self._peers[peer] = of_peer + size_bytes
+                self._held_bytes += size_bytes
+                if peer:
+                    self._peers[peer] = of_peer + size_bytes
+                return
+            now_s = time.monotonic()
+            is_time = now_s - self._told_s > PRESS_S
+            self._told_s = now_s if is_time else self._told_s
+        for press in self._when_refused if is_time else ():
+            press()
+        what = "the answer" if own_bytes else "request"
+        held = f"{held_bytes} bytes are in flight" + (f", {of_peer} of them of {peer}" if of_peer else "")
+        raise BusyError(
+            f"{what} of {size_bytes} bytes: {held}; at most {self._bound_bytes} at once, and no peer more "
+            "than is left for the others: back off and retry"
+        )
 
     def give(self, size_bytes: int, *, peer: str = "") -> None:
         """Hold `size_bytes` of `peer` no longer."""

@@ -11,7 +11,8 @@ Only the first message of a call is received, as gRPC does for a call that takes
 Invariants: 1. no message is received before there is room for it; 2. a call that waits, for room or for its
 message, holds no thread; 3. it waits for a bounded time; 4. a place is taken from a call that had it for
 PATIENCE_S when another one waits, and addresses take turns, so silent peers stop nobody for long; 5. an
-address that told too small a size is not believed for DISBELIEF_S.
+address that told too small a size is not believed for DISBELIEF_S; 6. a message that was told and does not
+come has its room for PATIENCE_S, and a second for each PRESSED_RATE_BYTES_MIN, when others need it.
 Thread safety: everything runs in one event loop.
 """
 
@@ -33,6 +34,9 @@ RATE_BYTES_MIN: Final = 1 << 20
 """Bytes of a message that win it another second."""
 
 PATIENCE_S: Final = 1.0
+
+PRESSED_RATE_BYTES_MIN: Final = 8 << 20
+"""Bytes of a message that win it another second while others are refused for want of room."""
 
 PLACES: Final = 2
 """Messages of unknown size that are received at a time."""
@@ -128,6 +132,7 @@ class Reading:
     def __init__(self, bytes_max: int) -> None:
         self._bytes_max = bytes_max
         self._disbelieved: OrderedDict[str, float] = OrderedDict()
+        self._awaited: dict[Call, float] = {}  # messages whose size was told, and when others need their room
 
     async def receive(self, call: Call, line: Line) -> bytes:
         """The message of `call`, whose bytes it holds from now on.
@@ -146,7 +151,11 @@ class Reading:
                 call.hold(len(data))
         else:
             call.hold(told)
-            data = await self._message(call, told)
+            self._awaited[call] = time.monotonic() + PATIENCE_S + told / PRESSED_RATE_BYTES_MIN
+            try:
+                data = await self._message(call, told)
+            finally:
+                del self._awaited[call]
         if data is None:
             raise InvalidRequestError("a call without a message")
         if told is None:
@@ -156,6 +165,13 @@ class Reading:
             raise InvalidRequestError(f"a message of {len(data)} bytes; {SIZE_METADATA_KEY} told {told}")
         call.shrink(told - len(data))
         return data
+
+    def press(self) -> None:
+        """Others are refused: cut the calls whose message was told and does not come."""
+        now_s = time.monotonic()
+        for call, due_s in list(self._awaited.items()):
+            if due_s < now_s:
+                call.cut(BusyError("the message did not come while other calls needed its room: retry"))
 
     async def of_unknown_size(self, call: Call, line: Line) -> bytes | None:
         """The next message of `call`, whose bytes nobody counts once it is here; None at its end."""

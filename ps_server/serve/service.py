@@ -100,7 +100,7 @@ class ParameterService:
         self.message_bytes_max = message_bytes_max
         self._in_flight = InFlight(in_flight_bytes_max)
         self.take, self.give = self._in_flight.take, self._in_flight.give
-        self.was_used = self._in_flight.was_used
+        self.was_used, self.when_refused = self._in_flight.was_used, self._in_flight.when_refused
         self._work = Work(in_flight_bytes_max)
         self._data_endpoint, self._data_token = "", 0
         self._shard: ServedShard | None = None

@@ -62,6 +62,21 @@ def test_a_share_is_an_addresss_or_a_connections_of_this_machine() -> None:
         assert peer_of(here, "connection 9") == "connection 9"
 
 
+def test_a_refusal_has_those_ended_that_do_not_get_further_now_and_then() -> None:
+    in_flight, pressed = InFlight(10), list[int]()
+    in_flight.when_refused(lambda: pressed.append(in_flight._held_bytes))
+    in_flight.take(10)
+    for _ in range(5):
+        with pytest.raises(BusyError):
+            in_flight.take(1)
+    assert pressed and pressed == [10] * len(pressed)
+    in_flight._told_s -= 1.0
+    before = len(pressed)
+    with pytest.raises(BusyError):
+        in_flight.take(1)
+    assert len(pressed) == before + 1
+
+
 def test_memory_is_to_go_back_when_calls_have_ended() -> None:
     in_flight = InFlight(100)
     assert not in_flight.was_used()

@@ -5,6 +5,7 @@ import gc
 import logging
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
@@ -12,11 +13,12 @@ import grpc
 import numpy as np
 import pytest
 from rowhouse import codec, dtype, error, message
-from rowhouse.control import SERVICE_NAME
+from rowhouse.control import SERVICE_NAME, SIZE_METADATA_KEY
 from rowhouse.error import ERROR_METADATA_KEY, RowhouseError, error_class_names, from_status
 from rowhouse.v1 import rowhouse_pb2 as pb
 from rowhouse.v1 import rowhouse_pb2_grpc
 
+from ps_server.serve import reading
 from ps_server.serve.grpc_port import GrpcPort
 from ps_server.serve.service import ParameterService
 from tests.stub_shard import StubShard
@@ -177,3 +179,23 @@ def test_a_refused_call_leaves_nothing_of_its_request_to_the_garbage_collector(r
         assert kept.count("_answered") <= 1, "that of the last one, which may not have ended yet"
     finally:
         gc.enable()
+
+
+def test_a_message_that_was_told_and_does_not_come_makes_room_for_others(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "PATIENCE_S", 0.2)
+    leave = threading.Event()
+
+    def nothing() -> Iterator[bytes]:
+        leave.wait(30)
+        yield from ()
+
+    call: Any = rig.channel.stream_unary("/rowhouse.v1.ParameterService/Push")
+    silent = call.future(nothing(), metadata=((SIZE_METADATA_KEY, "80"),))
+    while not silent.done():
+        with suppress(grpc.RpcError):
+            rig.stub.Push(push_request(1))
+    assert silent.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    leave.set()
+    assert rig.stub.Push(push_request(1)).lsn == 1
