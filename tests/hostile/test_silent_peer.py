@@ -22,7 +22,6 @@ from rowhouse.v1 import rowhouse_pb2 as pb
 
 from ps_client import connect
 from tests.hostile.victim import Victim
-from tests.process import wait_until
 
 SERVICE = "/rowhouse.v1.ParameterService/"
 CALLS = ["Pull", "Push", "Contribute", *METHODS]
@@ -69,7 +68,7 @@ def assert_serves(victim: Victim) -> None:
 
 
 def open_silent(channel: grpc.Channel, method: str, **keys: Any) -> tuple[Any, threading.Event]:
-    """A call that has begun and sends no message, and the event that ends it. Who lets go of it cancels it."""
+    """A call that sends no message, and the event that ends it. (gRPC cancels a call that nobody keeps.)"""
     end = threading.Event()
 
     def nothing() -> Iterator[Any]:
@@ -88,7 +87,6 @@ def test_idle_streams_to_every_call_hold_nothing(victim: Victim) -> None:
             for method in [SERVICE + name for name in CALLS] + ["/grpc.health.v1.Health/Check"]:
                 for _ in range(4):
                     silent.append(open_silent(channel, method))
-        wait_until(lambda: all(call.running() for call, _ in silent))
         with victim.dial() as channel:  # a stub that tells no size waits in line, and comes to its turn
             raw: Any = channel.unary_unary(SERVICE + "Push")
             raw(victim.push("user", 10, client=3, sequence=1), timeout=ANSWER_S)
@@ -101,7 +99,7 @@ def test_idle_streams_to_every_call_hold_nothing(victim: Victim) -> None:
 
 
 def test_trainers_that_are_stopped_in_the_middle_of_a_push(victim: Victim) -> None:
-    size = victim.message_bytes_max // 6  # all of them fit
+    size = victim.message_bytes_max // 2  # more than sockets take
     arguments = [sys.executable, "-c", PUSHES, victim.address, str(size)]
     with subprocess.Popen(arguments, stdout=subprocess.PIPE) as trainers:
         try:
