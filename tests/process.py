@@ -22,19 +22,23 @@ READY_S = 900.0
 class ServerProcess:
     """`ps-server COMMAND --config FILE …` with its output in a file beside the config.
 
+    `files_max` is its limit of open files.
     Use as a context manager: what still runs at the end is killed, the supervisor's children with it.
     """
 
-    def __init__(self, command: str, config: dict[str, Any], *flags: str) -> None:
+    def __init__(
+        self, command: str, config: dict[str, Any], *flags: str, files_max: int | None = None
+    ) -> None:
         self.data_dir = Path(config["data_dir"])
         folder = self.data_dir.parent
         self.config_path = folder / "cluster.yaml"
         self.config_path.write_text(dump(config), encoding="utf-8")
         self.output = folder / f"output-{time.monotonic_ns()}.txt"
         arguments = [command, "--config", str(self.config_path), *flags]
+        limited = ["prlimit", f"--nofile={files_max}"] if files_max else []
         with self.output.open("wb") as sink:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "ps_server.cli", *arguments],
+                [*limited, sys.executable, "-m", "ps_server.cli", *arguments],
                 stdin=subprocess.DEVNULL, stdout=sink, stderr=subprocess.STDOUT,
             )  # fmt: skip
 

@@ -64,9 +64,11 @@ class Call:
         self.context, self.peer = context, share_of(context.peer())
         self._in_flight, self._held_bytes = in_flight, 0
         self._work: Future[Any] | None = None
-        self._task = asyncio.current_task()
         self._why: RowhouseError = _GONE
-        context.add_done_callback(self._ended)  # type: ignore[arg-type]  # the stubs name a class of their own
+        task = asyncio.current_task()  # gRPC's, which ends when the answer is written or the peer is gone
+        assert task is not None
+        self._task: asyncio.Task[Any] = task
+        task.add_done_callback(self._ended)
 
     def hold(self, size_bytes: int) -> None:
         """Count bytes as in flight until the call has ended; BusyError past the bound."""
@@ -85,13 +87,12 @@ class Call:
         try:
             return await asyncio.wrap_future(self._work)
         finally:
-            # An error knows this frame, and the future the error: a circle that keeps the request's bytes.
             if self._work.done():
-                self._work = None
+                self._work = None  # it may hold an error, whose frames hold the message
 
     def cut(self, error: RowhouseError) -> None:
         """End the call with `error` wherever it waits."""
-        if self._why is _GONE and self._task is not None:
+        if self._why is _GONE:
             self._why = error
             self._task.cancel()
 
@@ -100,23 +101,26 @@ class Call:
         try:
             return await handle(self)
         except RowhouseError as failure:
-            kind, text = type(failure), str(failure)
+            error = failure
         except asyncio.CancelledError:
-            if self._why is _GONE or self._task is None:
-                raise  # the peer gave up: nobody is left to be told
+            if self._why is _GONE:
+                raise  # nobody is left to be told
             self._task.uncancel()
-            kind, text = type(self._why), str(self._why)
+            error = self._why
         except grpc.aio.AbortError:
             raise  # a library's own status
         except Exception as failure:
-            told = unforeseen(failure)
-            kind, text = type(told), str(told)
-        # Out here: gRPC keeps what `abort` raises until the garbage is collected, and would keep with it the
-        # failure, its traceback, and so the bytes of the request.
-        trailing = ((ERROR_METADATA_KEY, kind.__name__),)
-        await self.context.abort(_GRPC_CODES[kind.code], fitted(text or kind.__name__), trailing)
+            error = unforeseen(failure)
+        # Not inside `except`: gRPC keeps what `abort` raises, and with it the frames of an error behind it.
+        error.__traceback__ = error.__context__ = error.__cause__ = None
+        await self._fail(error)
 
-    def _ended(self, _: Context) -> None:
+    async def _fail(self, error: RowhouseError) -> None:
+        details = fitted(str(error) or type(error).__name__)
+        trailing = ((ERROR_METADATA_KEY, type(error).__name__),)
+        await self.context.abort(_GRPC_CODES[error.code], details, trailing)
+
+    def _ended(self, _: Any) -> None:
         if self._work is None:
             self._let_go()
         else:

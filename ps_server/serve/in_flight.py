@@ -21,6 +21,9 @@ from typing import Final
 
 from rowhouse.error import BusyError
 
+MUCH_BYTES: Final = 16 << 20
+"""A few trainers' calls hold less at once: their memory is kept for their next ones."""
+
 PRESS_S: Final = 0.25
 """What ends calls that do not get further looks at all connections: not at each refusal."""
 
@@ -36,7 +39,7 @@ class InFlight:
 
     def __init__(self, bound_bytes: int) -> None:
         self._bound_bytes = bound_bytes
-        self._held_bytes = self._given_bytes = 0
+        self._held_bytes = self._most_bytes = self._given_bytes = 0
         self._peers: dict[str, int] = {}
         self._when_refused: list[Callable[[], None]] = []
         self._told_s = float("-inf")
@@ -89,6 +92,7 @@ class InFlight:
                 size_bytes <= free_bytes and (not peer or of_peer <= own_bytes or of_peer < free_bytes)
             ):
                 self._held_bytes += size_bytes
+                self._most_bytes = max(self._most_bytes, self._held_bytes)
                 if peer:
                     self._peers[peer] = of_peer + size_bytes
                 return
@@ -117,12 +121,16 @@ class InFlight:
                     del self._peers[peer]
 
     def was_used(self) -> bool:
-        """Whether memory should go back to the system now, which ends that: calls have ended since the last
-        time, and none is under way, or so many that they may have used all that the bound allows."""
+        """Whether memory should go back to the system now, which ends that.
+
+        Much was held at once since the last time, and now nothing is; or so much was given that the bound
+        may have been used again and again.
+        """
         with self._lock:
-            used = self._given_bytes > (self._bound_bytes if self._held_bytes else 0)
+            ended = not self._held_bytes or self._given_bytes > self._bound_bytes
+            used = ended and self._most_bytes > MUCH_BYTES
             if used:
-                self._given_bytes = 0
+                self._most_bytes, self._given_bytes = self._held_bytes, 0
             return used
 
 

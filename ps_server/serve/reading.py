@@ -33,12 +33,12 @@ STALL_S: Final = 30.0
 RATE_BYTES_MIN: Final = 1 << 20
 """Bytes of a message that win it another second."""
 
-PATIENCE_S: Final = 2.0
+PATIENCE_S: Final = 1.0
 
 PRESSED_RATE_BYTES_MIN: Final = 8 << 20
 """Bytes of a message that win it another second while others are refused for want of room."""
 
-PLACES: Final = 4
+PLACES: Final = 2
 """Messages of unknown size that are received at a time."""
 
 WAITING_MAX: Final = 1024

@@ -19,7 +19,7 @@ import grpc
 import numpy as np
 import pytest
 from rowhouse import codec, frame, message
-from rowhouse.error import from_status
+from rowhouse.error import ERROR_METADATA_KEY, from_status
 from rowhouse.limit import KEPT_BYTES, beyond_budget_bytes
 from rowhouse.v1 import rowhouse_pb2 as pb
 
@@ -57,7 +57,8 @@ def ask(victim: Victim, way: str, method: str, body: bytes | memoryview, channel
     try:
         channel.unary_unary(f"/rowhouse.v1.ParameterService/{method}")(bytes(body), timeout=120)
     except grpc.RpcError as failure:
-        names = [m.value for m in failure.trailing_metadata() or () if m.key == "rowhouse-error"]
+        trailing = failure.trailing_metadata() or ()
+        names = [str(m.value) for m in trailing if m.key == ERROR_METADATA_KEY]
         return type(from_status(failure.code().value[0], "", names[0] if names else None)).__name__
     finally:
         if own is not None:
@@ -209,7 +210,7 @@ def many_words(v: Victim, way: str, scale: int) -> Seen:
         for method in ("GetCluster", "GetStats", "SaveTables", "AwaitStep"):
             for _ in range(4 * scale):
                 seen[ask(v, way, method, large, channel)] += 1
-        get_cluster = channel.unary_unary("/rowhouse.v1.ParameterService/GetCluster")
+        get_cluster: Any = channel.unary_unary("/rowhouse.v1.ParameterService/GetCluster")
         calls = [get_cluster.future(b"", timeout=120) for _ in range(500 * scale)]
         seen.update("" if call.exception() is None else "lost" for call in calls)
     return seen

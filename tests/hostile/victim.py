@@ -24,9 +24,10 @@ _BIG = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length"
 class Victim(ServerProcess):
     """`ps-server serve` with a memory_budget of BUDGET."""
 
-    def __init__(self, folder: Path, **keys: Any) -> None:
+    def __init__(self, folder: Path, files_max: int | None = None, **keys: Any) -> None:
         config = {"data_dir": str(folder / "data"), "memory_budget": BUDGET, "tables": TABLES}
-        super().__init__("serve", {**config, "shards": ["127.0.0.1:0"], **keys}, "--shard", "0")
+        config |= {"shards": ["127.0.0.1:0"], **keys}
+        super().__init__("serve", config, "--shard", "0", files_max=files_max)
         self.address = self.endpoint()
         self.channel = self.dial()
         self.stub: Any = rowhouse_pb2_grpc.ParameterServiceStub(self.channel)  # type: ignore[no-untyped-call]

@@ -77,16 +77,19 @@ def test_a_refusal_has_those_ended_that_do_not_get_further_now_and_then() -> Non
     assert len(pressed) == before + 1
 
 
-def test_memory_is_to_go_back_when_calls_have_ended() -> None:
-    in_flight = InFlight(100)
-    assert not in_flight.was_used()
-    with in_flight.hold(10):
-        with in_flight.hold(60):
-            pass
-        assert not in_flight.was_used(), "a call is under way, and little was used"
-        with in_flight.hold(60):
-            pass
+def test_memory_is_to_go_back_when_much_was_used() -> None:
+    in_flight = InFlight(100 << 20)
+    with in_flight.hold(10 << 20):
+        assert not in_flight.was_used()
+    assert not in_flight.was_used(), "a few trainers use it again at once"
+    with in_flight.hold(10 << 20):
+        for times in range(3):
+            assert not in_flight.was_used(), f"a call is under way, and {times} others gave little"
+            with in_flight.hold(40 << 20):
+                pass
         assert in_flight.was_used() and not in_flight.was_used()
+        with in_flight.hold(10 << 20):
+            pass
     assert in_flight.was_used() and not in_flight.was_used()
 
 
