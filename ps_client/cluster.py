@@ -102,11 +102,12 @@ class Cluster:
             return answer
 
         first, *_ = [ask(target) for target in targets]
-        partition_map = PartitionMap.from_bytes(first.partition_shards)
+        partition_map = PartitionMap.from_bytes(first.partition_shards, first.cluster_id)
         for shard in range(partition_map.shard_count):
             if shard not in found:
-                ask(_advertised(first, shard))
+                ask(_advertised(first, shard, targets[0]))
         for transport, answer in found.values():
+            _check_cluster(answer, transport.endpoint, first.cluster_id, f"shard at {targets[0]} is")
             if answer.map_version != partition_map.version:
                 raise PreconditionError(
                     f"shard at {transport.endpoint} has partition map {answer.map_version:#x}, shard at "
@@ -130,14 +131,23 @@ class Cluster:
         -------
         bool
             False when its map is the stale one, so that asking again at once would not help.
+
+        Raises
+        ------
+        PreconditionError
+            The shard there is of another cluster now.
         """
         with self._lock:
             if self.partition_map.version != stale.version:
                 return True  # another thread was here first
-            answer = _get_cluster(self.transports[shard], backoff)
-            fresh = PartitionMap.from_bytes(answer.partition_shards)
-            known = len(self.transports)
-            self._extend([self._dial(_advertised(answer, s)) for s in range(known, fresh.shard_count)])
+            transport = self.transports[shard]
+            answer = _get_cluster(transport, backoff)
+            known_id = self.partition_map.cluster_id
+            if known_id:
+                _check_cluster(answer, transport.endpoint, known_id, "this client joined one")
+            fresh = PartitionMap.from_bytes(answer.partition_shards, answer.cluster_id)
+            new = range(len(self.transports), fresh.shard_count)
+            self._extend([self._dial(_advertised(answer, s, transport.endpoint)) for s in new])
             self.partition_map = fresh
             return fresh.version != stale.version
 
@@ -165,11 +175,24 @@ def _get_cluster(transport: Transport, backoff: Backoff) -> pb.GetClusterRespons
     return answer
 
 
-def _advertised(answer: pb.GetClusterResponse, shard: int) -> str:
-    """Endpoint of a shard that is not among the targets."""
+def _check_cluster(answer: pb.GetClusterResponse, endpoint: str, wanted: str, whose: str) -> None:
+    """PreconditionError when a shard is of another cluster: rows of two would go into one model."""
+    if answer.cluster_id != wanted:
+        raise PreconditionError(
+            f"shard at {endpoint} is of cluster {answer.cluster_id or 'unknown'}, {whose} of cluster "
+            f"{wanted or 'unknown'}. If they are one cluster with a data_dir on each machine, give all of "
+            "them the same cluster_id in their config"
+        )
+
+
+def _advertised(answer: pb.GetClusterResponse, shard: int, asked: str) -> str:
+    """Endpoint of a shard that is not among the targets, as the shard at `asked` tells it."""
     endpoint = answer.endpoints[shard] if shard < len(answer.endpoints) else ""
     if not endpoint:
         raise ConfigError(
             f"shard {shard} is not among the targets, and the cluster advertises no endpoint for it"
         )
+    if endpoint.startswith(":"):  # on every address of its machine
+        host = "127.0.0.1" if asked.startswith("unix:") else asked.rpartition(":")[0]
+        return host + endpoint
     return endpoint

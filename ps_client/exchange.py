@@ -182,7 +182,7 @@ class Exchange:
     ) -> Begun[PushResponse] | None:
         """Take the shard's lane and send, if that can be done without waiting; else leave all as it is."""
         lane = self._cluster.lanes[shard]
-        request = lane.try_begin(step.partition_map.version, tables)
+        request = lane.try_begin(step.partition_map.stamp, tables)
         if request is None:
             return None
         try:
@@ -220,7 +220,7 @@ class Exchange:
                 refused += self._send(lane, transport, backoff)
             if tables:
                 if begun is None:
-                    lane.begin(step.partition_map.version, tables)
+                    lane.begin(step.partition_map.stamp, tables)
                 refused += self._send(lane, transport, backoff, begun)
         except BaseException:
             lane.keep()

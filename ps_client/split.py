@@ -191,7 +191,7 @@ def pull_request(
 ) -> PullRequest:
     """The message that asks one shard for its pieces."""
     tables = tuple(TableIds(p.table.name, p.table.dim, p.ids) for p in pieces)
-    return PullRequest(partition_map.version, wire_dtype, read_only, tables)
+    return PullRequest(partition_map.stamp, wire_dtype, read_only, tables)
 
 
 def check_answer(endpoint: str, request: PullRequest, response: PullResponse) -> None:

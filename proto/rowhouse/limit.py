@@ -85,6 +85,10 @@ def in_flight_bytes_max(memory_budget: int) -> int:
     return min(max(memory_budget // _IN_FLIGHT_SHARE, IN_FLIGHT_BYTES_MIN), IN_FLIGHT_BYTES_MAX)
 
 
+CLUSTER_ID_PATTERN: Final = "[0-9a-f]{32}"
+"""How the 128 bits of a cluster's id are written."""
+
+
 def message_bytes_max(memory_budget: int) -> int:
     """Largest message that such a shard takes or gives: a quarter of what it holds at once, so that the
     largest request and its answer find room beside others."""

@@ -6,6 +6,7 @@ the PARTITIONS partitions; 3. maps with equal shards have equal versions, so a r
 Thread safety: a PartitionMap is immutable.
 """
 
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Final
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from rowhouse.error import InvalidRequestError
 from rowhouse.kernel import as_read_only
-from rowhouse.limit import PARTITIONS, SHARDS_MAX
+from rowhouse.limit import CLUSTER_ID_PATTERN, PARTITIONS, SHARDS_MAX
 from rowhouse.mix import mix64_scalar
 
 PARTITION_SHIFT: Final = np.uint64(64 - (PARTITIONS.bit_length() - 1))
@@ -61,25 +62,42 @@ class PartitionMap:
         (PARTITIONS,) uint16, read-only.
     version
         xxh3 of `shards`, so equal maps have equal versions.
+    cluster_id
+        Whose map it is, 32 hexadecimal digits; empty where that is not known.
     """
 
     shards: NDArray[np.uint16]
     version: int
+    cluster_id: str = ""
 
     @staticmethod
-    def from_bytes(data: bytes) -> "PartitionMap":
-        """Read a map from (PARTITIONS,) little-endian uint16; InvalidRequestError on a wrong length."""
+    def from_bytes(data: bytes, cluster_id: str = "") -> "PartitionMap":
+        """Read a map from (PARTITIONS,) little-endian uint16; InvalidRequestError on a wrong length or id."""
         if len(data) != 2 * PARTITIONS:
             raise InvalidRequestError(f"partition map has {len(data)} bytes; it must have {2 * PARTITIONS}")
-        return PartitionMap(np.frombuffer(data, "<u2"), xxhash.xxh3_64_intdigest(data))
+        if cluster_id and not re.fullmatch(CLUSTER_ID_PATTERN, cluster_id):
+            raise InvalidRequestError(f"cluster id is {cluster_id!r}; it must be 32 hexadecimal digits")
+        return PartitionMap(np.frombuffer(data, "<u2"), xxhash.xxh3_64_intdigest(data), cluster_id)
 
     @staticmethod
-    def even(shard_count: int) -> "PartitionMap":
+    def even(shard_count: int, cluster_id: str = "") -> "PartitionMap":
         """Contiguous, equal ranges of partitions for `shard_count` shards (1 to SHARDS_MAX)."""
         if not 1 <= shard_count <= SHARDS_MAX:
             raise InvalidRequestError(f"shard count is {shard_count}; it must be 1 to {SHARDS_MAX}")
         shards = (np.arange(PARTITIONS) * shard_count // PARTITIONS).astype("<u2")
-        return PartitionMap.from_bytes(shards.tobytes())
+        return PartitionMap.from_bytes(shards.tobytes(), cluster_id)
+
+    @cached_property
+    def stamp(self) -> int:
+        """What requests carry: the version, mixed with the cluster's id where that is known. So a shard of
+        another cluster that took over an address refuses what was meant for this one."""
+        if not self.cluster_id:
+            return self.version
+        return xxhash.xxh3_64_intdigest(self.shards.tobytes() + bytes.fromhex(self.cluster_id))
+
+    def accepts(self, stamp: int) -> bool:
+        """Whether a request was routed by this map; clients that know no cluster ids send its version."""
+        return stamp in (self.stamp, self.version)
 
     @cached_property
     def shard_count(self) -> int:

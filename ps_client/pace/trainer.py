@@ -259,7 +259,7 @@ class Trainer(StepClient):
             requests = [
                 Contribution(
                     self._member,
-                    PushRequest(partition_map.version, self._member.group, step, tuple(parts.get(shard, ()))),
+                    PushRequest(partition_map.stamp, self._member.group, step, tuple(parts.get(shard, ()))),
                 )
                 for shard in range(partition_map.shard_count)
             ]

@@ -9,6 +9,7 @@ import ctypes
 import json
 import logging
 import os
+import secrets
 import signal
 import sys
 import time
@@ -19,12 +20,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from rich.table import Table
-from rowhouse.error import UnavailableError
+from rowhouse.error import ConfigError, UnavailableError
 from rowhouse.program import screen, show_table
 
 from ps_server.config.cluster import ClusterConfig, load_config, shard_directory
+from ps_server.config.endpoint import socket_path, split_endpoint
 from ps_server.config.memory import check_memory
-from ps_server.disk.data_dir import claim_data_dir
+from ps_server.disk.data_dir import claim_data_dir, has_cluster_id
 from ps_server.life.saved import check_no_restore, restore_tables
 from ps_server.serve.server import Server, StopFlag
 from ps_server.serve.service import ServedShard
@@ -101,6 +103,7 @@ def _serve(arguments: argparse.Namespace, flag: StopFlag) -> None:
     if arguments.parent_pid is not None:
         _follow_parent(arguments.parent_pid)
     config = _config_from(arguments)
+    check_one_id(config)
     if arguments.parent_pid is None:  # else `up` has looked, for all of its shards
         check_memory(config)
     claim_data_dir(config.data_dir, config.shard_count, config.cluster_id)
@@ -116,6 +119,16 @@ def _serve(arguments: argparse.Namespace, flag: StopFlag) -> None:
     finally:
         server.stop()
     print(f"shard {arguments.shard} stopped", flush=True)
+
+
+def check_one_id(config: ClusterConfig) -> None:
+    """ConfigError where each machine would make an id of its own for one cluster, and clients refuse that."""
+    hosts = {split_endpoint(e)[0] for e in config.endpoints if socket_path(e) is None}
+    if len(hosts) > 1 and config.cluster_id is None and not has_cluster_id(config.data_dir):
+        raise ConfigError(
+            f"shards are on several machines ({', '.join(sorted(hosts)[:3])}, …), so the cluster's id cannot "
+            f"be made by one of them. Add to the config of all of them: cluster_id: {secrets.token_hex(16)}"
+        )
 
 
 def _up(arguments: argparse.Namespace, flag: StopFlag) -> None:

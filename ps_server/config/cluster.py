@@ -18,7 +18,7 @@ from typing import Annotated, Any, Final, Literal, Self
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 from rowhouse.document import Document, dump, read_document
 from rowhouse.error import ConfigError
-from rowhouse.limit import SHARDS_MAX, TABLES_PER_REQUEST_MAX
+from rowhouse.limit import CLUSTER_ID_PATTERN, SHARDS_MAX, TABLES_PER_REQUEST_MAX
 from rowhouse.problem import DocumentError
 from rowhouse.validation import validate
 
@@ -148,7 +148,7 @@ class ClusterConfig(ConfigModel):
     name: Annotated[str, Field(strict=True, min_length=1)] = "rowhouse"
     tables: tuple[TableConfig, ...]
     data_dir: Path
-    cluster_id: Annotated[str, Field(strict=True, pattern="^[0-9a-f]{32}$")] | None = None
+    cluster_id: Annotated[str, Field(strict=True, pattern=f"^{CLUSTER_ID_PATTERN}$")] | None = None
     shards: Annotated[int | tuple[str, ...], BeforeValidator(_shards)] = 1
     host: Annotated[str, Field(strict=True, min_length=1)] = "127.0.0.1"
     base_port: Annotated[int, Field(strict=True, ge=0, le=65535)] = 7470

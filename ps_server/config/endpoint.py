@@ -6,6 +6,8 @@ Thread safety: pure functions.
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Final
 
@@ -54,6 +56,18 @@ def check_endpoint(endpoint: str) -> None:
 def has_open_port(endpoint: str) -> bool:
     """Whether its port is 0, for the system to pick one."""
     return socket_path(endpoint) is None and split_endpoint(endpoint)[1] == 0
+
+
+def as_told(endpoint: str) -> str:
+    """An endpoint as clients are told it: ":port" where it listens on every address of its machine, because
+    0.0.0.0 is no address to reach it by; the client takes the host that it called."""
+    if socket_path(endpoint) is not None:
+        return endpoint
+    host, port = split_endpoint(endpoint)
+    with suppress(ValueError):  # a name
+        if ip_address(host).is_unspecified:
+            return f":{port}"
+    return endpoint
 
 
 def data_port_conflict(endpoints: Sequence[str], first: int) -> str | None:

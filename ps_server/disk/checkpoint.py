@@ -91,8 +91,9 @@ class Life:
 
     def lost_unsynced_log(self, boot_id: str) -> bool:
         """Whether the machine went down while the log was not synced: then it may have holes, and no one
-        promised else. (Under `none` it may have been an earlier run's, under `os`.)"""
-        return not self.clean and self.durability != "fsync" and self.boot_id != boot_id
+        promised else. Under `none` it may be an earlier run's; after a clean stop it is not needed, and its
+        last segment may lack even its header."""
+        return self.durability != "fsync" and self.boot_id not in ("", boot_id)
 
 
 def boot_id() -> str:

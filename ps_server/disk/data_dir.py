@@ -23,11 +23,11 @@ from typing import Any, Final
 
 from rowhouse.error import ConfigError, CorruptionError, StoreError
 from rowhouse.file import remove_left_over, write_synced
+from rowhouse.limit import CLUSTER_ID_PATTERN
 from rowhouse.placement import PartitionMap
 
 NOTE_NAME: Final = "cluster.json"
 LOCK_NAME: Final = "cluster.lock"
-CLUSTER_ID: Final = re.compile(r"[0-9a-f]{32}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +43,12 @@ class Note:
 def is_made(directory: Path) -> bool:
     """Whether a shard was ever opened in `directory`."""
     return (directory / "store" / "CURRENT").exists()
+
+
+def has_cluster_id(data_dir: Path) -> bool:
+    """Whether the data in `data_dir` belongs to a cluster already; errors as `claim_data_dir`."""
+    note = _read(data_dir)
+    return note is not None and bool(note.cluster_id)
 
 
 def claim_data_dir(data_dir: Path, shard_count: int, cluster_id: str | None = None) -> str:
@@ -171,7 +177,9 @@ def _is_note(known: Any) -> bool:
     numbers = [known.get("shard_count"), known.get("map_version")]
     made, cluster_id = known.get("made", []), known.get("cluster_id")
     whole = isinstance(made, list) and all(isinstance(n, int) for n in [*numbers, *made])
-    named = cluster_id is None or (isinstance(cluster_id, str) and CLUSTER_ID.fullmatch(cluster_id))
+    named = cluster_id is None or (
+        isinstance(cluster_id, str) and re.fullmatch(CLUSTER_ID_PATTERN, cluster_id)
+    )
     return whole and bool(named)
 
 

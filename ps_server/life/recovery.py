@@ -58,6 +58,7 @@ _logger = getLogger(__name__)
 class Opened:
     """What an open shard is made of."""
 
+    cluster_id: str
     store: Store
     tables: dict[str, Table]
     budget: Budget
@@ -249,8 +250,8 @@ def open_directory(
                 directory / "log", directory / "store", state.lsn, tables, sessions, progress
             )
         opened = Opened(
-            store=store, tables=tables, budget=budget, sessions=sessions, state=state, life=life, log=None,
-            lsn=lsn, replayed=replayed,
+            cluster_id=owner.cluster_id, store=store, tables=tables, budget=budget, sessions=sessions,
+            state=state, life=life, log=None, lsn=lsn, replayed=replayed,
         )  # fmt: skip
         if not read_only:
             _note_freezes(opened)

@@ -44,10 +44,10 @@ def freeze_mode_of(request: pb.SetTableFreezeRequest) -> str:
 
 def check_map(version: int, partition_map: PartitionMap, shard: int) -> None:
     """StalePartitionMapError unless a request was routed by the map that the shard has."""
-    if version != partition_map.version:
+    if not partition_map.accepts(version):
         raise StalePartitionMapError(
-            f"request routed by partition map {version}; shard {shard} has {partition_map.version}: "
-            "reload it with GetCluster"
+            f"request routed by partition map {version}; shard {shard} has {partition_map.stamp}: an older "
+            "map, or another cluster's; reload it with GetCluster"
         )
 
 

@@ -24,7 +24,7 @@ from typing import Any, Final
 from rowhouse import message
 from rowhouse.codec import Part, encode_push_request
 from rowhouse.control import method_of
-from rowhouse.error import CorruptionError, PoisonedError, StoreError, TableFrozenError
+from rowhouse.error import CorruptionError, PoisonedError, SequenceGapError, StoreError, TableFrozenError
 from rowhouse.kernel import as_read_only
 from rowhouse.limit import message_bytes_max
 from rowhouse.placement import PartitionMap
@@ -90,7 +90,7 @@ class Shard:
         background: bool = True,
     ) -> None:
         self.config, self.index, self.directory = config, index, directory
-        self.partition_map = PartitionMap.even(config.shard_count)
+        self.partition_map = PartitionMap.even(config.shard_count, opened.cluster_id)
         self.poison: str | None = None
         self.replayed_records = opened.replayed
         self._opened, self._read_only = opened, read_only
@@ -279,12 +279,16 @@ class Shard:
         """
         self._check_alive(writing=True)
         parts = checked_parts(request, self._tables)
-        if request.map_version == self.partition_map.version:  # else it is a repeat, or refused below
+        if self.partition_map.accepts(request.map_version):  # else it is a repeat, or refused below
             check_owned(request.tables, self.partition_map, self.index)
         with self._push_lock:
             self._check_alive(writing=True)
             time_ms = int(self._now_s() * 1000)
-            repeat = self._sessions.repeat_of(request.client_id, request.sequence, time_ms)
+            try:
+                repeat = self._sessions.repeat_of(request.client_id, request.sequence, time_ms)
+            except SequenceGapError:
+                check_map(request.map_version, self.partition_map, self.index)  # of another cluster: say that
+                raise
             lsn = self._applied_lsn + 1 if repeat is None else repeat
             if repeat is None:  # only now: a repeat was applied, whatever map it was routed by
                 check_map(request.map_version, self.partition_map, self.index)

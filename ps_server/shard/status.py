@@ -9,6 +9,7 @@ from rowhouse.placement import PartitionMap
 from rowhouse.v1 import rowhouse_pb2 as pb
 
 from ps_server.config.cluster import ClusterConfig
+from ps_server.config.endpoint import as_told
 from ps_server.life.recovery import Opened
 from ps_server.table.table import Table
 
@@ -25,7 +26,8 @@ def cluster_message(
         for name, t in tables.items()
     ]  # fmt: skip
     return pb.GetClusterResponse(
-        map_version=partition_map.version, shard=index, endpoints=config.endpoints,
+        map_version=partition_map.version, shard=index, cluster_id=partition_map.cluster_id,
+        endpoints=[as_told(endpoint) for endpoint in config.endpoints],
         partition_shards=partition_map.shards.tobytes(), tables=infos,
     )  # fmt: skip
 

@@ -73,7 +73,7 @@ class FakeShard:
             fault()
 
     def _check(self, request: message.PullRequest | message.PushRequest) -> None:
-        if request.map_version != self.map.version:
+        if not self.map.accepts(request.map_version):
             raise error.StalePartitionMapError(f"map {request.map_version:#x}, not {self.map.version:#x}")
         for part in request.tables:
             if part.table not in self.tables:
@@ -142,7 +142,7 @@ class FakeShard:
         return pb.GetClusterResponse(
             map_version=self.map.version, shard=self.shard, endpoints=self.endpoints,
             partition_shards=self.map.shards.tobytes(), tables=infos,
-            message_bytes_max=self.message_bytes_max,
+            message_bytes_max=self.message_bytes_max, cluster_id=self.map.cluster_id,
         )  # fmt: skip
 
     def create_checkpoint(self, request: pb.CreateCheckpointRequest) -> pb.CreateCheckpointResponse:

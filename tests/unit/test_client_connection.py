@@ -20,6 +20,7 @@ from rowhouse.error import (
     RowhouseError,
     UnavailableError,
 )
+from rowhouse.placement import PartitionMap
 
 from ps_client import Client, connect, connection
 from ps_client.cluster import Cluster
@@ -31,6 +32,7 @@ from ps_server.serve.grpc_port import GrpcPort
 from .fake_shard import FakeShard, make_shards, raising, serve, start
 
 IDS = np.arange(40)
+ID = "0f" * 16
 ONES = np.ones((40, 4), np.float32)
 
 
@@ -156,6 +158,59 @@ def test_a_shard_named_twice_and_a_shard_without_an_address() -> None:
         shards[0].endpoints = ["", ""]
         with pytest.raises(ConfigError, match="shard 1 is not among the targets"):
             connect(endpoints[0], timeout_s=5)
+
+
+def with_ids(*cluster_ids: str) -> list[FakeShard]:
+    shards = make_shards(len(cluster_ids))
+    for shard, cluster_id in zip(shards, cluster_ids, strict=True):
+        shard.map = PartitionMap.even(len(shards), cluster_id)
+    return shards
+
+
+@pytest.mark.parametrize("cluster_ids", [(ID, "1f" * 16), (ID, ""), ("", ID)])
+def test_shards_whose_maps_agree_are_told_apart_by_the_clusters_id(cluster_ids: tuple[str, str]) -> None:
+    with (
+        serve(with_ids(*cluster_ids)) as endpoints,
+        pytest.raises(PreconditionError, match="give all of them the same cluster_id in their config"),
+    ):
+        connect(",".join(endpoints), timeout_s=5)
+
+
+@pytest.mark.parametrize("cluster_id", [ID, ""])
+def test_requests_carry_the_cluster_where_it_is_known(cluster_id: str) -> None:
+    (shard,) = with_ids(cluster_id)
+    with serve([shard]) as endpoints, connect(endpoints[0], timeout_s=20) as client:
+        client.pull("user", [1])
+        client.push("user", [1], [[1.0] * 4])
+        assert [r.map_version for r in shard.pulls] == [shard.map.stamp]
+        assert [r.map_version for r in shard.pushes] == [shard.map.stamp]
+        assert (shard.map.stamp == shard.map.version) is (cluster_id == "")
+
+
+def test_another_cluster_at_the_address_gets_nothing() -> None:
+    """Neither a pull nor a push, nor the push that waits for its answer, reaches the shard that took over."""
+    (shard,) = with_ids(ID)
+    with serve([shard]) as endpoints, connect(endpoints[0], timeout_s=20) as client:
+        client.pull("user", [1])
+        pulls = len(shard.pulls)
+        shard.map = PartitionMap.even(1, "1f" * 16)
+        with pytest.raises(PreconditionError, match=f"is of cluster {'1f' * 16}, this client joined one"):
+            client.pull("user", [1])
+        for _ in range(2):
+            with pytest.raises(PreconditionError, match=f"is of cluster {'1f' * 16}, this client joined one"):
+                client.push("user", [1], [[1.0] * 4])
+        assert shard.applied == 0 and len(shard.pulls) == pulls + 1
+        shard.map = PartitionMap.even(1, ID)
+        client.push("user", [1], [[1.0] * 4])
+        assert shard.applied >= 1
+
+
+def test_a_shard_on_every_address_is_found_on_the_one_that_was_called() -> None:
+    shards = make_shards(2)
+    with serve(shards) as endpoints:
+        shards[0].endpoints = [":" + endpoint.rpartition(":")[2] for endpoint in endpoints]
+        with connect(endpoints[0], timeout_s=20) as client:
+            assert client.pull("user", list(range(20))).shape == (20, 4)
 
 
 def test_shards_of_two_clusters_are_told_apart() -> None:

@@ -2,16 +2,17 @@
 """The note of a data_dir: one id for all who claim it at once, old notes, and the shards that had data."""
 
 import json
+import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rowhouse.error import ConfigError, StoreError
+from rowhouse.limit import CLUSTER_ID_PATTERN
 from rowhouse.placement import PartitionMap
 
 from ps_server.disk.data_dir import (
-    CLUSTER_ID,
     NOTE_NAME,
     check_shard_is_here,
     claim_data_dir,
@@ -42,7 +43,7 @@ def make(data_dir: Path, index: int) -> None:
 def test_all_who_claim_at_once_get_one_id(tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
         ids = set(pool.map(lambda _: claim_data_dir(tmp_path / "data", 2), range(40)))
-    assert len(ids) == 1 and CLUSTER_ID.fullmatch(ids.pop())
+    assert len(ids) == 1 and re.fullmatch(CLUSTER_ID_PATTERN, ids.pop())
     assert {p.name for p in (tmp_path / "data").iterdir()} == {NOTE_NAME, "cluster.lock"}
 
 

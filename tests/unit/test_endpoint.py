@@ -8,7 +8,13 @@ import pytest
 from rowhouse.error import ConfigError
 
 from ps_server.config.cluster import load_config
-from ps_server.config.endpoint import SOCKET_PATH_BYTES_MAX, check_endpoint, has_open_port, socket_path
+from ps_server.config.endpoint import (
+    SOCKET_PATH_BYTES_MAX,
+    as_told,
+    check_endpoint,
+    has_open_port,
+    socket_path,
+)
 from ps_server.serve.binding import bind_problem, clear_socket_file
 from tests.conftest import MakeConfig
 
@@ -18,6 +24,17 @@ def leave_stale(path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
         listener.listen()
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "told"),
+    [
+        ("0.0.0.0:7470", ":7470"), ("[::]:7470", ":7470"), ("127.0.0.1:7470", "127.0.0.1:7470"),
+        ("ps1.example:7470", "ps1.example:7470"), ("[::1]:7470", "[::1]:7470"), ("unix:/a/b", "unix:/a/b"),
+    ],
+)  # fmt: skip
+def test_what_clients_are_told_is_an_address_or_a_port_alone(endpoint: str, told: str) -> None:
+    assert as_told(endpoint) == told
 
 
 def test_the_forms() -> None:

@@ -3,6 +3,7 @@
 
 import numpy as np
 import pytest
+import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 from rowhouse.error import InvalidRequestError
@@ -88,3 +89,14 @@ def test_the_first_foreign_id_is_found(count: int, data: st.DataObject) -> None:
             at = data.draw(st.integers(0, own.size - 1))
             own[at] = ids[foreign[0]]
             assert found.first_foreign(own, shard) == at
+
+
+def test_the_stamp_is_the_clusters_own_and_the_version_is_accepted_too() -> None:
+    """Clients that know no cluster ids, and stubs that were written by hand, send the version."""
+    one, other, plain = (PartitionMap.even(2, name) for name in ("0f" * 16, "1f" * 16, ""))
+    assert one.version == other.version == plain.version == plain.stamp
+    assert len({one.stamp, other.stamp, plain.stamp}) == 3
+    assert one.stamp == xxhash.xxh3_64_intdigest(one.shards.tobytes() + bytes.fromhex("0f" * 16))
+    assert one.accepts(one.stamp) and one.accepts(plain.version) and not one.accepts(other.stamp)
+    with pytest.raises(InvalidRequestError, match="cluster id is 'x'; it must be 32 hexadecimal digits"):
+        PartitionMap.from_bytes(one.shards.tobytes(), "x")

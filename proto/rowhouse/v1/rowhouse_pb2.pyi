@@ -57,7 +57,7 @@ class GetClusterRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetClusterResponse(_message.Message):
-    __slots__ = ("map_version", "shard", "endpoints", "partition_shards", "tables", "data_endpoint", "data_token", "message_bytes_max")
+    __slots__ = ("map_version", "shard", "endpoints", "partition_shards", "tables", "data_endpoint", "data_token", "message_bytes_max", "cluster_id")
     MAP_VERSION_FIELD_NUMBER: _ClassVar[int]
     SHARD_FIELD_NUMBER: _ClassVar[int]
     ENDPOINTS_FIELD_NUMBER: _ClassVar[int]
@@ -66,6 +66,7 @@ class GetClusterResponse(_message.Message):
     DATA_ENDPOINT_FIELD_NUMBER: _ClassVar[int]
     DATA_TOKEN_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_BYTES_MAX_FIELD_NUMBER: _ClassVar[int]
+    CLUSTER_ID_FIELD_NUMBER: _ClassVar[int]
     map_version: int
     shard: int
     endpoints: _containers.RepeatedScalarFieldContainer[str]
@@ -74,7 +75,8 @@ class GetClusterResponse(_message.Message):
     data_endpoint: str
     data_token: int
     message_bytes_max: int
-    def __init__(self, map_version: _Optional[int] = ..., shard: _Optional[int] = ..., endpoints: _Optional[_Iterable[str]] = ..., partition_shards: _Optional[bytes] = ..., tables: _Optional[_Iterable[_Union[TableInfo, _Mapping]]] = ..., data_endpoint: _Optional[str] = ..., data_token: _Optional[int] = ..., message_bytes_max: _Optional[int] = ...) -> None: ...
+    cluster_id: str
+    def __init__(self, map_version: _Optional[int] = ..., shard: _Optional[int] = ..., endpoints: _Optional[_Iterable[str]] = ..., partition_shards: _Optional[bytes] = ..., tables: _Optional[_Iterable[_Union[TableInfo, _Mapping]]] = ..., data_endpoint: _Optional[str] = ..., data_token: _Optional[int] = ..., message_bytes_max: _Optional[int] = ..., cluster_id: _Optional[str] = ...) -> None: ...
 
 class TableIds(_message.Message):
     __slots__ = ("table", "dim", "count", "ids")
