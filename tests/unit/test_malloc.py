@@ -102,45 +102,6 @@ give_back()
 assert resident() - before < 40 << 20, resident() - before   # 160 MiB were used at once
 """
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
-    )
-    assert done.returncode == 0, done.stderr
-
-
-def test_a_server_keeps_blocks_of_the_usual_size_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    use(monkeypatch, library := Library(set()))
-    assert malloc.keep_usual_blocks()
-    wanted = {
-        -1: malloc.USUAL_FREE_BYTES,
-        -2: malloc.TOP_PAD_BYTES,
-        -3: malloc.USUAL_BYTES,
-        -8: malloc.ARENAS,
-    }
-    assert dict(library.calls) == wanted
-    use(monkeypatch, SimpleNamespace())
-    assert not malloc.keep_usual_blocks() and not malloc.give_back()
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="memory is read from Linux's /proc")
-def test_what_a_server_does_not_use_any_more_goes_back() -> None:
-    program = """
-import sys, threading
-from rowhouse.malloc import give_back, keep_usual_blocks
-if not keep_usual_blocks():
-    sys.exit(0)
-def resident():
-    return int(open("/proc/self/statm").read().split()[1]) * 4096
-def use(kept):
-    blocks = [bytearray(b"x") * (4 << 20) for _ in range(40)]
-    kept.append(bytearray(b"y") * (1 << 20))  # after them: what is free lies below it
-before, kept = resident(), []
-for _ in range(4):
-    thread = threading.Thread(target=use, args=(kept,)); thread.start(); thread.join()
-large = bytearray(b"z") * (64 << 20); del large
-give_back()
-assert resident() - before < 40 << 20, resident() - before   # 160 MiB were used at once
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=600, check=False
     )
     assert done.returncode == 0, done.stderr
