@@ -17,7 +17,7 @@
     │   └── StillRunningError        a long call has not ended yet     (ask again)
     ├── StoreError               RocksDB refused something; exit code 74
     │   ├── DirectoryInUseError  another process holds the data directory
-    │   ├── PoisonedError        a write failed; the shard takes no more of them
+    │   ├── PoisonedError        a write failed; the shard takes no more of them (retry: it may be restarted)
     │   └── CorruptionError      a checksum, length or version on disk is wrong
     └── InternalError            a fault of ours
 
@@ -60,7 +60,7 @@ class StatusCode(IntEnum):
 class RowhouseError(Exception):
     """Base of every error that rowhouse raises on purpose."""
 
-    retryable: ClassVar[bool] = False
+    retryable: bool = False
     code: ClassVar[StatusCode] = StatusCode.UNKNOWN
     exit_code: ClassVar[int] = 1
 
@@ -152,8 +152,12 @@ class DirectoryInUseError(StoreError):
 
 
 class PoisonedError(StoreError):
-    """A write failed earlier; the shard acknowledges nothing more. The message says what failed."""
+    """A write failed earlier; the shard acknowledges nothing more. The message says what failed.
 
+    A retry helps when somebody starts the shard again, as `ps-server up` does; in embedded mode nobody does.
+    """
+
+    retryable = True
     code = StatusCode.ABORTED
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol, cast
 
 from rowhouse.distribution import install_hint
-from rowhouse.error import ConfigError
+from rowhouse.error import ConfigError, PoisonedError
 from rowhouse.message import Contribution, PullRequest, PullResponse, PushRequest, PushResponse
 from rowhouse.v1 import rowhouse_pb2 as pb
 
@@ -58,6 +58,20 @@ def open_shard(directory: str, config: Config) -> EmbeddedShard:
     return cast("EmbeddedShard", found[0].load()(directory, config))
 
 
+class _NobodyRestarts:
+    """A block after which a poisoned shard is not tried again: nobody restarts it in this process."""
+
+    def __enter__(self) -> None:
+        """Nothing yet."""
+
+    def __exit__(self, _kind: object, value: BaseException | None, _trace: object) -> None:
+        if isinstance(value, PoisonedError):
+            value.retryable = False
+
+
+_NOBODY_RESTARTS: Final = _NobodyRestarts()
+
+
 class EmbeddedTransport(Transport):
     """A Transport into a shard of this process. Timeouts do not apply: there is no wire to wait for."""
 
@@ -67,11 +81,13 @@ class EmbeddedTransport(Transport):
 
     def pull(self, request: PullRequest, timeout_s: float) -> PullResponse:
         """Rows of one step."""
-        return self._shard.pull(request)
+        with _NOBODY_RESTARTS:
+            return self._shard.pull(request)
 
     def push(self, request: PushRequest, timeout_s: float) -> PushResponse:
         """Gradients of one step."""
-        return self._shard.push(request)
+        with _NOBODY_RESTARTS:
+            return self._shard.push(request)
 
     def contribute(self, request: Contribution, timeout_s: float) -> pb.ContributeResponse:
         """Cannot come: JoinGroup comes first, and is refused."""
@@ -83,7 +99,8 @@ class EmbeddedTransport(Transport):
             raise ConfigError(
                 f"{self.endpoint}: trainers that keep pace need shards that are served (ps-server)"
             )
-        return self._shard.call(method, request)
+        with _NOBODY_RESTARTS:
+            return self._shard.call(method, request)
 
     def close(self) -> None:
         """Close the shard: it writes what is dirty and releases its directory."""

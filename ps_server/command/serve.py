@@ -115,7 +115,7 @@ def _serve(arguments: argparse.Namespace, flag: StopFlag) -> None:
     took_s = time.monotonic() - began_s
     print(f"shard {arguments.shard} serves at {server.endpoint} (started in {took_s:.1f} s)", flush=True)
     try:
-        server.run(flag)
+        server.run(flag, poison_ends=arguments.parent_pid is not None)  # `up` starts it again
     finally:
         server.stop()
     print(f"shard {arguments.shard} stopped", flush=True)

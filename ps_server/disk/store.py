@@ -28,9 +28,10 @@ from typing import Any, Final, TypeVar, cast
 import numpy as np
 import rocksdict
 from numpy.typing import NDArray
-from rowhouse.error import CorruptionError, DirectoryInUseError, RowhouseError, StoreError
+from rowhouse.error import BusyError, CorruptionError, DirectoryInUseError, RowhouseError, StoreError
 
 from ps_server.disk.framing import check_framing
+from ps_server.disk.open_file import STORE_FILES
 
 META: Final = "meta"
 KEY_BYTES: Final = 8
@@ -76,6 +77,8 @@ def _translated(error: Exception, what: str) -> RowhouseError:
     if "lock" in text.lower() and ("LOCK" in text or "No locks available" in text):
         who = "this process holds it already" if "current process" in text else "another process holds it"
         return DirectoryInUseError(f"{what}: {who} ({text})")
+    if "Too many open files" in text:
+        return BusyError(f"{what}: {text}")  # of a read, nothing is broken; a write poisons all the same
     if "No space left" in text:
         return StoreError(f"{what}: the disk is full ({text})")
     return StoreError(f"{what}: {text}")
@@ -134,7 +137,7 @@ def _database_options(memtable_bytes: int, paranoid: bool) -> rocksdict.Options:
     options.create_missing_column_families(True)
     options.set_paranoid_checks(paranoid)
     options.increase_parallelism(2)
-    options.set_max_open_files(512)
+    options.set_max_open_files(STORE_FILES)
     options.set_keep_log_file_num(4)
     options.set_db_write_buffer_size(2 * memtable_bytes)
     options.set_stats_dump_period_sec(0)

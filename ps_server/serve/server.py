@@ -27,6 +27,7 @@ from rowhouse.malloc import give_back, keep_usual_blocks
 
 from ps_server.config.cluster import ClusterConfig, shard_directory
 from ps_server.config.endpoint import has_open_port, socket_path
+from ps_server.disk.open_file import files_of_tables
 from ps_server.serve.binding import bind_data_port, bind_problem, clear_socket_file
 from ps_server.serve.data_port import DataPort
 from ps_server.serve.grpc_port import GrpcPort
@@ -103,7 +104,9 @@ class Server:
         self._serving = False
         self.endpoint = config.endpoints[index]
         ports = 1 if config.data_port == "off" else 2
-        connections = connections_max(raise_file_limit(), ports)
+        connections = connections_max(
+            max(raise_file_limit() - files_of_tables(len(config.tables)), 64), ports
+        )
         self._grpc_port = GrpcPort(self._service, config.worker_threads, connections)
         self._data_port = DataPort(self._service, config.worker_threads, connections)
 
@@ -133,8 +136,9 @@ class Server:
         self._service.attach(self._shard)
         self._set_serving(self._shard.poison is None)
 
-    def run(self, flag: StopFlag) -> None:
-        """Watch the shard until a stop is asked for; health turns NOT_SERVING when it is poisoned."""
+    def run(self, flag: StopFlag, *, poison_ends: bool = False) -> None:
+        """Watch the shard until a stop is asked for; health turns NOT_SERVING when it is poisoned, and with
+        `poison_ends` the watch ends then, for somebody who starts it again."""
         assert self._shard is not None, "start comes before run"
         polls = 0
         while not flag.requested:
@@ -144,6 +148,8 @@ class Server:
             if self._serving and self._shard.poison is not None:
                 _log.error("shard %d is poisoned: %s", self._index, self._shard.poison)
                 self._set_serving(False)
+                if poison_ends:
+                    return
             time.sleep(_POLL_S)
 
     def stop(self) -> None:

@@ -62,12 +62,20 @@ class RestartPolicy:
         Wait before the first restart after a quick death; each further one doubles it.
     backoff_max_s
         Longest such wait.
+    poisoned_life_s
+        A shorter life that ended with a store error, as that of a poisoned shard does, counts as a quick
+        death: a disk that stays full poisons the shard again as soon as somebody pushes.
     """
 
     quick_life_s: float = 10.0
     quick_deaths_max: int = 5
     backoff_first_s: float = 0.25
     backoff_max_s: float = 10.0
+    poisoned_life_s: float = 600.0
+
+    def is_quick(self, life_s: float, code: int) -> bool:
+        """Whether a life that ended with this exit code was a quick death."""
+        return life_s < (self.poisoned_life_s if code == StoreError.exit_code else self.quick_life_s)
 
     def wait_s(self, quick_deaths: int) -> float:
         """Wait before the restart that follows `quick_deaths` quick deaths in a row; 0 after a long life."""
@@ -253,11 +261,12 @@ class Supervisor:
                 f"shard {child.index} ended with {how}: its config or endpoint is wrong (see above)"
             )
         life_s = self.clock() - child.started_s
-        child.quick_deaths = child.quick_deaths + 1 if life_s < self.policy.quick_life_s else 0
+        child.quick_deaths = child.quick_deaths + 1 if self.policy.is_quick(life_s, code) else 0
         if child.quick_deaths >= self.policy.quick_deaths_max:
             raise UnavailableError(
-                f"shard {child.index} died {child.quick_deaths} times in a row within "
-                f"{self.policy.quick_life_s:g} s of its start, last with {how}; giving up"
+                f"shard {child.index} died {child.quick_deaths} times in a row soon after its start "
+                f"(within {self.policy.quick_life_s:g} s, or {self.policy.poisoned_life_s:g} s where it was "
+                f"a store error), last with {how}; giving up"
             )
         wait_s = self.policy.wait_s(child.quick_deaths)
         _log.warning("shard %d ended with %s; starting it again in %.2f s", child.index, how, wait_s)

@@ -24,7 +24,14 @@ from typing import Any, Final
 from rowhouse import message
 from rowhouse.codec import Part, encode_push_request
 from rowhouse.control import method_of
-from rowhouse.error import CorruptionError, PoisonedError, SequenceGapError, StoreError, TableFrozenError
+from rowhouse.error import (
+    BusyError,
+    CorruptionError,
+    PoisonedError,
+    SequenceGapError,
+    StoreError,
+    TableFrozenError,
+)
 from rowhouse.kernel import as_read_only
 from rowhouse.limit import message_bytes_max
 from rowhouse.placement import PartitionMap
@@ -33,6 +40,7 @@ from rowhouse.v1 import rowhouse_pb2 as pb
 from ps_server.config.cluster import ClusterConfig
 from ps_server.disk import checkpoint
 from ps_server.disk.checkpoint import CheckpointState
+from ps_server.disk.open_file import check_files, require_files
 from ps_server.disk.row import row_time_s
 from ps_server.disk.segment import KIND_EVICT, KIND_PUSH, Record, encode_eviction, list_segments
 from ps_server.disk.store import Store
@@ -55,6 +63,9 @@ from ps_server.shard.status import cluster_message, stats_message
 from ps_server.table.arena import Ids
 from ps_server.table.push import TablePush, check_dim
 from ps_server.table.table import Table
+
+CHECKPOINT_RETRY_S: Final = 5.0
+"""After so long a checkpoint that had no files to open is tried again."""
 
 COUNT_CHUNK_ROWS: Final = 65_536
 """Keys read at a time while rows are counted after a crash."""
@@ -170,12 +181,14 @@ class Shard:
         Raises
         ------
         ConfigError
-            The directory was made with another layout, index or number of shards.
+            More tables than the limit of open files allows; or the directory was made with another layout,
+            index or number of shards.
         DirectoryInUseError
             Another process holds it.
         CorruptionError
             Something on disk is damaged; the message names it.
         """
+        require_files(len(config.tables))
         partition_map = PartitionMap.even(config.shard_count)
         opened = open_directory(
             config, index, directory, read_only=read_only, partition_map=partition_map,
@@ -200,11 +213,14 @@ class Shard:
 
     @contextmanager
     def _poisoning(self) -> Iterator[None]:
-        """A store error inside leaves memory and store apart: the shard must not go on."""
+        """A store error inside leaves memory and store apart: the shard must not go on. It is raised as
+        PoisonedError, because another attempt helps once the shard was started again; damage as it is."""
         try:
             yield
         except BaseException as error:
             self._poison(f"{type(error).__name__}: {error}")
+            if isinstance(error, StoreError | BusyError) and not isinstance(error, CorruptionError):
+                raise PoisonedError(f"shard {self.index} refuses requests: {self.poison}") from error
             raise
 
     @contextmanager
@@ -352,10 +368,12 @@ class Shard:
         """Write every dirty row to the store and drop the log below; returns (LSN, rows written).
 
         Pushes and pulls go on meanwhile, but for a few milliseconds at a time. Raises StoreError, and the
-        shard is poisoned then.
+        shard is poisoned then. Raises BusyError, before anything has changed, when the process could not open
+        the files that it needs.
         """
         if self._read_only:
             raise TableFrozenError(f"shard {self.index} is open read-only")
+        check_files(len(self._tables))
         with self.upkeep():
             with self._push_lock:
                 lsn = self._applied_lsn
@@ -399,6 +417,10 @@ class Shard:
                 return
             try:
                 self.checkpoint_if_wanted()
+            except BusyError as error:
+                _logger.warning("shard %d: the checkpoint waits: %s", self.index, error)
+                self._closing.wait(CHECKPOINT_RETRY_S)
+                self._checkpoint_wanted.set()
             except Exception:
                 _logger.exception("shard %d: the checkpoint failed", self.index)
                 return
@@ -493,7 +515,8 @@ class Shard:
 
     # ------------------------------------------------------------ the end
     def close(self) -> None:
-        """Checkpoint and close; a poisoned shard is closed as it is, for the next start to recover."""
+        """Checkpoint and close; a poisoned shard, or one that has no files for a checkpoint, is closed as it
+        is, for the next start to recover."""
         if self._closed:
             return
         self._closing.set()
@@ -501,9 +524,12 @@ class Shard:
         for thread in self._threads:
             thread.join()
         if not self._read_only and self.poison is None:
-            self.checkpoint()
-            self._opened.life = replace(self._opened.life, clean=True)
-            checkpoint.write_life(self.store, self._opened.life)
+            try:
+                self.checkpoint()
+                self._opened.life = replace(self._opened.life, clean=True)
+                checkpoint.write_life(self.store, self._opened.life)
+            except BusyError as error:
+                _logger.warning("shard %d ends without a checkpoint; its log has all: %s", self.index, error)
         with self._checkpoint_lock, self._push_lock:
             self._closed = True
             if self._log is not None:

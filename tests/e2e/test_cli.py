@@ -239,7 +239,7 @@ def test_a_full_disk_poisons_the_shard_and_loses_nothing_acknowledged(
     config = make_config(tables=[{**ZEROS, "dim": 64}], data_dir=str(small_disk / "x" / "data"))
     ids = np.arange(10_000, dtype=np.uint64)
     with ServerProcess("serve", config, "--shard", "0") as server:
-        with connect(server.endpoint()) as client:
+        with connect(server.endpoint(), timeout_s=2) as client:
             acknowledged, error = push_until_refused(client, ids, np.ones((10_000, 64), np.float32))
         assert "No space left on device" in str(error)
         assert acknowledged > 5

@@ -16,10 +16,10 @@ from rowhouse.error import (
     BusyError,
     DeadlineExceededError,
     InternalError,
-    PoisonedError,
     RowhouseError,
     SequenceGapError,
     StalePartitionMapError,
+    StoreError,
     TableFrozenError,
     UnavailableError,
 )
@@ -105,7 +105,7 @@ def test_a_pull_gives_up_at_its_deadline_and_says_how_often_it_tried(local_clien
     assert len(shards[0].pulls) == 8
 
 
-@pytest.mark.parametrize("failure", [InternalError, PoisonedError, UnavailableError])
+@pytest.mark.parametrize("failure", [InternalError, StoreError, UnavailableError])
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_a_push_of_unknown_fate_is_sent_before_the_next_one(
     failure: type[RowhouseError], when: str, local_client: MakeClient

@@ -28,7 +28,7 @@ def test_the_code_alone_gives_a_class_of_that_code(kind: type[RowhouseError]) ->
 @pytest.mark.parametrize("code", list(grpc.StatusCode))
 def test_every_code_gives_an_error_that_agrees_on_retrying(code: grpc.StatusCode) -> None:
     """Without the name a retry is promised only for codes that mean it: a push may be retried safely."""
-    transient = {"UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "CANCELLED"}
+    transient = {"UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "CANCELLED", "ABORTED"}
     assert from_status(code.value[0], "why").retryable == (code.name in transient)
 
 

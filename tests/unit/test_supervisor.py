@@ -126,6 +126,16 @@ def test_a_long_life_forgets_quick_deaths(config: ClusterConfig) -> None:
     assert [i for _, i in world.started] == [0, 1, 0, 0, 0, 0, 0]
 
 
+def test_a_poisoned_shard_is_started_again_with_growing_waits_and_not_for_ever(config: ClusterConfig) -> None:
+    """It lived long, and ended with a store error each time: the cause is still there."""
+    poisoned = StoreError.exit_code
+    lives: list[tuple[float | None, int]] = [(100, poisoned), (None, 0), *[(100, poisoned)] * 9]
+    world = World(config, lives, stop_at_s=2000)
+    with pytest.raises(UnavailableError, match="shard 0 died 3 times in a row"):
+        world.run()
+    assert [i for _, i in world.started] == [0, 1, 0, 0]
+
+
 def test_a_config_error_of_a_shard_ends_the_cluster_at_once(config: ClusterConfig) -> None:
     world = World(config, [(0.5, ConfigError.exit_code)], stop_at_s=100)
     with pytest.raises(ConfigError, match="shard 0 ended with exit code 2"):

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether a checkpoint may open its files: asked before it begins, because nothing can be taken back later.
+
+When RocksDB cannot open a file in the middle of a flush it writes no more, and the shard is poisoned. A
+process that is out of files for a moment (many connections, a limit that was lowered) is not broken, so the
+checkpoint waits instead.
+
+Thread safety: a pure function.
+"""
+
+import os
+import resource
+from typing import Final
+
+from rowhouse.error import BusyError, ConfigError
+
+STORE_FILES: Final = 512
+"""Files of rows that RocksDB keeps open at most (max_open_files)."""
+
+OWN_FILES: Final = 32
+"""A log segment, the store's own logs and manifest, and the files of a compaction."""
+
+PROCESS_FILES: Final = 64
+"""What the process has open besides: its ports, libraries, some connections."""
+
+FOLDERS_PER_TABLE: Final = 2
+"""Each family of the store keeps the folder open: one of rows and one of tombstones."""
+
+
+def files_of_checkpoint(tables: int) -> int:
+    """Files that a checkpoint may open at once: one for the rows and one for the tombstones of each table."""
+    return min(2 * tables, STORE_FILES) + OWN_FILES
+
+
+def files_of_tables(tables: int) -> int:
+    """Files that a shard of so many tables holds open from its start on."""
+    return FOLDERS_PER_TABLE * tables
+
+
+def require_files(tables: int) -> None:
+    """Raise the soft limit of open files to what a shard of so many tables needs; ConfigError with the number
+    when the hard limit is below it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = files_of_tables(tables) + files_of_checkpoint(tables) + PROCESS_FILES
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        raise ConfigError(
+            f"tables: {tables} tables need {needed} open files, and the hard limit is {hard} (ulimit -Hn): "
+            "raise it, or declare fewer tables"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+
+
+def check_files(tables: int) -> None:
+    """BusyError when a checkpoint of so many tables could not open its files now."""
+    wanted = files_of_checkpoint(tables)
+    opened: list[int] = []
+    try:
+        for _ in range(wanted):
+            opened.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+    except OSError as error:
+        raise BusyError(
+            f"a checkpoint needs up to {wanted} more open files, and the system gives {len(opened)} "
+            f"({error.strerror}): close connections, or raise the limit (ulimit -n)"
+        ) from error
+    finally:
+        for handle in opened:
+            os.close(handle)
