@@ -72,9 +72,10 @@ def encode_record(record: Record) -> tuple[bytes, bytes | memoryview, bytes]:
 
 
 def read_header(file: BinaryIO, path: Path) -> tuple[int, int] | None:
-    """(first LSN, last LSN before it) of a segment, or None when its header is cut short."""
+    """(first LSN, last LSN before it) of a segment, or None when its header is cut short, or was never written
+    (a power cut before its sync may leave zeros)."""
     head = file.read(SEGMENT_HEADER.size)
-    if len(head) < SEGMENT_HEADER.size:
+    if len(head) < SEGMENT_HEADER.size or not any(head):
         return None
     magic, first, before, checksum = SEGMENT_HEADER.unpack(head)
     if magic != MAGIC:
@@ -170,9 +171,9 @@ def find_end(path: Path) -> tuple[int, int]:
     end = 0
     for end, _ in read_segment(path, last=True):  # noqa: B007 (the last value is what is wanted)
         pass
-    if end == 0 and path.stat().st_size >= SEGMENT_HEADER.size:
-        end = SEGMENT_HEADER.size
     with path.open("rb") as file:
+        if end == 0 and read_header(file, path):
+            end = SEGMENT_HEADER.size
         file.seek(end)
         return end, len(file.read().rstrip(b"\0"))  # the zeros were allocated ahead
 

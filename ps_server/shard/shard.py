@@ -185,9 +185,13 @@ class Shard:
 
     @contextmanager
     def _poisoning(self) -> Iterator[None]:
-        """A store error inside leaves memory and store apart: the shard must not go on."""
+        """A store error inside leaves memory and store apart: the shard must not go on. An error of the file
+        system leaves as StoreError."""
         try:
             yield
+        except OSError as error:
+            self._poison(f"{type(error).__name__}: {error}")
+            raise StoreError(f"shard {self.index}: {error}") from error
         except BaseException as error:
             self._poison(f"{type(error).__name__}: {error}")
             raise

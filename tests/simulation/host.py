@@ -316,6 +316,7 @@ class Host:
         for name, table in shard._tables.items():
             self._same(name, peek(table, self.pool))
             stats = table.stats()
+            self.events["rows spilled, at checks"] += stats.spilled_rows
             assert not stats.rows_exact or stats.rows == len(self.model.tables[name].rows), (
                 f"shard {self.index}, table {name!r}: {stats.rows} rows are told"
             )
