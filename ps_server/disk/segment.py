@@ -72,8 +72,8 @@ def encode_record(record: Record) -> tuple[bytes, bytes | memoryview, bytes]:
 
 
 def read_header(file: BinaryIO, path: Path) -> tuple[int, int] | None:
-    """(first LSN, last LSN before it) of a segment, or None when its header is cut short, or was never written
-    (a power cut before its sync may leave zeros)."""
+    """(first LSN, last LSN before it) of a segment, or None when its header is cut short or all zeros, as a
+    power cut before its sync may leave it."""
     head = file.read(SEGMENT_HEADER.size)
     if len(head) < SEGMENT_HEADER.size or not any(head):
         return None
