@@ -16,9 +16,8 @@ import tempfile
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any, Final
@@ -181,10 +180,8 @@ class World:
         self.operation += 1
         self.now_s += 0.01
         free = [actor for actor in self.actors if not actor.busy]
-        if self._depth:  # in the middle of somebody's call: only another client's
-            kind = self.chance.choice(["push", "push", "pull"])
-        else:
-            kind = self._draw(self._now)
+        # in the middle of somebody's call only another client's comes
+        kind = self.chance.choice(["push", "push", "pull"]) if self._depth else self._draw(self._now)
         if not free:
             return
         actor = self.chance.choice(free)
@@ -280,7 +277,6 @@ class World:
         for host in self.hosts:
             host.check()
             host.close()
-            assert host.shard is None and not host.machine.torn or True
         self.now_s += 1.0
         for host in self.hosts:
             host.restart_at_s = self.now_s
@@ -374,13 +370,20 @@ class World:
 
     def _pull(self, actor: Actor) -> None:
         names = self.chance.sample(sorted(DIMS), self.chance.choice([1, 1, 2]))
-        ids = {name: self.numbers.choice(IDS[: self.chance.choice([300, 4_000])], self.chance.choice([3, 10, 30])) for name in names}
+        ids = {
+            name: self.numbers.choice(
+                IDS[: self.chance.choice([300, 4_000])], self.chance.choice([3, 10, 30])
+            )
+            for name in names
+        }
         actor.seen.clear()
         read_only = self.chance.random() < 0.3
         rows = self._attempt(actor, lambda client: client.pull_many(ids, read_only=read_only))
         for name, found in (rows or {}).items():
             for one, row in zip(ids[name].tolist(), found, strict=True):
-                assert actor.seen[name, one] == row.tobytes(), f"row {one} of {name!r} was mixed up on its way"
+                assert actor.seen[name, one] == row.tobytes(), (
+                    f"row {one} of {name!r} was mixed up on its way"
+                )
 
     def _flush(self, actor: Actor) -> None:
         self._attempt(actor, lambda client: client.flush())
@@ -505,17 +508,15 @@ class World:
                 host.restored(saved)
         self.events["restores made"] += 1
         for intent in self._intents.values():
-            intent.lost, intent.applied = True, Counter({shard: -9 for shard in range(SHARDS)})
+            intent.lost, intent.applied = True, Counter(dict.fromkeys(range(SHARDS), -9))
         self._intents.clear()
         self._saves = {name: self._saves[name]}
         for actor in self.actors:  # a cluster that was put back wants new clients
             actor.client = None
 
     def _quietly(self, call: Callable[[], Any]) -> None:
-        try:
+        with suppress(UnavailableError, StoreError):
             call()
-        except (UnavailableError, StoreError):
-            pass
 
     # ------------------------------------------------------------ the shards' side of a message
     def pull(self, index: int, data: bytes, actor: Actor) -> bytes:
@@ -546,12 +547,14 @@ class World:
             raise
         except RowhouseError as refusal:
             host.open_change = None
-            wrong = isinstance(refusal, SequenceGapError) != (request.sequence > last + 1)
-            assert not wrong, f"push {request.sequence} after {last} was refused: {refusal}"
-            assert isinstance(refusal, SequenceGapError | TableFrozenError), repr(refusal)
+            kind = SequenceGapError if request.sequence > last + 1 else TableFrozenError
+            if not isinstance(refusal, kind):
+                text = f"push {request.sequence} after {last} was refused: {refusal!r}"
+                raise AssertionError(text) from refusal
             raise
+        told = "a repeat" if answer.duplicate else "new"
         assert answer.duplicate == (request.sequence <= last), (
-            f"push {request.sequence} after {last} was answered as {'a repeat' if answer.duplicate else 'new'}"
+            f"push {request.sequence} after {last} was answered as {told}"
         )
         if answer.duplicate:
             self.events["repeats answered"] += 1
