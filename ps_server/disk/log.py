@@ -166,10 +166,13 @@ class PushLog:
 
     def _close_segment(self) -> None:
         """Give back what was allocated ahead; a segment that is not the last one has no slack."""
-        os.ftruncate(self._file, self._sizes[self._path])
-        if self._durable:
-            os.fsync(self._file)
-        os.close(self._file)
+        handle, self._file = self._file, -1  # another file may have this number at once
+        try:
+            os.ftruncate(handle, self._sizes[self._path])
+            if self._durable:
+                os.fsync(handle)
+        finally:
+            os.close(handle)
 
     def sync(self, lsn: int) -> None:
         """Return when the record `lsn` is on the disk. Those who wait meanwhile share one sync."""
@@ -203,7 +206,9 @@ class PushLog:
                     path.unlink()
                 else:
                     self._make_spare(path, min(size, SPARE_MAX_BYTES))
-        self.records = self.written_lsn - lsn
+        self.records = max(
+            self.written_lsn - lsn, 0
+        )  # below 0: numbers were skipped, and none has come since
 
     def _make_spare(self, path: Path, size: int) -> None:
         """Fill a dropped segment with zeros; it counts as a segment no more from the first moment on."""
@@ -224,7 +229,8 @@ class PushLog:
         self._failpoint("mid spare")
 
     def close(self) -> None:
-        """Sync and close."""
-        self.sync(self.written_lsn)
-        self._close_segment()
+        """Sync and close; nothing is open after a rotation that failed."""
+        if self._file >= 0:
+            self.sync(self.written_lsn)
+            self._close_segment()
         (self.directory / SPARE_NAME).unlink(missing_ok=True)

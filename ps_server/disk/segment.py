@@ -119,11 +119,12 @@ def encode_record(record: Record) -> tuple[bytes, bytes | memoryview, bytes]:
 
 
 def read_header(file: BinaryIO, path: Path) -> SegmentHeader | None:
-    """The header of a segment, or None when it is cut short; CorruptionError when it is wrong."""
+    """The header of a segment, or None when it is cut short or all zeros, as a power cut before its sync may
+    leave it; CorruptionError when it is wrong."""
     magic = file.read(len(MAGIC))
     layout = SEGMENT_HEADER_1 if magic == MAGIC_1 else SEGMENT_HEADER
     head = magic + file.read(layout.size - len(magic))
-    if len(head) < layout.size:
+    if len(head) < layout.size or not any(head):
         return None
     if magic not in (MAGIC, MAGIC_1):
         raise CorruptionError(f"{path}: starts with {magic!r}; this version reads {MAGIC_1!r} and {MAGIC!r}")
@@ -266,9 +267,9 @@ def find_end(path: Path) -> tuple[int, int]:
     end = 0
     for end, _ in read_segment(path, last=True):  # noqa: B007 (the last value is what is wanted)
         pass
-    if end == 0 and (header := header_of(path)):
-        end = header.size
     with path.open("rb") as file:
+        if end == 0 and (header := read_header(file, path)):
+            end = header.size
         file.seek(end)
         return end, len(file.read().rstrip(b"\0"))  # the zeros were allocated ahead
 

@@ -213,13 +213,14 @@ class Shard:
 
     @contextmanager
     def _poisoning(self) -> Iterator[None]:
-        """A store error inside leaves memory and store apart: the shard must not go on. It is raised as
-        PoisonedError, because another attempt helps once the shard was started again; damage as it is."""
+        """An error of store or files inside leaves memory and store apart: the shard must not go on. It is
+        raised as PoisonedError, because another attempt helps once the shard was started again; damage as it
+        is."""
         try:
             yield
         except BaseException as error:
             self._poison(f"{type(error).__name__}: {error}")
-            if isinstance(error, StoreError | BusyError) and not isinstance(error, CorruptionError):
+            if isinstance(error, StoreError | BusyError | OSError) and not isinstance(error, CorruptionError):
                 raise PoisonedError(f"shard {self.index} refuses requests: {self.poison}") from error
             raise
 

@@ -107,7 +107,9 @@ class TableModel:
     def _initial(self, one: int) -> Row:
         """The row that an id starts from."""
         if one not in self._first:
-            weights = self.config.initializer.fill(self.config.seed, np.array([one], np.uint64), self.config.dim)
+            weights = self.config.initializer.fill(
+                self.config.seed, np.array([one], np.uint64), self.config.dim
+            )
             packed = np.ascontiguousarray(dtype.narrow(weights, self.layout.dtype)).tobytes()
             state = self.config.optimizer.initial_state(self.config.dim).tobytes()
             start = self.layout.state_at - self.layout.weights_at
@@ -192,7 +194,9 @@ class TableModel:
         gone: set[int] = set()
         if self._ttl is not None:
             times = self._word(rows, self.layout.push_time_at)
-            gone |= {i for i, t in zip(ids, times.tolist(), strict=True) if t < max(0, now_s - self._ttl.ttl_s)}
+            gone |= {
+                i for i, t in zip(ids, times.tolist(), strict=True) if t < max(0, now_s - self._ttl.ttl_s)
+            }
         if self._norm is not None:
             norms = np.sqrt((self._weights(rows).astype(np.float64) ** 2).sum(axis=1))
             gone |= {i for i, n in zip(ids, norms.tolist(), strict=True) if n < self._norm.min_l2_norm}

@@ -98,7 +98,7 @@ def deliver_late(world: "World") -> None:
     due = [late for late in world.late if late.due_s <= world.now_s]
     for late in due:
         if late not in world.late or (late.what != "push" and world.hosts[late.shard].depth):
-            continue  # somebody in between has brought it; or it would wait for the checkpoint that is under way
+            continue  # somebody in between has brought it; or it would wait for a checkpoint under way
         world.late.remove(late)
         if world.hosts[late.shard].machine is not late.life:
             continue

@@ -35,13 +35,11 @@ class Failure:
     def text(self) -> str:
         """For people, with the command that replays it."""
         without = f" --without '{','.join(sorted(self.without))}'" if self.without else ""
-        return "\n".join(
-            [
-                *self.trace, "", self.error,
-                f"seed {self.seed} (durability {self.durability}) failed at operation {self.operation}; replay:",
-                f"python -m tests.simulation {self.seed} {self.operation}{without}",
-            ]
-        )  # fmt: skip
+        what = (
+            f"seed {self.seed} (durability {self.durability}) failed at operation {self.operation}; replay:"
+        )
+        command = f"python -m tests.simulation {self.seed} {self.operation}{without}"
+        return "\n".join([*self.trace, "", self.error, what, command])
 
 
 def run(seed: int, operations: int, without: frozenset[str] = frozenset()) -> Counter[str] | Failure:

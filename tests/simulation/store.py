@@ -192,7 +192,7 @@ class SimulatedStore:
         self._media.put(folder, deepcopy(self._medium))
 
     def crash(self, chance: Random, *, power_cut: bool) -> None:
-        """End as a kill or a power cut ends it; the latter may take the newest of `meta` that is not synced."""
+        """End as a kill or a power cut ends it; the latter may take what of `meta` is not synced."""
         for family in self.families.values():
             family.crash(chance)
         kept = chance.randint(0, len(self._unsynced)) if power_cut else len(self._unsynced)

@@ -14,6 +14,7 @@ from ps_server.disk.segment import (
     KIND_EVICT,
     KIND_PUSH,
     RECORD_HEADER,
+    SEGMENT_HEADER,
     TRAILER_BYTES,
     Owner,
     Record,
@@ -24,6 +25,7 @@ from ps_server.disk.segment import (
     encode_record,
     list_segments,
     read_records,
+    segment_path,
 )
 from tests.conftest import ROOT
 
@@ -99,6 +101,46 @@ def test_goes_on_after_reopening_and_after_skipped_numbers(tmp_path: Path) -> No
     log.close()
     assert [r.lsn for r in read_records(tmp_path, 0)] == [1, 2, 3, 1000]
     assert list(read_records(tmp_path, 0))[:3] == records
+
+
+def test_a_checkpoint_after_skipped_numbers_and_before_a_record_leaves_none(tmp_path: Path) -> None:
+    """psctl stats tells the number of records; below 0 it could tell nothing."""
+    log = PushLog(tmp_path, 3, 1000, durable=False)
+    log.rotate()
+    log.drop_before(999)
+    assert log.records == 0
+    log.close()
+
+
+@pytest.mark.parametrize("earlier", [0, 3])
+def test_a_segment_whose_header_a_power_cut_left_as_zeros_is_a_torn_end(tmp_path: Path, earlier: int) -> None:
+    records = _write(tmp_path, 1, earlier) if earlier else []
+    segment_path(tmp_path, earlier + 1).write_bytes(bytes(SEGMENT_HEADER.size))
+    assert cut_torn_end(tmp_path) == 0
+    records += _write(tmp_path, earlier + 1, earlier + 2)
+    assert list(read_records(tmp_path, 0)) == records
+
+
+def test_a_rotation_that_failed_leaves_other_files_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As without a file descriptor: the closed segment's number is the next file's."""
+    log = PushLog(tmp_path / "log", 0, 1, durable=True)
+    number = log._file
+
+    def refused(*_: object) -> int:
+        raise OSError(24, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("ps_server.disk.log.os.open", refused)
+        with pytest.raises(StoreError, match="Too many open files"):
+            log.rotate()
+    other = os.open(tmp_path / "other", os.O_CREAT | os.O_RDWR)
+    assert other == number
+    os.write(other, b"x" * 1_000)
+    log.close()
+    assert os.fstat(other).st_size == 1_000
+    os.close(other)
 
 
 def test_drop_before_deletes_whole_segments_only(tmp_path: Path) -> None:

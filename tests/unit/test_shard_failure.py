@@ -87,6 +87,24 @@ def test_a_log_that_cannot_be_written_poisons(driver: Driver, monkeypatch: pytes
     assert driver.push({"user": (IDS, ones(3))}).lsn == 2
 
 
+@pytest.mark.parametrize("call", ["fsync", "unlink", "open"])
+def test_a_checkpoint_that_the_file_system_refuses_is_a_store_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    driver = Driver(shard_config(tmp_path, TABLES, durability="fsync"), tmp_path / "s")
+    driver.push({"user": (IDS, ones(3))})
+
+    def refused(*_: Any, **_keys: Any) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(f"os.{call}", refused)
+    with pytest.raises(StoreError, match="Input/output error"):
+        driver.shard.checkpoint()
+    monkeypatch.undo()
+    assert driver.shard.poison is not None
+    driver.abandon()
+
+
 # ------------------------------------------------------------ counts and durability
 def test_durability_none_forgets_pushes_at_a_kill_but_never_reuses_their_numbers(tmp_path: Path) -> None:
     """Rows that had reached the store carry LSNs that no log has: new pushes must come after them."""
