@@ -60,6 +60,8 @@ def _csv_place(said: str, path: str | os.PathLike[str] | None) -> str | None:
         place = f"row {row}, counting the header, " if row else ""
         word = re.fullmatch(r"invalid value '([^'\d]+)'", reason)
         hint = f"; if it stands for a null, declare it: nulls: [{word[1]}], cast: true" if word else ""
+        if re.fullmatch(r"invalid value '-?\d+\.0+'", reason):
+            hint = "; set cast: true to take whole numbers as integers"
         return f"{place}column {_column_name(path, int(column))}: {reason} for {kind}{hint}"
     return None
 

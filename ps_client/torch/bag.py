@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ps_client.step import StepProtocol
 from ps_client.table import find_table
-from ps_client.torch.handle import RowHandle, RowModule
+from ps_client.torch.handle import RowHandle, RowModule, outside_graphs
 from ps_client.torch.jagged import check_integers
 from ps_client.torch.lookup import look_up, prefetch
 from ps_client.torch.pool import Bags, pooled
@@ -94,6 +94,7 @@ class EmbeddingBag(RowModule):
         """`weight`, by the name of its table."""
         return {self.table: self.weight}
 
+    @outside_graphs
     def forward(
         self, input: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None
     ) -> Tensor:

@@ -18,7 +18,7 @@ from ps_client.step import StepProtocol
 from ps_client.table import find_table
 from ps_client.torch import jagged as light
 from ps_client.torch.bag import check_gradient_scale
-from ps_client.torch.handle import RemoteTables, RowModule
+from ps_client.torch.handle import RemoteTables, RowModule, outside_graphs
 from ps_client.torch.keyed import JaggedTensor, KeyedJaggedTensor, KeyedTensor
 from ps_client.torch.lookup import Step, look_up, prefetch
 from ps_client.torch.pool import Bags, pooled
@@ -199,6 +199,7 @@ class EmbeddingBagCollection(_Collection):
             raise ValueError(f"table {table!r}: weights need PoolingType.SUM; pooling is {pooling!r}")
         return name.lower()
 
+    @outside_graphs
     def forward(self, features: KeyedJaggedTensor) -> KeyedTensor:
         """Pool every feature of a batch.
 
@@ -258,6 +259,7 @@ class EmbeddingCollection(_Collection):
         super().__init__(client, tables, gradient_scale)
         self.embeddings = self._remote()
 
+    @outside_graphs
     def forward(self, features: KeyedJaggedTensor) -> dict[str, JaggedTensor]:
         """The row of every id of a batch.
 

@@ -7,8 +7,10 @@ elements and never a gradient: optimizers and gradient clipping pass it over, DD
 no state_dict. Thread safety: that of torch's modules.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Protocol
+import functools
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +20,9 @@ from torch import nn
 
 from ps_client.step import StepProtocol
 
+Given = ParamSpec("Given")
+Answer = TypeVar("Answer")
+
 
 class RowHandle(nn.Parameter):
     """The handle of one table: (0, dim). `requires_grad` says whether backward moves the table's rows."""
@@ -25,11 +30,17 @@ class RowHandle(nn.Parameter):
     _ddp_ignored = True  # what DDP looks for when it casts parameters (mixed_precision)
 
 
+def _is_handle(name: str, parameter: nn.Parameter) -> bool:
+    """Whether it is a handle; its class is lost when torch moves it to or from the meta device."""
+    return name == "weight" and parameter.shape[:1] == (0,)
+
+
 class _HandleOwner(nn.Module):
     """A module whose handles are in no state_dict, and are missing in none."""
 
     def _handle_keys(self, prefix: str) -> set[str]:
-        return {prefix + name for name, own in self._parameters.items() if isinstance(own, RowHandle)}
+        own = {name: parameter for name, parameter in self._parameters.items() if parameter is not None}
+        return {prefix + name for name, parameter in own.items() if _is_handle(name, parameter)}
 
     def named_parameters(
         self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
@@ -43,7 +54,7 @@ class _HandleOwner(nn.Module):
             As torch's.
         """
         found = super().named_parameters(prefix, recurse, remove_duplicate)
-        return (pair for pair in found if recurse or not isinstance(pair[1], RowHandle))
+        return (pair for pair in found if recurse or not _is_handle(pair[0].rpartition(".")[2], pair[1]))
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
@@ -142,6 +153,30 @@ class RowModule(_HandleOwner):
         if not (self.training and torch.is_grad_enabled()):
             return frozenset()
         return frozenset(table for table, handle in self.handles().items() if handle.requires_grad)
+
+
+def outside_graphs(forward: Callable[Given, Answer]) -> Callable[Given, Answer]:
+    """A forward that `torch.compile` leaves out of its graphs: pulls and kernels are no operations of torch.
+
+    torch.compiler.disable would import torch._dynamo, in three seconds, into every program. So it is asked
+    for only where torch._dynamo is loaded, as torch.compile has it.
+
+    Parameters
+    ----------
+    forward
+        A module's forward.
+    """
+    left_out: list[Callable[Given, Answer]] = []
+
+    @functools.wraps(forward)
+    def called(*arguments: Given.args, **named: Given.kwargs) -> Answer:
+        if "torch._dynamo" not in sys.modules:
+            return forward(*arguments, **named)
+        if not left_out:
+            left_out.append(torch.compiler.disable(forward))  # type: ignore[no-untyped-call]
+        return left_out[0](*arguments, **named)
+
+    return called
 
 
 def row_modules(modules: nn.Module | Iterable[nn.Module]) -> list[RowModule]:

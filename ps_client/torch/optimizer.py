@@ -34,10 +34,14 @@ from ps_client.torch.handle import row_modules
 
 @dataclass(slots=True)
 class _Kept:
-    """Gradients of one table between backward and step: `parameter.grad[i]` is that of `ids[i]`."""
+    """Gradients of one table between backward and step: `parameter.grad[i]` is that of `ids[i]`.
+
+    They are where the module's handle is: a GradScaler on a GPU does not wait for its scale to reach the CPU.
+    """
 
     client: StepProtocol
     table: Table
+    handle: nn.Parameter | None
     parameter: nn.Parameter
     configured_rate: float
     ids: NDArray[np.uint64]
@@ -45,16 +49,19 @@ class _Kept:
     def add(self, ids: NDArray[np.uint64], sums: NDArray[np.float32]) -> None:
         if self.parameter.grad is not None:
             unique = distinct(self.table, np.concatenate([self.ids, ids]))
-            joined = np.concatenate([self.parameter.grad.numpy(), sums])
+            joined = np.concatenate([self.parameter.grad.cpu().numpy(), sums])
             ids, sums = unique.ids, sum_groups(as_read_only(joined), unique.inverse, unique.ids.shape[0])
         self.ids = ids
         self.parameter.grad = None
-        self.parameter.data = torch.empty(1, 1).expand(sums.shape)
-        self.parameter.grad = torch.from_numpy(sums)
+        moved = torch.from_numpy(sums)
+        if self.handle is not None and not self.handle.is_meta:
+            moved = moved.to(self.handle.device)
+        self.parameter.data = moved.new_empty(1, 1).expand(sums.shape)
+        self.parameter.grad = moved
 
     def take(self) -> tuple[NDArray[np.uint64], NDArray[np.float32]]:
         assert self.parameter.grad is not None
-        taken = self.ids, self.parameter.grad.numpy()
+        taken = self.ids, self.parameter.grad.cpu().numpy()
         self.clear()
         return taken
 
@@ -102,20 +109,20 @@ class RowOptimizer(torch.optim.Optimizer):
             raise InvalidRequestError("the modules are another RowOptimizer's; one steps them")
         self._kept: dict[tuple[int, str], _Kept] = {}
         groups = [
-            self._group(module.client, name)
+            self._group(module.client, name, handle)
             for module in ours
-            for name in module.handles()
+            for name, handle in module.handles().items()
             if (id(module.client), name) not in self._kept
         ]
         super().__init__(groups, {})
         for module in ours:
             module.sink = self
 
-    def _group(self, client: StepProtocol, name: str) -> dict[str, Any]:
+    def _group(self, client: StepProtocol, name: str, handle: nn.Parameter | None) -> dict[str, Any]:
         table = find_table(client.tables, name)
         rate = float(table.config.get("optimizer", {}).get("learning_rate", 1.0))
         parameter = nn.Parameter(torch.empty(0, table.dim))
-        self._kept[id(client), name] = _Kept(client, table, parameter, rate, np.empty(0, np.uint64))
+        self._kept[id(client), name] = _Kept(client, table, handle, parameter, rate, np.empty(0, np.uint64))
         return {"params": [parameter], "lr": rate, "table": name}
 
     def __deepcopy__(self, memo: dict[int, object]) -> Self:
@@ -143,7 +150,7 @@ class RowOptimizer(torch.optim.Optimizer):
         """
         for name, (ids, sums) in gradients.items():
             if (id(client), name) not in self._kept:  # the module has got another client since
-                self.add_param_group(self._group(client, name))
+                self.add_param_group(self._group(client, name, None))
             self._kept[id(client), name].add(ids, sums)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:

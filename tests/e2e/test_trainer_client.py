@@ -23,7 +23,7 @@ from rowhouse.message import PushRequest, TableGradients
 
 from ps_client import Client, Trainer, connect
 from ps_client.pace.journal import read_journal, write_journal
-from ps_client.torch import EmbeddingBag
+from ps_client.torch import EmbeddingBag, RowOptimizer
 from ps_client.transport.transport import Transport
 from ps_server.config.cluster import load_config
 from ps_server.serve.server import Server
@@ -274,6 +274,22 @@ def test_torch_modules_take_a_trainer(clients: list[Client]) -> None:
         bag(ids).sum().backward()
     together(*(trainer.step for trainer in pair))
     np.testing.assert_array_equal(clients[0].pull("user", np.arange(6)), before - np.float32(0.5) * 2)
+
+
+def test_a_step_of_rows_comes_before_the_trainer_s(clients: list[Client]) -> None:
+    """Two backwards of each trainer are one step, at the rate that both set."""
+    pair = trainers_of(clients)
+    bags = [EmbeddingBag(trainer, "user", "sum") for trainer in pair]
+    optimizers = [RowOptimizer(bag) for bag in bags]
+    before = clients[0].pull("user", np.arange(6))
+    for bag, optimizer in zip(bags, optimizers, strict=True):
+        optimizer.param_groups[0]["lr"] = 0.25
+        for _ in range(2):
+            bag(torch.arange(6).reshape(2, 3)).sum().backward()
+        optimizer.step()
+    np.testing.assert_array_equal(clients[0].pull("user", np.arange(6)), before)
+    together(*(trainer.step for trainer in pair))
+    np.testing.assert_array_equal(clients[0].pull("user", np.arange(6)), before - np.float32(0.25) * 4)
 
 
 @pytest.mark.parametrize("journalled", [True, False])

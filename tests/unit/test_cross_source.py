@@ -265,3 +265,6 @@ def test_a_word_in_a_number_column_of_csv_is_an_error_that_says_how_to_declare_i
     (tmp_path / "t.csv").write_text("a\n7\nNA\n")
     with pytest.raises(DataError, match=r"row 3, .*'NA' for int64; .*declare it: nulls: \[NA\], cast: true"):
         list(single({"type": "int"}).transform_stream(tmp_path / "t.csv"))
+    (tmp_path / "t.csv").write_text("a\n7.0\n")
+    with pytest.raises(DataError, match=r"row 2, .*'7.0' for int64; set cast: true to take whole numbers"):
+        list(single({"type": "int"}).transform_stream(tmp_path / "t.csv"))

@@ -168,3 +168,22 @@ def test_a_read_only_store_needs_one_and_writes_nothing(tmp_path: Path) -> None:
         reader.families["row.a"].put(*rows(1))
     reader.close()
     second.close()
+
+
+@pytest.mark.parametrize("part", ["_meta", "_family", "_database"])
+def test_what_rocksdb_raises_at_the_close_is_an_error_of_ours(tmp_path: Path, part: str) -> None:
+    class Full:
+        """The real one, whose close fails as on a full disk."""
+
+        def __init__(self, real: Any) -> None:
+            self.real = real
+
+        def close(self) -> None:
+            self.real.close()
+            raise Exception("IO error: No space left on device")  # as rocksdict does
+
+    store: Any = make(tmp_path)
+    holder = store.families["row.a"] if part == "_family" else store
+    setattr(holder, part, Full(getattr(holder, part)))
+    with pytest.raises(StoreError, match=r"closing .*No space left"):
+        store.close()

@@ -147,3 +147,27 @@ def test_a_pipeline_and_autocast_on_cuda() -> None:
         assert {k: v.tolist() for k, v in plain[0].rows.items()} == {
             k: v.tolist() for k, v in piped[0].rows.items()
         }
+
+
+@needs_cuda
+def test_a_loss_scaler_on_cuda_unscales_rows_and_skips_their_step() -> None:
+    shards, theirs = make_shards(1), reference().cuda()
+    dense = nn.Linear(4, 2).cuda()
+    table = torch.optim.SGD(theirs.parameters(), lr=0.5)
+    with local_client(shards) as client:
+        ours = EmbeddingBag(client, "user", "sum").cuda()
+        rows = RowOptimizer(ours)
+        scalers = torch.amp.GradScaler("cuda"), torch.amp.GradScaler("cuda")
+        for number in range(6):
+            factor = 1e30 if number == 3 else 1.0
+            for bag, scaler, optimizer in ((ours, scalers[0], rows), (theirs, scalers[1], table)):
+                loss = (dense(bag(IDS.cuda())) * factor).square().mean()
+                optimizer.zero_grad()
+                torch.autograd.backward(scaler.scale(loss))
+                assert all(p.grad.is_cuda for g in optimizer.param_groups for p in g["params"])
+                scaler.step(optimizer)
+                scaler.update()
+            assert scalers[0].get_scale() == scalers[1].get_scale()
+        rows_now = torch.from_numpy(client.pull("user", np.arange(10)))
+        torch.testing.assert_close(rows_now, theirs.weight.detach().cpu(), rtol=1e-5, atol=1e-6)
+    assert shards[0].applied == 5
