@@ -31,7 +31,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 from grpc_reflection.v1alpha._async import ReflectionServicer
 from rowhouse import frame
 from rowhouse.control import METHODS, SERVICE_NAME
-from rowhouse.error import InvalidRequestError, UnavailableError
+from rowhouse.error import BusyError, InvalidRequestError, UnavailableError
 
 from ps_server.serve.call import Call, Context, Handle
 from ps_server.serve.open_file import CONNECTIONS_MAX
@@ -56,6 +56,10 @@ _QUICK: Final = ("GetCluster", "GetStats")
 
 _GROUP: Final = ("JoinGroup", "AwaitStep")
 """Calls that wait for other trainers; the others (checkpoints, copies, evictions) wait for the disk."""
+
+OPEN_MAX: Final = 4096
+"""Calls without their message, some 20 KB each. Past it the oldest is told to come back: a message that comes
+is here within milliseconds, so that is a silent one."""
 
 _QUICK_THREADS: Final = 2
 _UPKEEP_THREADS: Final = 4
@@ -135,7 +139,7 @@ class GrpcPort:
         self._reading = Reading(bytes_max)
         self._service.when_refused(self._press)
         self._line, self._small_line = Line(), Line()
-        self._open: set[Call] = set()
+        self._open: dict[Call, None] = {}
         options = (
             *_OPTIONS,
             ("grpc.max_receive_message_length", bytes_max),
@@ -162,7 +166,7 @@ class GrpcPort:
     async def _stop(self, grace_s: float) -> None:
         assert self._server is not None
         stopped = asyncio.ensure_future(self._server.stop(grace_s))
-        for call in self._open:
+        for call in list(self._open):
             call.cut(UnavailableError("the shard stops; retry"))
         await stopped
         self._server = None
@@ -217,16 +221,21 @@ class GrpcPort:
         return answer_quickly if name in _QUICK else answer
 
     async def _received(self, call: Call, line: Line) -> bytes:
-        with self._cut_at_stop(call):
+        with self._waiting(call):
             return await self._reading.receive(call, line)
 
     @contextmanager
-    def _cut_at_stop(self, call: Call) -> Iterator[None]:
-        self._open.add(call)
+    def _waiting(self, call: Call) -> Iterator[None]:
+        """The call has no work here yet, or never has: it may be cut."""
+        if len(self._open) >= OPEN_MAX:
+            oldest = next(iter(self._open))
+            del self._open[oldest]
+            oldest.cut(BusyError(f"{OPEN_MAX} calls wait for their messages: back off and retry"))
+        self._open[call] = None
         try:
             yield
         finally:
-            self._open.discard(call)
+            self._open.pop(call, None)
 
     async def _asked(self, call: Call, kind: type[Q]) -> Q | None:
         """The next message of a call whose messages are few bytes."""
@@ -239,19 +248,19 @@ class GrpcPort:
             raise InvalidRequestError(f"{kind.DESCRIPTOR.name}: {error}") from None
 
     async def _check(self, call: Call) -> bytes:
-        with self._cut_at_stop(call):
+        with self._waiting(call):
             request = await self._asked(call, health_pb2.HealthCheckRequest)
             answer = await self._health.Check(request or health_pb2.HealthCheckRequest(), call.context)
         encoded: bytes = answer.SerializeToString()
         return encoded
 
     async def _watch(self, call: Call) -> None:
-        with self._cut_at_stop(call):
+        with self._waiting(call):
             request = await self._asked(call, health_pb2.HealthCheckRequest)
             await self._health.Watch(request or health_pb2.HealthCheckRequest(), call.context)
 
     async def _reflect(self, call: Call) -> None:
-        with self._cut_at_stop(call):
+        with self._waiting(call):
             async for answer in self._reflection.ServerReflectionInfo(self._questions(call), call.context):
                 await call.context.write(answer)
 

@@ -41,9 +41,6 @@ PRESSED_RATE_BYTES_MIN: Final = 8 << 20
 PLACES: Final = 2
 """Messages of unknown size that are received at a time."""
 
-WAITING_MAX: Final = 1024
-"""Calls that may wait in a line; another one is told to come back."""
-
 DISBELIEF_S: Final = 60.0
 _DISBELIEVED_MAX: Final = 1024
 
@@ -60,19 +57,15 @@ class Line:
     def __init__(self, places: int = PLACES) -> None:
         self._free = places
         self._waiting: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
-        self._count = 0
         self._overdue: dict[Call, None] = {}
 
     async def enter(self, peer: str) -> None:
-        """Wait for a place; BusyError when too many wait already, or for too long."""
+        """Wait for a place; BusyError after STALL_S."""
         if self._free:
             self._free -= 1
             return
-        if self._count >= WAITING_MAX:
-            raise BusyError(f"{self._count} calls of unknown size wait to be received: back off and retry")
         place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(peer, deque()).append(place)
-        self._count += 1
         if self._overdue:
             self.patience_ends(next(iter(self._overdue)))
         try:
@@ -102,22 +95,23 @@ class Line:
 
     def _pass_on(self) -> None:
         """A place is free: it goes to the address whose turn it is."""
-        if not self._waiting:
-            self._free += 1
-            return
-        peer = next(iter(self._waiting))
-        place = self._waiting[peer][0]
-        self._forget(peer, place)
-        if peer in self._waiting:
-            self._waiting.move_to_end(peer)
-        place.set_result(None)
+        while self._waiting:
+            peer = next(iter(self._waiting))
+            place = self._waiting[peer][0]
+            self._forget(peer, place)
+            if peer in self._waiting:
+                self._waiting.move_to_end(peer)
+            if not place.done():  # its call was cut and has not noticed yet
+                place.set_result(None)
+                return
+        self._free += 1
 
     def _forget(self, peer: str, place: asyncio.Future[None]) -> None:
-        places = self._waiting[peer]
-        places.remove(place)
-        self._count -= 1
-        if not places:
-            del self._waiting[peer]
+        places = self._waiting.get(peer, deque())
+        if place in places:
+            places.remove(place)
+            if not places:
+                del self._waiting[peer]
 
 
 class Reading:

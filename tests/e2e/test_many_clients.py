@@ -23,6 +23,7 @@ from rowhouse.v1 import rowhouse_pb2 as pb
 
 from ps_client import connect
 from ps_client.transport.frame import FrameTransport
+from ps_server.serve.open_file import connections_max
 from tests.conftest import MakeConfig
 from tests.process import ServerProcess
 
@@ -177,6 +178,8 @@ WAYS = {
 def _run(make_config: MakeConfig, way: str, connections: int, clients: int) -> None:
     idle_at, pull, connection_bytes_max = WAYS[way].idle, WAYS[way].pull, WAYS[way].connection_bytes_max
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY:  # what the server takes
+        connections = min(connections, connections_max(hard, ports=2) - clients - 100)
     needed = connections + 20 * clients // 4 + 500
     if soft < needed:
         if hard < needed:
