@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from rowhouse.mix import mix64_scalar
 
 _U32, _U64 = np.uint32, np.uint64
+_NO_SALT = _U64(0)
 _ASCEND_BLOCK = 256
 _CHECK_BLOCK = 4096
 
@@ -47,7 +48,9 @@ def ascend(ids: NDArray[np.uint64]) -> bool:
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def deduplicate(ids: NDArray[np.uint64], inverse: NDArray[np.signedinteger]) -> NDArray[np.uint64]:
+def deduplicate(
+    ids: NDArray[np.uint64], inverse: NDArray[np.signedinteger], salt: np.uint64 = _NO_SALT
+) -> NDArray[np.uint64]:
     """Distinct ids of `ids` in the order of first appearance.
 
     An open-addressing table with linear probing, at most half full, of 4-byte numbers into the answer: that
@@ -61,6 +64,9 @@ def deduplicate(ids: NDArray[np.uint64], inverse: NDArray[np.signedinteger]) -> 
     inverse
         (n,) int64 or int32, written: `answer[inverse[i]] == ids[i]`. Its values rise by one at each first
         appearance.
+    salt
+        Changes where ids come in the table, and nothing of the answer. Who takes ids from strangers gives one
+        that they cannot know: else they send ids that all have one place, and 80,000 of them take 9 seconds.
 
     Returns
     -------
@@ -76,7 +82,7 @@ def deduplicate(ids: NDArray[np.uint64], inverse: NDArray[np.signedinteger]) -> 
     distinct = np.empty(count, _U64)
     found = 0
     for i in range(count):
-        at = mix64_scalar(ids[i]) & mask
+        at = mix64_scalar(ids[i] ^ salt) & mask
         while table[at] != 0 and distinct[table[at] - 1] != ids[i]:
             at = (at + _U64(1)) & mask
         if table[at] == 0:

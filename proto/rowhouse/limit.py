@@ -110,7 +110,8 @@ def beyond_budget_bytes(memory_budget: int) -> int:
 
     Requests and answers, once as they are counted and once as copies that gRPC makes; as much for the work on
     them; and half of it for the parts of steps that groups of trainers hold. Held by
-    tests/hostile/test_memory.py.
+    tests/hostile/test_memory.py. Idle connections come on top: some 20 KiB each over gRPC, 1 KiB each on the
+    data port.
     """
     return PROCESS_BYTES + KEPT_BYTES + in_flight_bytes_max(memory_budget) * 7 // 2
 

@@ -5,7 +5,9 @@ Each part is checked once, vectorised, before anything changes. Duplicates are s
 push, so a replay gives the same bits. Thread safety: immutable values and pure functions.
 """
 
+import secrets
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +19,10 @@ from ps_server.disk.row import RowLayout
 from ps_server.table.config import TableConfig
 
 Ids = NDArray[np.uint64]
+
+SALT: Final = np.uint64(secrets.randbits(64))
+"""Where ids come in the table that finds duplicates: another place in each process, so that nobody can choose
+ids that crowd there. No answer depends on it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +149,7 @@ def sum_duplicates(
     if ascend(ids):  # as np.unique and torch.unique leave them
         return ids, gradients
     group = np.empty(ids.shape[0], np.int32)
-    unique = deduplicate(as_read_only(ids), group)
+    unique = deduplicate(as_read_only(ids), group, SALT)
     if unique.shape[0] == ids.shape[0]:
         return ids, gradients
     return unique, sum_groups(gradients, group, unique.shape[0])

@@ -10,7 +10,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 from rowhouse.kernel import ascend, deduplicate, first_not_below, sum_groups
+from rowhouse.mix import unmix64
 from rowhouse.placement import PartitionMap
+
+from ps_server.table.push import sum_duplicates
 
 IDS = hnp.arrays(
     np.uint64, st.integers(0, 200), elements=st.integers(0, 40) | st.integers(2**64 - 3, 2**64 - 1)
@@ -53,6 +56,28 @@ def test_the_ids_of_one_shard_take_no_longer_than_any_others() -> None:
         deduplicate(chosen, inverse)
         taken_s.append(time.perf_counter() - began_s)
     assert taken_s[1] < 50 * taken_s[0]
+
+
+def test_ids_that_a_stranger_chose_to_crowd_take_a_shard_no_longer_than_any_others() -> None:
+    """Without a salt these have one place: the ratio is in the thousands."""
+    crowd = unmix64(np.arange(1, 20_001, dtype=np.uint64) << np.uint64(30))
+    plain = np.random.default_rng(5).integers(0, 2**64, 20_000, dtype=np.uint64)
+    taken_s = []
+    for chosen in (plain, crowd):
+        gradients = np.ones((chosen.shape[0], 1), np.float32)
+        ids, _ = sum_duplicates(chosen, gradients)
+        assert ids is chosen, "all are distinct"
+        repeats = []
+        for _ in range(3):
+            began_s = time.perf_counter()
+            sum_duplicates(chosen, gradients)
+            repeats.append(time.perf_counter() - began_s)
+        taken_s.append(min(repeats))
+    assert taken_s[1] < 100 * taken_s[0]
+    inverse = np.empty(200, np.int32)
+    for salt in (0, 1, 2**63 + 5):
+        distinct = deduplicate(crowd[:200], inverse, np.uint64(salt))
+        assert [distinct.tolist(), inverse.tolist()] == naive_distinct(crowd[:200].tolist())
 
 
 @given(IDS, st.integers(1, 5), st.integers(0, 2**32))
