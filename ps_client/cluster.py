@@ -151,6 +151,15 @@ class Cluster:
             self.partition_map = fresh
             return fresh.version != stale.version
 
+    def check(self, transport: Transport, timeout_s: float) -> None:
+        """PreconditionError when the shard that a transport leads to is of another cluster now.
+
+        Pulls and pushes carry the cluster; control calls do not, and are asked for this first.
+        """
+        if cluster_id := self.partition_map.cluster_id:
+            answer = transport.call("GetCluster", pb.GetClusterRequest(), timeout_s)
+            _check_cluster(answer, transport.endpoint, cluster_id, "this client joined one")
+
     def close(self) -> None:
         """Close every transport."""
         for transport in self.transports:

@@ -274,9 +274,14 @@ class Exchange:
             ) from failure
 
     def every_shard(self, method: str, request: Any) -> list[Any]:
-        """Make a control call to each shard, in parallel, with retries; the answers by shard."""
+        """Make a control call to each shard, in parallel, with retries; the answers by shard.
+
+        PreconditionError, before the call, where a shard is of another cluster now (not of GetStats).
+        """
 
         def ask(transport: Transport) -> Any:
+            if method != "GetStats":
+                self.persist(partial(self._cluster.check, transport), small=True)
             return self.persist(partial(transport.call, method, request), small=True)
 
         return self.together([partial(ask, transport) for transport in self._cluster.transports])
@@ -287,6 +292,7 @@ class Exchange:
         given_up = threading.Event()
 
         def ask(transport: Transport) -> Any:
+            self.persist(partial(self._cluster.check, transport), small=True)
             call = partial(transport.call, method, request)
             return ask_until_ended(call, self._retry, timeout_s, given_up)
 

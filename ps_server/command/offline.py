@@ -189,6 +189,9 @@ def _show(reports: list[Report], console: Console) -> None:
     if damaged.row_count:
         console.print(damaged)
     console.print(f"{count} damaged things" if count else "no damage")
+    for report in reports:
+        for lost in report.lost_log:
+            console.print(f"{lost}: the machine went down under os; the next start cuts the log there")
     if damaged.row_count < count:
         console.print(f"{count - damaged.row_count} more are in the output of --json")
     spoiled = sum(table.not_finite for report in reports for table in report.tables)

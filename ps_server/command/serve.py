@@ -11,6 +11,7 @@ import logging
 import os
 import secrets
 import signal
+import socket
 import sys
 import time
 from collections.abc import Iterator
@@ -24,7 +25,7 @@ from rowhouse.error import ConfigError, UnavailableError
 from rowhouse.program import screen, show_table
 
 from ps_server.config.cluster import ClusterConfig, load_config, shard_directory
-from ps_server.config.endpoint import socket_path, split_endpoint
+from ps_server.config.endpoint import as_told, socket_path, split_endpoint
 from ps_server.config.memory import check_memory
 from ps_server.disk.data_dir import claim_data_dir, has_cluster_id
 from ps_server.life.saved import check_no_restore, restore_tables
@@ -151,6 +152,12 @@ def _show_config(config: ClusterConfig) -> None:
     print(f"# resolved config\n{config.to_yaml()}", flush=True)
 
 
+def _reachable(endpoint: str) -> str:
+    """Where clients reach a shard: one that listens on every address, by the name of this machine."""
+    told = as_told(endpoint)
+    return socket.gethostname() + told if told.startswith(":") else told
+
+
 def _announce(config: ClusterConfig, as_json: bool) -> None:
     """Print the config and the endpoints of a cluster that serves."""
     if as_json:
@@ -162,4 +169,4 @@ def _announce(config: ClusterConfig, as_json: bool) -> None:
     for index, endpoint in enumerate(config.endpoints):
         table.add_row(str(index), endpoint)
     show_table(table, screen())
-    print(f'ps_client.connect("{",".join(config.endpoints)}")', flush=True)
+    print(f'ps_client.connect("{",".join(map(_reachable, config.endpoints))}")', flush=True)

@@ -9,6 +9,7 @@ anyone appends to it, or by `verify` on a stopped shard.
 import os
 import struct
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from logging import getLogger
 from pathlib import Path
@@ -165,20 +166,25 @@ def lost_open_segment(directory: Path, open_lsn: int) -> str | None:
     return None
 
 
-def check_segments(directory: Path, owner: Owner, open_lsn: int) -> None:
-    """CorruptionError when a segment is another shard's, or the open one is lost (`lost_open_segment`).
+def complaints(directory: Path, owner: Owner, open_lsn: int) -> Iterator[str]:
+    """Each segment that is another shard's, and the open one where it is lost (`lost_open_segment`).
 
-    A segment whose header is damaged is named by whoever reads it.
+    A segment whose header is damaged is left to whoever reads it.
     """
     for path in list_segments(directory):
-        try:
+        with suppress(CorruptionError):
             header = header_of(path)
-        except CorruptionError:
-            continue
-        if header and (complaint := header.complaint(owner)):
-            raise CorruptionError(f"{path}: {complaint}")
-    if lost := lost_open_segment(directory, open_lsn):
-        raise CorruptionError(lost)
+            if header and (complaint := header.complaint(owner)):
+                yield f"{path}: {complaint}"
+    with suppress(CorruptionError):
+        if lost := lost_open_segment(directory, open_lsn):
+            yield lost
+
+
+def check_segments(directory: Path, owner: Owner, open_lsn: int) -> None:
+    """CorruptionError with the first of `complaints`."""
+    for complaint in complaints(directory, owner, open_lsn):
+        raise CorruptionError(complaint)
 
 
 def _is_beginning(found: bytes, checksum: int) -> bool:

@@ -29,10 +29,10 @@ from ps_server.disk.segment import (
     KIND_EVICT,
     KIND_PUSH,
     Owner,
+    complaints,
     find_end,
     header_of,
     list_segments,
-    lost_open_segment,
     read_segment,
 )
 from ps_server.disk.store import Keys, RowFamily, Store, Values
@@ -112,6 +112,9 @@ class Report:
         Read.
     torn_bytes
         Bytes of a record cut off by a kill; never acknowledged, no damage.
+    lost_log
+        What the log lacks since the machine went down while it was not synced; the next start cuts it off
+        there. No damage, because nothing else was promised.
     tables
         By name.
     damage
@@ -124,6 +127,7 @@ class Report:
     log_segments: int = 0
     log_records: int = 0
     torn_bytes: int = 0
+    lost_log: list[str] = field(default_factory=list)
     tables: list[TableReport] = field(default_factory=list)
     damage: list[Damage] = field(default_factory=list)
 
@@ -158,14 +162,18 @@ def verify_directory(path: Path, progress: Callable[[str, int], None] = lambda _
             store = open_store(path, descriptor.families(), paranoid=False)
         except (CorruptionError, ConfigError) as error:
             report.damage.append(Damage(part="store", what=str(error)))
-            _walk_log(path / "log", None, None, report)
+            _walk_log(path / "log", None, report)
             return report
         try:
             life, state = _read_records(store, descriptor, report)
-            owner = Owner(descriptor.cluster_id, descriptor.shard)
-            _walk_log(path / "log", state.lsn if state else None, owner, report)
-            if life and not life.clean and not life.lost_unsynced_log(checkpoint.boot_id()):
-                _check_open_segment(path / "log", life.open_lsn, report)
+            _walk_log(path / "log", state.lsn if state else None, report)
+            if life and life.lost_unsynced_log(checkpoint.boot_id()):
+                report.lost_log = [damage.what for damage in report.damage if damage.part == "log"]
+                report.damage = [damage for damage in report.damage if damage.part != "log"]
+                open_lsn = 0
+            else:
+                open_lsn = life.open_lsn if life and not life.clean else 0
+            _check_segments(path / "log", Owner(descriptor.cluster_id, descriptor.shard), open_lsn, report)
             for name, layout in descriptor.layouts.items():
                 table = TableReport(name=name)
                 report.tables.append(table)
@@ -209,17 +217,14 @@ def _read_records(
 
 
 # ---------------------------------------------------------------- the log
-def _check_open_segment(directory: Path, open_lsn: int, report: Report) -> None:
-    """A shard would not start without the segment that it wrote to last."""
-    try:
-        if lost := lost_open_segment(directory, open_lsn):
-            report.damage.append(Damage(part="log", what=lost))
-    except CorruptionError:
-        pass  # its header is damaged: `_walk_log` says so
+def _check_segments(directory: Path, owner: Owner, open_lsn: int, report: Report) -> None:
+    """A shard would not start with another's segments, or without the one that it wrote to last."""
+    for complaint in complaints(directory, owner, open_lsn):
+        report.damage.append(Damage(part="log", what=complaint))
 
 
-def _walk_log(directory: Path, checkpoint_lsn: int | None, owner: Owner | None, report: Report) -> None:
-    """Every segment; a damaged one does not hide the next. `checkpoint_lsn`, `owner` None: unknown."""
+def _walk_log(directory: Path, checkpoint_lsn: int | None, report: Report) -> None:
+    """Every segment; a damaged one does not hide the next. `checkpoint_lsn` None: unknown."""
     segments = list_segments(directory)
     newest = checkpoint_lsn
     for i, path in enumerate(segments):
@@ -227,8 +232,6 @@ def _walk_log(directory: Path, checkpoint_lsn: int | None, owner: Owner | None, 
         report.log_segments += 1
         try:
             header = header_of(path)
-            if header and owner and (complaint := header.complaint(owner)):
-                report.damage.append(Damage(part="log", what=f"{path}: {complaint}"))
             before = header.previous_lsn if header else None
             gap = (
                 before is not None

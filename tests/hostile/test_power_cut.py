@@ -23,7 +23,7 @@ from tests.hostile.power_cut import SCENARIOS
 from tests.workload import MEMORY
 
 SIGKILL = 9
-CUTS = 5
+CUTS = 4
 """Steps of a scenario that `make test` cuts at."""
 
 

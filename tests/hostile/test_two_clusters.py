@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Two clusters whose counts and tables agree: a client is of one, also when an address changes hands."""
 
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ def told(endpoint: str) -> pb.GetClusterResponse:
         return answer
 
 
-@pytest.mark.parametrize("data_port", ["auto", "off"])
+@pytest.mark.parametrize("data_port", ["auto", pytest.param("off", marks=pytest.mark.soak)])
 def test_a_cluster_that_takes_over_an_address_gets_no_pull_and_no_push(
     tmp_path: Path, data_port: str
 ) -> None:
@@ -69,6 +70,8 @@ def test_shards_on_every_address_tell_no_address_and_are_found(tmp_path: Path) -
     keys = config(tmp_path / "one", shards=2, host="0.0.0.0", base_port=0)
     with ServerProcess("up", keys) as server:
         ports = [endpoint.rpartition(":")[2] for endpoint in server.endpoints().split(",")]
+        named = ",".join(f"{socket.gethostname()}:{port}" for port in ports)
+        assert f'ps_client.connect("{named}")' in server.wait_for("ps_client.connect(")
         answer = told(f"127.0.0.1:{ports[0]}")
         assert list(answer.endpoints) == [f":{port}" for port in ports]
         assert len(answer.cluster_id) == 32

@@ -199,7 +199,10 @@ def test_another_cluster_at_the_address_gets_nothing() -> None:
         for _ in range(2):
             with pytest.raises(PreconditionError, match=f"is of cluster {'1f' * 16}, this client joined one"):
                 client.push("user", [1], [[1.0] * 4])
-        assert shard.applied == 0 and len(shard.pulls) == pulls + 1
+        for act in (client.checkpoint, lambda: client.freeze("user", "refuse"), lambda: client.evict("item")):
+            with pytest.raises(PreconditionError, match="this client joined one"):
+                act()
+        assert shard.applied == 0 and len(shard.pulls) == pulls + 1 and not shard.frozen
         shard.map = PartitionMap.even(1, ID)
         client.push("user", [1], [[1.0] * 4])
         assert shard.applied >= 1

@@ -3,6 +3,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -210,6 +211,23 @@ def test_the_open_segment_is_missing(crashed: Path) -> None:
     report = verify_directory(crashed)
     assert parts(report) == [("log", None)]
     assert "the push log's open segment when the shard was killed is missing" in report.damage[0].what
+
+
+def test_what_a_power_cut_took_under_os_is_no_damage(
+    crashed: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The next start cuts the log there, and says so; verify says the same."""
+    store = open_store(crashed, {}, read_only=False)
+    life = checkpoint.read_life(store)
+    checkpoint.write_life(store, replace(life, boot_id="another"))
+    store.close()
+    last = list_segments(crashed / "log")[-1]
+    last.write_bytes(bytes(200))
+    assert psctl.main(["verify", str(crashed)]) == 0
+    assert "the machine went down under os; the next start cuts the log there" in capsys.readouterr().out
+    last.unlink()
+    report = verify_directory(crashed)
+    assert report.damage == [] and report.lost_log == []
 
 
 # ---------------------------------------------------------------- psctl
