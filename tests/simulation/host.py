@@ -103,7 +103,7 @@ class Host:
         self._boots = 0
         self._lossy = False  # the last end may have taken what was acknowledged
         self.model = ShardModel(config.tables)
-        self.modes = {table.name: {table.freeze} for table in config.tables}
+        self.modes: dict[str, set[str]] = {table.name: {table.freeze} for table in config.tables}
         self.open_change: Change | None = None
         self._base, self._history = self.model.copy(), list[Change]()
         self.events: Counter[str] = Counter()

@@ -42,7 +42,8 @@ def rounded(values: NDArray[np.float32], ids: Ids, lsn: int, code: int) -> NDArr
     random = (words & np.uint64(0xFFFFFFFF)).astype(np.int64) & ((1 << bits) - 1)
     goes_up = np.floor(np.ldexp(magnitude / ulp - whole, bits)) + random >= np.ldexp(1.0, bits)
     out = np.minimum((whole + goes_up) * ulp, largest)
-    return np.copysign(out, values).astype(np.float32)
+    found: NDArray[np.float32] = np.copysign(out, values).astype(np.float32)
+    return found
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ class TableModel:
         self.rows: dict[int, Row] = {}
         self.tombstones: set[int] = set()
         self._first: dict[int, Row] = {}
-        policies = {policy.kind: policy for policy in config.eviction}
+        policies: dict[str, Any] = {policy.kind: policy for policy in config.eviction}
         self._ttl, self._norm = policies.get("ttl"), policies.get("l2_norm")
         self._frequent = policies.get("least_frequent")
         self._counted = 0
@@ -139,7 +140,8 @@ class TableModel:
         if policy.kind == "probability":
             key = np.uint64(naive.mix64(naive.mix64(naive.mix64(self.config.seed)) ^ lsn))
             bits: Any = mix64(ids ^ key) >> np.uint64(11)
-            return bits.astype(np.float64) * 2.0**-53 < policy.probability
+            lucky: NDArray[np.bool_] = bits.astype(np.float64) * 2.0**-53 < policy.probability
+            return lucky
         assert self._sketch is not None
         counts = [self._sketch.add(one) for one in ids.tolist()]
         self._counted += len(counts)

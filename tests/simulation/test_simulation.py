@@ -68,7 +68,7 @@ Plant = Callable[[ExitStack], None]
 
 
 def _patch(owner: Any, name: str, value: Any) -> Plant:
-    return lambda stack: stack.enter_context(mock.patch.object(owner, name, value))  # type: ignore[func-returns-value]
+    return lambda stack: stack.enter_context(mock.patch.object(owner, name, value))
 
 
 def _apply_without(kind: str) -> Callable[..., None]:

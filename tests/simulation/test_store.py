@@ -19,6 +19,13 @@ WIDTHS = {"row.a": 12, "row.c": 6, "row.b": 5}
 KEYS = np.random.default_rng(3).integers(0, 2**64, 60, np.uint64)
 
 
+class Nothing(random.Random):
+    """A chance that keeps nothing."""
+
+    def randint(self, a: int, b: int) -> int:
+        return a
+
+
 class Pair:
     """A real store and a simulated one."""
 
@@ -42,9 +49,7 @@ class Pair:
         snapshot(self.real_at, copy)
         self.real.close()
         self.real_at = copy
-        nothing = random.Random()
-        nothing.randint = lambda least, _most: least  # type: ignore[method-assign]
-        self.other.crash(nothing, power_cut=False)
+        self.other.crash(Nothing(), power_cut=False)
         self.open()
 
     def link(self) -> None:

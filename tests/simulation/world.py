@@ -14,7 +14,7 @@ import logging
 import shutil
 import tempfile
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -193,7 +193,7 @@ class World:
         finally:
             actor.busy = False
 
-    def _draw(self, weights: dict[str, float]) -> str:
+    def _draw(self, weights: Mapping[str, float]) -> str:
         return self.chance.choices(list(weights), list(weights.values()))[0]
 
     def fate_of_a_message(self) -> str:
@@ -362,8 +362,8 @@ class World:
                     summed = np.stack([sums[one] for one in mine])
                     parts.setdefault(shard, []).append(Part(name, np.array(mine, np.uint64), summed, rate))
         intent = Intent({shard: tuple(mine) for shard, mine in parts.items()})
-        for shard, mine in intent.parts.items():
-            self._intents[shard, fingerprint(mine)] = intent
+        for shard, part in intent.parts.items():
+            self._intents[shard, fingerprint(part)] = intent
         while len(self._intents) > INTENTS_MAX:
             del self._intents[next(iter(self._intents))]
         return intent
@@ -401,7 +401,8 @@ class World:
         self._attempt(actor, lambda client: client.evict(name))
 
     def _freeze(self, actor: Actor) -> None:
-        name, mode = self.chance.choice(sorted(DIMS)), self.chance.choice([*["off"] * 5, "refuse", "ignore"])
+        name = self.chance.choice(sorted(DIMS))
+        mode: Any = self.chance.choice([*["off"] * 5, "refuse", "ignore"])
         self._attempt(actor, lambda client: client.freeze(name, mode))
 
     def _stats(self, actor: Actor) -> None:
