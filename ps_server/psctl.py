@@ -179,7 +179,7 @@ def _add_offline_flags(command: argparse.ArgumentParser, name: str) -> None:
             "cluster's, in the place of DIR: each row is as of some moment of the export"
         )  # fmt: skip
         command.add_argument(
-            "--timeout-s", type=float, default=60.0, help="with --endpoints: per call (default 60)"
+            "--timeout-s", type=float, help="with --endpoints: the most seconds for one page"
         )
         command.add_argument("--out", metavar="FILE", type=Path, required=True, help="Parquet file to write")
         command.add_argument("--overwrite", action="store_true", help="replace FILE if there is one")

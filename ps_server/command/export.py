@@ -26,6 +26,7 @@ from ps_server.bulk.column import schema_of, to_record_batch
 from ps_server.bulk.export import export_schema, export_table
 from ps_server.bulk.recovered import exportable
 from ps_server.command.offline import directories_of, progress_of, show_facts
+from ps_server.command.online import ask
 from ps_server.config.cluster import load_config
 from ps_server.life.recovery import state_of
 from ps_server.shard.listing import from_message
@@ -87,7 +88,7 @@ def _running(arguments: argparse.Namespace) -> tuple[pa.Schema, list[Source]]:
     shards: dict[int, str] = {}
     for endpoint in arguments.endpoints:
         with closing(GrpcTransport(endpoint)) as transport:
-            cluster = transport.call("GetCluster", pb.GetClusterRequest(), arguments.timeout_s)
+            cluster = ask(transport, "GetCluster", pb.GetClusterRequest(), arguments.timeout_s)
         shards[cluster.shard] = endpoint
         tables = [TableConfig.model_validate_json(table.config_json) for table in cluster.tables]
     if len(shards) != len(cluster.endpoints) or len(shards) != len(arguments.endpoints):
@@ -109,14 +110,14 @@ def _running(arguments: argparse.Namespace) -> tuple[pa.Schema, list[Source]]:
 
 
 def _pages(
-    endpoint: str, config: TableConfig, schema: pa.Schema, timeout_s: float, facts: Facts
+    endpoint: str, config: TableConfig, schema: pa.Schema, timeout_s: float | None, facts: Facts
 ) -> Iterator[pa.RecordBatch]:
     """Pages of a running shard's rows."""
     first_key, begun = 0, False
     with closing(GrpcTransport(endpoint)) as transport:
         while first_key or not begun:
             request = pb.ListRowsRequest(table=config.name, first_key=first_key)
-            page = transport.call("ListRows", request, timeout_s)
+            page = ask(transport, "ListRows", request, timeout_s)
             facts["last_lsn"] = page.lsn_after
             facts["first_lsn"] = facts["first_lsn"] if begun else page.lsn_before
             ids, values = from_message(page.rows, config.layout)

@@ -28,6 +28,7 @@ from rowhouse.error import (
     BusyError,
     CorruptionError,
     PoisonedError,
+    PreconditionError,
     SequenceGapError,
     StoreError,
     TableFrozenError,
@@ -111,6 +112,7 @@ class Shard:
         self._applied_lsn = opened.lsn
         self._push_lock = threading.Lock()
         self._checkpoint_lock = threading.Lock()
+        self._listed: set[str] = set()  # tables of which a listing was begun
         self._closing = threading.Event()
         self._closed = False
         self._checkpoint_wanted = threading.Event()
@@ -489,12 +491,20 @@ class Shard:
         return pb.EvictRowsResponse(rows_evicted=evicted)
 
     def list_rows(self, request: pb.ListRowsRequest) -> pb.ListRowsResponse:
-        """A page of a table's rows (listing.py); UnknownTableError, CorruptionError for damaged rows."""
+        """A page of a table's rows (listing.py); UnknownTableError, CorruptionError for damaged rows.
+        PreconditionError for a page of a listing that this start of the shard did not begin: a row that was
+        written then may be in memory only, where a page does not look for it."""
         self._check_alive()
         table, before = table_of(request.table, self._tables), self._applied_lsn
         if not request.first_key and not self._read_only:
             with self.upkeep():
                 table.tier.write_back()
+            self._listed.add(table.name)
+        elif not self._read_only and table.name not in self._listed:
+            raise PreconditionError(
+                f"shard {self.index} was restarted since this listing of table {table.name!r} began: "
+                "begin it again"
+            )
         with self._reading():
             rows, following = list_rows(table, request.first_key, request.rows_max)
         after = self._applied_lsn

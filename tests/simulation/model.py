@@ -85,7 +85,6 @@ class TableModel:
     def __init__(self, config: TableConfig) -> None:
         self.config, self.layout = config, config.layout
         self.rows: dict[int, Row] = {}
-        self.tombstones: set[int] = set()
         self._first: dict[int, Row] = {}
         policies: dict[str, Any] = {policy.kind: policy for policy in config.eviction}
         self._ttl, self._norm = policies.get("ttl"), policies.get("l2_norm")
@@ -98,7 +97,7 @@ class TableModel:
     def copy(self) -> "TableModel":
         """Another one with the same rows."""
         other = copy(self)
-        other.rows, other.tombstones = dict(self.rows), set(self.tombstones)
+        other.rows = dict(self.rows)
         if self._sketch is not None:
             other._sketch = copy(self._sketch)
             other._sketch.counters = list(self._sketch.counters)
@@ -180,7 +179,6 @@ class TableModel:
         data, size = rows.tobytes(), layout.stored_bytes
         for number, one in enumerate(names):
             self.rows[one] = data[number * size : (number + 1) * size]
-        self.tombstones.difference_update(names)
 
     def _word(self, rows: NDArray[np.uint8], at: int) -> NDArray[np.uint32]:
         """A metadata word of each row, to be written to; every stored part is a multiple of four bytes."""
@@ -212,7 +210,6 @@ class TableModel:
         """Remove rows."""
         for one in ids:
             self.rows.pop(one, None)
-        self.tombstones.update(ids)
 
 
 class ShardModel:

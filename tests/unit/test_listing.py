@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from rowhouse.error import UnknownTableError
+from rowhouse.error import PreconditionError, UnknownTableError
 from rowhouse.mix import mix64
 from rowhouse.v1 import rowhouse_pb2 as pb
 
@@ -67,6 +67,30 @@ def test_what_changes_after_the_beginning_is_taken_from_memory(tmp_path: Path) -
     weights = values[:, :16].copy().view(np.float32)
     assert np.array_equal(weights, pull(shard, "user", ids))
     assert set(get_lsn(values).tolist()) == {5} and (later.lsn_before, later.lsn_after) == (5, 5)
+    shard.close()
+
+
+def test_a_listing_does_not_go_on_over_a_restart(tmp_path: Path) -> None:
+    """What was written to the store when it began may be in the log only after a kill."""
+    config = make_config(tmp_path)
+    shard = open_shard(config)
+    fill(shard, 3000)
+    first = shard.list_rows(pb.ListRowsRequest(table="user", rows_max=1000))
+    shard.close()
+    shard = open_shard(config)
+    later = pb.ListRowsRequest(table="user", first_key=first.next_key)
+    with pytest.raises(PreconditionError, match="was restarted since this listing of table 'user' began"):
+        shard.list_rows(later)
+    assert len(pages(shard, "user")) == 1 and shard.list_rows(later).next_key == 0
+    shard.close()
+
+
+def test_the_first_page_is_a_long_call(tmp_path: Path) -> None:
+    """Its ticket is begun once, and asked about until it has ended."""
+    shard = open_shard(make_config(tmp_path))
+    fill(shard, 10)
+    request = pb.ListRowsRequest(table="user", ticket=7)
+    assert shard.call("ListRows", request) is shard.call("ListRows", request)
     shard.close()
 
 

@@ -291,14 +291,16 @@ class Rows(_message.Message):
     def __init__(self, ids: _Optional[bytes] = ..., weights: _Optional[bytes] = ..., state: _Optional[bytes] = ..., push_time: _Optional[bytes] = ..., push_count: _Optional[bytes] = ..., shows: _Optional[bytes] = ..., clicks: _Optional[bytes] = ..., lsn: _Optional[bytes] = ...) -> None: ...
 
 class ListRowsRequest(_message.Message):
-    __slots__ = ("table", "first_key", "rows_max")
+    __slots__ = ("table", "first_key", "rows_max", "ticket")
     TABLE_FIELD_NUMBER: _ClassVar[int]
     FIRST_KEY_FIELD_NUMBER: _ClassVar[int]
     ROWS_MAX_FIELD_NUMBER: _ClassVar[int]
+    TICKET_FIELD_NUMBER: _ClassVar[int]
     table: str
     first_key: int
     rows_max: int
-    def __init__(self, table: _Optional[str] = ..., first_key: _Optional[int] = ..., rows_max: _Optional[int] = ...) -> None: ...
+    ticket: int
+    def __init__(self, table: _Optional[str] = ..., first_key: _Optional[int] = ..., rows_max: _Optional[int] = ..., ticket: _Optional[int] = ...) -> None: ...
 
 class ListRowsResponse(_message.Message):
     __slots__ = ("rows", "next_key", "lsn_before", "lsn_after")
