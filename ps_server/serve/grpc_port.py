@@ -11,7 +11,7 @@ Every call is registered as one that takes a stream, which is the same on the wi
 its message is received. GetCluster and GetStats ask nothing, so their message is not read at all.
 
 Invariants: 1. health is answered while the process lives; GetCluster and GetStats wait for no other kind of
-call; 2. `stop` takes its grace at most, whatever peers do.
+call; 2. `stop` takes its grace and a second at most, whatever peers do.
 Thread safety: `listen`, `start`, `set_serving` and `stop` may be called from any thread, one at a time.
 """
 
@@ -26,9 +26,7 @@ import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError, Message
 from grpc_health.v1 import health, health_pb2
-from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection, reflection_pb2
-from grpc_reflection.v1alpha._async import ReflectionServicer
 from rowhouse import frame
 from rowhouse.control import METHODS, SERVICE_NAME
 from rowhouse.error import BusyError, InvalidRequestError, UnavailableError
@@ -61,6 +59,9 @@ OPEN_MAX: Final = 4096
 """Calls without their message, some 20 KB each. Past it the oldest is told to come back: a message that comes
 is here within milliseconds, so that is a silent one."""
 
+_ENDING_S: Final = 1.0
+"""What calls have to notice that they were cut; they need no more than a turn of the loop."""
+
 _QUICK_THREADS: Final = 2
 _UPKEEP_THREADS: Final = 4
 
@@ -92,8 +93,10 @@ class GrpcPort:
         self._group = ThreadPoolExecutor(threads, "rpc-group")
         self._upkeep = ThreadPoolExecutor(_UPKEEP_THREADS, "rpc-upkeep")
         self._quick = ThreadPoolExecutor(_QUICK_THREADS, "rpc-quick")
-        self._health = HealthServicer()
-        self._reflection = ReflectionServicer((SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME))
+        self._health = health.aio.HealthServicer()
+        self._reflection = reflection.aio.ReflectionServicer(
+            (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        )
         self._server: grpc.aio.Server | None = None
         self._started = False
 
@@ -170,6 +173,8 @@ class GrpcPort:
             call.cut(UnavailableError("the shard stops; retry"))
         await stopped
         self._server = None
+        if ending := asyncio.all_tasks() - {asyncio.current_task()}:
+            await asyncio.wait(ending, timeout=_ENDING_S)
 
     # ------------------------------------------------------------ calls
     def _handlers(self) -> tuple[grpc.GenericRpcHandler, ...]:
