@@ -23,13 +23,13 @@ OWN_FILES: Final = 32
 PROCESS_FILES: Final = 64
 """What the process has open besides: its ports, libraries, some connections."""
 
-FOLDERS_PER_TABLE: Final = 2
-"""Each family of the store keeps the folder open: one of rows and one of tombstones."""
+FOLDERS_PER_TABLE: Final = 1
+"""Each family of the store keeps the folder open."""
 
 
 def files_of_checkpoint(tables: int) -> int:
-    """Files that a checkpoint may open at once: one for the rows and one for the tombstones of each table."""
-    return min(2 * tables, STORE_FILES) + OWN_FILES
+    """Files that a checkpoint may open at once: one for the rows of each table."""
+    return min(tables, STORE_FILES) + OWN_FILES
 
 
 def files_of_tables(tables: int) -> int:

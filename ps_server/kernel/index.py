@@ -53,6 +53,10 @@ LINE = 8
 SWEEP_ENTRIES = 64
 """Entries of a sector that the clock's hand passes before the next sector: eight cache lines."""
 
+TAKE_ENTRIES = 32_768
+"""Entries that are looked at in one go for dirty rows: a full sector, or the many small ones of a table that
+has few rows, where a call for each costs more than the rows."""
+
 COPY, WIDEN_HALF, WIDEN_BFLOAT = 0, 1, 2
 """What `gather` does to a row's weights."""
 
@@ -306,24 +310,34 @@ def sweep(
 
 
 @njit(nogil=True, cache=True)
-def take_dirty(sector: int, entries: Array, caps: Array, geometry: Array, places: Array, flags: Array) -> int:
-    """Dirty entries of one sector; they become clean and STORED.
+def take_dirty(
+    first: int, entries: Array, caps: Array, geometry: Array, places: Array, flags: Array
+) -> tuple[int, int]:
+    """Dirty entries of sector `first`, and of those after it as long as `places` has room for a whole sector
+    more and no more than TAKE_ENTRIES are looked at; they become clean and STORED.
 
-    `places` int64 and `flags` uint8 (as they were) hold caps[sector] values. Returns how many. A whole
-    sector at a time, since growing and deleting move entries within it.
+    `places` int64 and `flags` uint8 (as they were) hold caps[first] values at least. Returns how many, and
+    the next sector. Whole sectors, since growing and deleting move entries within one.
     """
-    found = 0
+    found = looked_at = 0
     dirty = np.uint64(DIRTY) << S32
     stored = np.uint64(STORED) << S32
-    base = sector * geometry[RESERVED]
-    for offset in range(caps[sector]):
-        entry = entries[base + offset]
-        if entry & dirty:
-            places[found] = place_of(entry)
-            flags[found] = (entry >> S32) & _FLAG_MASK
-            entries[base + offset] = (entry & ~dirty) | stored
-            found += 1
-    return found
+    sector = first
+    while sector < geometry[SECTORS]:
+        cap = caps[sector]
+        if sector > first and (found + cap > places.shape[0] or looked_at + cap > TAKE_ENTRIES):
+            break
+        base = sector * geometry[RESERVED]
+        for offset in range(cap):
+            entry = entries[base + offset]
+            if entry & dirty:
+                places[found] = place_of(entry)
+                flags[found] = (entry >> S32) & _FLAG_MASK
+                entries[base + offset] = (entry & ~dirty) | stored
+                found += 1
+        looked_at += cap
+        sector += 1
+    return found, sector
 
 
 @njit(nogil=True, cache=True)

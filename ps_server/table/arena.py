@@ -273,12 +273,13 @@ class Arena:
         )
         return places[:n], flags[:n]
 
-    def take_dirty(self, sector: int) -> tuple[Places, NDArray[np.uint8]]:
-        """Places and former flags of a sector's dirty rows, which become clean and STORED."""
-        places = np.empty(int(self._caps[sector]), np.int64)
+    def take_dirty(self, sector: int, rows: int = 0) -> tuple[Places, NDArray[np.uint8], int]:
+        """Places and former flags of dirty rows, which become clean and STORED: those of a sector, and of the
+        ones after it up to about `rows`. And the next sector."""
+        places = np.empty(max(int(self._caps[sector]), rows), np.int64)
         flags = np.empty(places.shape[0], np.uint8)
-        n = index.take_dirty(sector, self._entries, self._caps, self._geometry, places, flags)
-        return places[:n], flags[:n]
+        n, following = index.take_dirty(sector, self._entries, self._caps, self._geometry, places, flags)
+        return places[:n], flags[:n], following
 
     def ids_of(self, places: Places) -> Ids:
         """Ids of the records in `places`; a new (n,) uint64."""

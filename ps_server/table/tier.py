@@ -227,31 +227,32 @@ class Tier:
             raise
 
     def write_back(self) -> int:
-        """Write every dirty row to the store, a sector at a time; returns how many."""
-        written = 0
-        for sector in range(self.arena.sectors):
-            rows = self.write_back_sector(sector)
+        """Write every dirty row to the store, some at a time; returns how many."""
+        written = sector = 0
+        while sector < self.arena.sectors:
+            rows, sector = self.write_back_from(sector)
             self.written_back_rows += rows  # told while it goes on
             written += rows
         return written
 
-    def write_back_sector(self, sector: int) -> int:
-        """Write the dirty rows of one index sector to the store; returns how many. Takes the lock for the
-        time of a copy (for that of the write where rows are wide): a checkpoint does one sector at a time
-        so that nobody waits long."""
+    def write_back_from(self, sector: int) -> tuple[int, int]:
+        """Write the dirty rows of an index sector to the store, and of those after it while they are few;
+        returns how many, and the next sector. Takes the lock for the time of a copy (for that of the write
+        where rows are wide), so that nobody waits long."""
+        rows = COPY_BYTES // self.layout.value_bytes
         with ExitStack() as writing:
             with self.lock:
-                places, flags = self.arena.take_dirty(sector)
+                places, flags, following = self.arena.take_dirty(sector, rows)
                 if not places.shape[0]:
-                    return 0
+                    return 0, following
                 self._note_stored(flags)
                 writing.enter_context(self._writing)
                 if places.shape[0] * self.layout.value_bytes > COPY_BYTES:
                     self._write_back(places)
-                    return int(places.shape[0])
+                    return int(places.shape[0]), following
                 (keys, values), lsn = self.copy(places), self.applied_lsn
             self._write(keys, values, lsn)
-        return int(places.shape[0])
+        return int(places.shape[0]), following
 
     def remove(self, ids: Ids, lsn: int) -> int:
         """Evict rows by policy, as record `lsn` of the log says: out of memory and store. Nothing stays of

@@ -108,7 +108,7 @@ def warm(config: ClusterConfig) -> dict[str, Table]:
             checked.prefetch(POOL)
             checked.stats()
     for table_ in tables.values():
-        table_.tier.write_back_sector(0)
+        table_.tier.write_back_from(0)
         table_.tier.remove(POOL[:50], 100)
         table_.initial_rows(POOL)
     return tables

@@ -96,10 +96,10 @@ from pathlib import Path
 import ps_client
 limit = resource.getrlimit(resource.RLIMIT_NOFILE)
 resource.setrlimit(resource.RLIMIT_NOFILE, (200, limit[1] if {soft_only} else 200))
-tables = [{{"name": f"t{{i}}", "dim": 1, "optimizer": {{"kind": "sgd"}}}} for i in range(60)]
+tables = [{{"name": f"t{{i}}", "dim": 1, "optimizer": {{"kind": "sgd"}}}} for i in range(100)]
 config = {{"tables": tables, "memory_budget": "64MiB"}}
 with ps_client.connect("embedded:" + sys.argv[1], config=config) as client:
-    for i in range(60):
+    for i in range(100):
         client.push(f"t{{i}}", [1, 2], [[1.0], [2.0]])
     client.checkpoint()
 print("done")
@@ -111,9 +111,9 @@ print("done")
     if soft_only:
         assert ended.stdout == "done\n", ended.stderr
     else:
-        needed = 60 * 2 + files_of_checkpoint(60) + 64
+        needed = 100 + files_of_checkpoint(100) + 64
         assert (
-            f"ConfigError: tables: 60 tables need {needed} open files, and the hard limit is 200"
+            f"ConfigError: tables: 100 tables need {needed} open files, and the hard limit is 200"
             in ended.stderr
         )
         assert not (tmp_path / "shard" / "shard-0000" / "store").exists()

@@ -48,7 +48,7 @@ def test_rows_carry_the_lsn_of_their_table_when_they_are_written(driver: Driver)
     driver.shard.checkpoint()
     present, values = tier_of(driver).fetch(IDS)
     assert present.all() and (get_lsn(values) == last).all()
-    assert tier_of(driver).write_back_sector(0) == 0, "written rows are clean"
+    assert tier_of(driver).write_back() == 0, "written rows are clean"
 
 
 def test_a_spilled_row_is_pulled_loaded_and_pushed_on(driver: Driver) -> None:

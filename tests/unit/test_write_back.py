@@ -13,6 +13,7 @@ from rowhouse.error import PoisonedError, RowhouseError, StoreError
 from rowhouse.v1 import rowhouse_pb2 as pb
 
 from ps_server.disk.row import get_lsn
+from ps_server.kernel import index
 from ps_server.table.tier import COPY_BYTES, Tier
 from tests.driver import Driver, shard_config
 
@@ -137,7 +138,7 @@ def test_after_a_failed_write_no_row_leaves_memory(
         patched.setattr(tier.rows, "put", fail)
         sector = int(np.argmax(tier.arena._counts))
         with pytest.raises(StoreError):
-            tier.write_back_sector(sector)
+            tier.write_back_from(sector)
     with pytest.raises(PoisonedError, match="a push or a write failed half way"), tier.lock:
         tier.make_room(tier.arena.rows_max)
     with pytest.raises(PoisonedError, match="a push or a write failed half way"):
@@ -191,9 +192,29 @@ def test_rows_too_wide_to_copy_are_written_whole_beside_pushes(
         stored = np.ascontiguousarray(values[:, :4096]).view(np.float32)
         assert (get_lsn(values) == 2).all()
         np.testing.assert_array_equal(stored, before)
-        assert sum(tier.write_back_sector(s) for s in range(tier.arena.sectors)) == 100, "dirty again"
+        assert tier.write_back() == 100, "dirty again"
         np.testing.assert_array_equal(driver.pull("t", ids), expected)
     driver.crash(tmp_path / "copy")
     rows = driver.pull("t", ids, read_only=True)
     np.testing.assert_array_equal(rows, expected if driver.shard._applied_lsn == 3 else before)
     assert driver.shard._applied_lsn == 3 or fails
+
+
+def test_few_rows_in_many_sectors_are_written_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A large budget gives each of a thousand small tables as many sectors as it could have rows for."""
+    driver = make_driver(tmp_path, 8, "1GiB")
+    tier = tier_of(driver)
+    push(driver, np.arange(200, dtype=np.uint64))
+    assert tier.arena.sectors > 500
+    puts: list[int] = []
+    put = tier.rows.put
+
+    def counted(keys: NDArray[np.uint64], values: NDArray[np.uint8]) -> None:
+        puts.append(keys.shape[0])
+        put(keys, values)
+
+    monkeypatch.setattr(tier.rows, "put", counted)
+    assert tier.write_back() == 200 == sum(puts)
+    assert len(puts) <= 1 + tier.arena.sectors * 32 // index.TAKE_ENTRIES
