@@ -34,6 +34,7 @@ def screen(*, stderr: bool = False) -> "Console":
     """
     from rich.console import Console  # noqa: PLC0415
 
+    _escape_letters()
     found = Console(stderr=stderr)
     return found if found.is_terminal else Console(stderr=stderr, width=_PIPE_WIDTH)
 
@@ -52,6 +53,13 @@ def show_table(table: "Table", to: "Console") -> None:
     if title is not None:
         to.print(title, soft_wrap=True, markup=False, highlight=False)
     to.print(table)
+
+
+def _escape_letters() -> None:
+    """A terminal that is not UTF-8 shows the letters that it has, and the others as \\uXXXX."""
+    for stream in (sys.stdout, sys.stderr):
+        if (reconfigure := getattr(stream, "reconfigure", None)) is not None:  # a test's may have none
+            reconfigure(errors="backslashreplace")
 
 
 def run_program(
@@ -79,9 +87,7 @@ def run_program(
         The work's code; the `exit_code` of an error that has one (those of rowhouse and feature_cross);
         `refused`; 130 after Ctrl-C; 0 when the reader of the output (`head`) had enough.
     """
-    for stream in (sys.stdout, sys.stderr):
-        if (reconfigure := getattr(stream, "reconfigure", None)) is not None:  # a test's may have none
-            reconfigure(errors="backslashreplace")  # a terminal that is not UTF-8 shows what it can
+    _escape_letters()
     try:
         code = work() or 0
         sys.stdout.flush()  # here, where a reader that has gone is no error
