@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from rowhouse.control import FREEZE_MODES
 from rowhouse.error import InvalidRequestError, PreconditionError, RowhouseError
 from rowhouse.message import TableGradients
+from rowhouse.problem import counted
 from rowhouse.v1 import rowhouse_pb2 as pb
 
 from ps_client.cluster import Cluster
@@ -77,7 +78,7 @@ class Client(StepClient):
 
     def __repr__(self) -> str:
         closed = ", closed" if self._closed else ""
-        return f"<Client of {self.shard_count} shards{closed}: {names_of(self.tables)}>"
+        return f"<Client of {counted(self.shard_count, 'shard')}{closed}: {names_of(self.tables)}>"
 
     @property
     def tables(self) -> Mapping[str, Table]:

@@ -325,7 +325,8 @@ class Trainer(StepClient):
             asked_s = time.monotonic()
             told = [leaver for trainer, leaver in self._leavers.items() if trainer not in known]
             question = pb.AwaitStepRequest(member=self._member, step=step, left=told[:LEAVERS_MAX])
-            answer = self._exchange.persist(partial(transport.call, "AwaitStep", question), small=True)
+            ask = partial(transport.call, "AwaitStep", question)
+            answer: pb.AwaitStepResponse = self._exchange.persist(ask, small=True)
             known = {leaver.trainer for leaver in answer.left}
             if new := {one.trainer: one for one in answer.left if one.trainer not in self._leavers}:
                 self._leavers = {**self._leavers, **new}  # as a whole: threads of other shards read it

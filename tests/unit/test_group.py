@@ -205,7 +205,7 @@ def test_a_sign_of_life_puts_the_deadline_off(rig: Rig) -> None:
 
 
 def test_the_group_goes_on_without_a_lost_trainer_until_it_joins_again(rig: Rig) -> None:
-    on = {"go_on": True}
+    on: dict[str, Any] = {"go_on": True}
     rig.contribute(0, 1, [1], **on)
     rig.contribute(1, 1, [2], **on)  # held, never sealed: on another shard it may be missing
     rig.wait(0, 1, **on)
@@ -463,7 +463,7 @@ def one_step(rig: Rig, step: int, trainers: tuple[int, ...] = (0, 1), **changes:
     assert rig.wait(trainers[0], step, **changes) == "done"
 
 
-UNEVEN = {"uneven_go_on": True}
+UNEVEN: dict[str, Any] = {"uneven_go_on": True}
 
 
 def test_a_trainer_that_ended_stops_the_others_at_once(rig: Rig) -> None:
@@ -568,7 +568,7 @@ def test_a_part_of_one_that_died_before_it_was_started_again_and_ended_is_in_no_
 
 @pytest.mark.parametrize("go_on", [False, True])
 def test_ssp_waits_for_nobody_that_ended(rig: Rig, go_on: bool) -> None:
-    ssp = {"pace": pb.PACE_SSP, "staleness": 1, "uneven_go_on": go_on}
+    ssp: dict[str, Any] = {"pace": pb.PACE_SSP, "staleness": 1, "uneven_go_on": go_on}
     rig.wait(1, 1, **ssp)
     rig.leave(1, 1, **ssp)
     assert rig.wait(0, 1, **ssp) == rig.wait(0, 2, **ssp) == "done"

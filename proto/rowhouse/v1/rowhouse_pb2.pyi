@@ -185,7 +185,7 @@ class GetStatsRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class TableStats(_message.Message):
-    __slots__ = ("name", "rows", "rows_exact", "hot_rows", "dirty_rows", "record_bytes", "index_bytes", "pulled_ids", "hot_hits", "pushed_ids", "spilled_rows", "evicted_rows", "refused_ids", "disk_bytes", "frozen")
+    __slots__ = ("name", "rows", "rows_exact", "hot_rows", "dirty_rows", "record_bytes", "index_bytes", "pulled_ids", "hot_hits", "pushed_ids", "spilled_rows", "evicted_rows", "refused_ids", "disk_bytes", "frozen", "freeze")
     NAME_FIELD_NUMBER: _ClassVar[int]
     ROWS_FIELD_NUMBER: _ClassVar[int]
     ROWS_EXACT_FIELD_NUMBER: _ClassVar[int]
@@ -201,6 +201,7 @@ class TableStats(_message.Message):
     REFUSED_IDS_FIELD_NUMBER: _ClassVar[int]
     DISK_BYTES_FIELD_NUMBER: _ClassVar[int]
     FROZEN_FIELD_NUMBER: _ClassVar[int]
+    FREEZE_FIELD_NUMBER: _ClassVar[int]
     name: str
     rows: int
     rows_exact: bool
@@ -216,7 +217,8 @@ class TableStats(_message.Message):
     refused_ids: int
     disk_bytes: int
     frozen: bool
-    def __init__(self, name: _Optional[str] = ..., rows: _Optional[int] = ..., rows_exact: bool = ..., hot_rows: _Optional[int] = ..., dirty_rows: _Optional[int] = ..., record_bytes: _Optional[int] = ..., index_bytes: _Optional[int] = ..., pulled_ids: _Optional[int] = ..., hot_hits: _Optional[int] = ..., pushed_ids: _Optional[int] = ..., spilled_rows: _Optional[int] = ..., evicted_rows: _Optional[int] = ..., refused_ids: _Optional[int] = ..., disk_bytes: _Optional[int] = ..., frozen: bool = ...) -> None: ...
+    freeze: FreezeMode
+    def __init__(self, name: _Optional[str] = ..., rows: _Optional[int] = ..., rows_exact: bool = ..., hot_rows: _Optional[int] = ..., dirty_rows: _Optional[int] = ..., record_bytes: _Optional[int] = ..., index_bytes: _Optional[int] = ..., pulled_ids: _Optional[int] = ..., hot_hits: _Optional[int] = ..., pushed_ids: _Optional[int] = ..., spilled_rows: _Optional[int] = ..., evicted_rows: _Optional[int] = ..., refused_ids: _Optional[int] = ..., disk_bytes: _Optional[int] = ..., frozen: bool = ..., freeze: _Optional[_Union[FreezeMode, str]] = ...) -> None: ...
 
 class GetStatsResponse(_message.Message):
     __slots__ = ("shard", "applied_lsn", "durable_lsn", "checkpoint_lsn", "log_bytes", "log_records", "memory_budget_bytes", "memory_used_bytes", "poison", "tables")
