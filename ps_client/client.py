@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from rowhouse.control import FREEZE_MODES
 from rowhouse.error import InvalidRequestError, PreconditionError, RowhouseError
 from rowhouse.message import TableGradients
+from rowhouse.problem import counted
 from rowhouse.v1 import rowhouse_pb2 as pb
 
 from ps_client.cluster import Cluster
@@ -77,7 +78,7 @@ class Client(StepClient):
 
     def __repr__(self) -> str:
         closed = ", closed" if self._closed else ""
-        return f"<Client of {self.shard_count} shards{closed}: {names_of(self.tables)}>"
+        return f"<Client of {counted(self.shard_count, 'shard')}{closed}: {names_of(self.tables)}>"
 
     @property
     def tables(self) -> Mapping[str, Table]:
@@ -123,13 +124,14 @@ class Client(StepClient):
         staleness: int = 0,
         deadline_s: float = 60.0,
         on_lost: Literal["stop", "go_on"] = "stop",
+        on_uneven: Literal["stop", "go_on"] = "stop",
         journal: str | Path | None = None,
     ) -> Trainer:
         """Take part in a group of trainers that keep pace; see Trainer."""
         self._check_usable()
         made = Trainer(
             self, self._cluster, self._exchange, group=group, rank=rank, world_size=world_size, pace=pace,
-            staleness=staleness, deadline_s=deadline_s, on_lost=on_lost, journal=journal,
+            staleness=staleness, deadline_s=deadline_s, on_lost=on_lost, on_uneven=on_uneven, journal=journal,
         )  # fmt: skip
         self._trainers[group, rank] = made
         return made
@@ -295,11 +297,15 @@ class Client(StepClient):
             return  # what a forked child inherited is its parent's to close
         self._closed = True
         self._release.detach()
-        self._exchange.close()
-        self._cluster.close()
-        with ExitStack() as ends:  # every one of them, whatever one raises
+        with ExitStack() as ends:  # every one of them, whatever one raises; the last one first
+            ends.callback(self._cluster.close)
+            ends.callback(self._exchange.close)
             for trainer in self._trainers.values():
                 ends.callback(trainer.close)
+
+    def _fail(self) -> None:
+        for trainer in self._trainers.values():
+            trainer._fail()
 
     def _check_usable(self) -> None:
         if self._process != os.getpid():

@@ -273,16 +273,17 @@ class Exchange:
                 "under its number, before the next push to this shard; do not push it again yourself"
             ) from failure
 
-    def every_shard(self, method: str, request: Any) -> list[Any]:
+    def every_shard(self, method: str, request: Any, timeout_s: float | None = None) -> list[Any]:
         """Make a control call to each shard, in parallel, with retries; the answers by shard.
 
         PreconditionError, before the call, where a shard is of another cluster now (not of GetStats).
         """
 
         def ask(transport: Transport) -> Any:
+            backoff = self._retry.start(timeout_s)
             if method != "GetStats":
-                self.persist(partial(self._cluster.check, transport), small=True)
-            return self.persist(partial(transport.call, method, request), small=True)
+                self._persist(partial(self._cluster.check, transport), backoff, small=True)
+            return self._persist(partial(transport.call, method, request), backoff, small=True)
 
         return self.together([partial(ask, transport) for transport in self._cluster.transports])
 

@@ -9,7 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Self, TypeVar
 
+from rowhouse.control import FREEZE_MODES
 from rowhouse.error import InvalidRequestError, PreconditionError
+from rowhouse.problem import counted
 from rowhouse.v1 import rowhouse_pb2 as pb
 
 T = TypeVar("T")
@@ -45,6 +47,8 @@ class TableStats:
         Bytes of the table's files on disk.
     frozen
         Whether the table does not apply pushes now.
+    freeze
+        What it does with a push: "off" (applies it), "refuse" or "ignore".
     """
 
     name: str
@@ -62,6 +66,7 @@ class TableStats:
     refused_ids: int
     disk_bytes: int
     frozen: bool
+    freeze: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -115,7 +120,14 @@ class Checkpoint:
 
 def shard_stats(answer: pb.GetStatsResponse) -> ShardStats:
     """The counters that one shard told."""
-    return _plain(ShardStats, answer, tables=tuple(_plain(TableStats, table) for table in answer.tables))
+    tables = tuple(_plain(TableStats, table, freeze=_freeze(table)) for table in answer.tables)
+    return _plain(ShardStats, answer, tables=tables)
+
+
+def _freeze(table: pb.TableStats) -> str:
+    """The word of its freeze mode; an older shard tells only whether it is frozen."""
+    words = {mode: word for word, mode in FREEZE_MODES.items()}
+    return words.get(table.freeze, "refuse" if table.frozen else "off")
 
 
 def checkpoint_of(answer: pb.CreateCheckpointResponse) -> Checkpoint:
@@ -192,7 +204,8 @@ def check_saved(
     what = f"tables saved as {saved.name!r}"
     if saved.map_version != map_version:
         raise PreconditionError(
-            f"{what} are of a cluster of {len(saved.lsns)} shards (partition map {saved.map_version:#x}); "
+            f"{what} are of a cluster of {counted(len(saved.lsns), 'shard')} (partition map "
+            f"{saved.map_version:#x}); "
             f"this one has {len(answers)} ({map_version:#x})"
         )
     for name, dim in saved.dims.items():

@@ -92,6 +92,7 @@ class StepClient(ABC):
     _wire_dtype: int
     _keeps_parts: ClassVar[bool] = False
     """Whether `_send` holds on to the arrays that it gets, so that they must not be the caller's."""
+    _failed = False
 
     @property
     @abstractmethod
@@ -136,12 +137,18 @@ class StepClient(ABC):
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if kind is not None:
+            self._fail()
         try:
             self.close()
         except PreconditionError as failure:
             if value is None:
                 raise
             value.add_note(str(failure))
+
+    def _fail(self) -> None:
+        """A block ends by an exception: its end is not to be told as a planned one."""
+        self._failed = True
 
     def _asked(self, ids: Mapping[str, ArrayLike]) -> Asked:
         declared = [(find_table(self.tables, table), values) for table, values in ids.items()]

@@ -18,6 +18,7 @@ from rowhouse import dtype
 from rowhouse.error import InvalidRequestError, LimitExceededError
 from rowhouse.kernel import as_read_only, first_not_below
 from rowhouse.limit import IDS_PER_REQUEST_MAX
+from rowhouse.problem import with_article
 
 from ps_client.table import Table
 
@@ -199,7 +200,9 @@ def check_out(table: Table, count: int, out: NDArray[np.float32]) -> None:
     """Refuse an `out` that is not a writable C-contiguous (count, dim) float32 array."""
     wanted = f"a writable C-contiguous float32 array of shape {(count, table.dim)}"
     if not isinstance(out, np.ndarray):
-        raise InvalidRequestError(f"table {table.name!r}: out is a {type(out).__name__}; it must be {wanted}")
+        raise InvalidRequestError(
+            f"table {table.name!r}: out is {with_article(type(out).__name__)}; it must be {wanted}"
+        )
     legal = out.flags.c_contiguous and out.flags.writeable and out.flags.aligned
     if not legal or out.dtype != np.float32 or out.shape != (count, table.dim):
         raise InvalidRequestError(

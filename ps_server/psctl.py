@@ -207,6 +207,9 @@ def _endpoints_flag(text: str) -> list[str]:
             check_endpoint(endpoint)
         except RowhouseError as error:
             raise argparse.ArgumentTypeError(str(error)) from None
+    twice = next((endpoint for endpoint in endpoints if endpoints.count(endpoint) > 1), None)
+    if twice is not None:
+        raise argparse.ArgumentTypeError(f"{twice} is named twice; name each shard once")
     return endpoints
 
 

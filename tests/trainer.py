@@ -41,7 +41,9 @@ class Job:
     staleness: int = 0
     deadline_s: float = 30.0
     on_lost: str = "stop"
+    on_uneven: str = "stop"
     all_ranks: int = 0
+    steps_of: tuple[int, ...] = ()  # by rank, of one process for all of them; () is `steps` for each
     sleep_s: float = 0.0
     journal: str | None = None
 
@@ -91,15 +93,16 @@ def _run(job: Job) -> None:
         trainer = client.trainer(
             group=job.group, rank=job.rank, world_size=job.trainers, pace=job.pace,  # type: ignore[arg-type]
             staleness=job.staleness, deadline_s=job.deadline_s, on_lost=job.on_lost,  # type: ignore[arg-type]
-            journal=job.journal,
+            on_uneven=job.on_uneven, journal=job.journal,  # type: ignore[arg-type]
         )  # fmt: skip
         for step in range(trainer.steps, job.steps):
             for rank in ranks:
-                trainer.push_many(gradients(trainer, rank, step))
+                if step < (job.steps_of[rank] if job.steps_of else job.steps):
+                    trainer.push_many(gradients(trainer, rank, step))
             time.sleep(job.sleep_s)
             trainer.step()
             _say(step=trainer.steps)
-        _say(ended=trainer.steps, lost=trainer.lost)
+        _say(ended=trainer.steps, lost=trainer.lost, left=trainer.left)
 
 
 if __name__ == "__main__":

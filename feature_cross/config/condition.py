@@ -9,6 +9,7 @@ Thread safety: a model is immutable.
 from typing import Annotated, Any, Final
 
 from pydantic import Field, field_validator, model_validator
+from rowhouse.problem import with_article
 
 from feature_cross.config.attribute import Attribute, Model
 from feature_cross.error import shortened
@@ -40,7 +41,9 @@ class Condition(Model):
             raise ValueError(f"must be a list of 1 to {CONDITION_VALUES_MAX} values")
         for item in value:
             if not isinstance(item, bool | int | str):
-                raise ValueError(f"{_shown(item)} is a {type(item).__name__}; give numbers, texts or bools")
+                raise ValueError(
+                    f"{_shown(item)} is {with_article(type(item).__name__)}; give numbers, texts or bools"
+                )
         return value
 
     @field_validator("at_least", "below", mode="before")
@@ -70,7 +73,7 @@ def unfit(condition: Condition, attribute: Attribute) -> str | None:  # noqa: PL
     ordered = condition.at_least is not None or condition.below is not None
     values = [*(condition.any_of or ()), *(condition.none_of or ())]
     if ordered and attribute.type not in ("int", "float", "date"):
-        return f"at_least and below compare numbers, and the attribute is a {attribute.type}"
+        return f"at_least and below compare numbers, and the attribute is {with_article(attribute.type)}"
     if ordered and attribute.list:
         return "at_least and below compare one number, and the attribute is a list"
     if values and (attribute.type == "float" or attribute.buckets is not None):
@@ -78,7 +81,8 @@ def unfit(condition: Condition, attribute: Attribute) -> str | None:  # noqa: PL
     wanted = {"string": str, "bool": bool}.get(attribute.type, int)
     for value in values:
         if type(value) is not wanted:
-            return f"{_shown(value)} is a {type(value).__name__}, and the attribute is a {attribute.type}"
+            has, wanted = with_article(type(value).__name__), with_article(attribute.type)
+            return f"{_shown(value)} is {has}, and the attribute is {wanted}"
         if isinstance(value, int) and not -(1 << 63) <= value < 1 << 64:
             return f"{_shown(value)} does not fit in 64 bits"
         if isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, PrivateAttr, field_validator, model_validator
-from rowhouse.problem import Path, line_of
+from rowhouse.problem import Path, line_of, with_article
 
 from feature_cross.config.attribute import Attribute, Missing, Model
 from feature_cross.config.condition import Condition
@@ -226,7 +226,7 @@ class CrossConfig(Model):
     @classmethod
     def _is_mapping(cls, value: Any) -> Any:
         if not isinstance(value, dict):
-            raise ValueError(f"must map names to declarations, not be a {type(value).__name__}")
+            raise ValueError(f"must map names to declarations, not be {with_article(type(value).__name__)}")
         return value
 
     @property

@@ -16,7 +16,7 @@ import pyarrow.csv
 import pyarrow.dataset
 import pyarrow.ipc
 import pyarrow.parquet
-from rowhouse.problem import nearest
+from rowhouse.problem import nearest, with_article
 
 from feature_cross.config.node import Plan
 from feature_cross.data.fault import READ_ERRORS, read_error
@@ -80,10 +80,10 @@ def read_batches(
     elif isinstance(source, Iterable):
         batches = source
     else:
-        raise DataError(f"cannot read batches from a {type(source).__name__}")
+        raise DataError(f"cannot read batches from {with_article(type(source).__name__)}")
     for batch in batches:
         if not isinstance(batch, pa.RecordBatch):
-            raise DataError(f"the source gave a {type(batch).__name__}; it must give RecordBatch")
+            raise DataError(f"the source gave {with_article(type(batch).__name__)}; it must give RecordBatch")
         _require(names, batch.schema.names, plan)
         begin()
         chosen = batch.select(names)

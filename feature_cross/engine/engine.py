@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.dataset
 import pyarrow.ipc
+from rowhouse.problem import with_article
 
 from feature_cross.config.config import CrossConfig
 from feature_cross.config.node import Plan
@@ -256,7 +257,9 @@ def _to_table(data: Any) -> pa.Table:
         return pa.table(data)
     except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, TypeError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise DataError(f"a {type(data).__name__} cannot be read as an Arrow table: {reason}") from error
+        raise DataError(
+            f"{with_article(type(data).__name__)} cannot be read as an Arrow table: {reason}"
+        ) from error
 
 
 def _schema(plan: Plan) -> pa.Schema:

@@ -90,3 +90,13 @@ def nearest(name: str, known: Iterable[str]) -> str:
     listed = ", ".join(repr(one) for one in names[:_NAMES_LISTED_MAX])
     more = ", …" if len(names) > _NAMES_LISTED_MAX else ""
     return f"known ones are {listed}{more}" if names else "there is none"
+
+
+def with_article(noun: str) -> str:
+    """`noun` with its article: "a float", "an int"."""
+    return f"{'an' if noun[:1].lower() in 'aeiou' else 'a'} {noun}"
+
+
+def counted(count: int, noun: str) -> str:
+    """How many there are: "1 shard", "2 shards"."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from rowhouse.document import Document
-from rowhouse.problem import PROBLEMS_MAX, DocumentError, Path, Problem, nearest, similar
+from rowhouse.problem import PROBLEMS_MAX, DocumentError, Path, Problem, nearest, similar, with_article
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
@@ -24,7 +24,7 @@ _Schema = dict[str, Any]
 def validate(model: type[_Model], document: Document) -> _Model:
     """The document as an instance of `model`; DocumentError with every fault, in the order of lines."""
     if not isinstance(document.value, Mapping):
-        kind = "empty" if document.value is None else f"a {type(document.value).__name__}"
+        kind = "empty" if document.value is None else with_article(type(document.value).__name__)
         message = f"the config is {kind}; it must be a mapping of keys"
         raise DocumentError([Problem("type", message, (), document.line(()))], document.source)
     try:

@@ -13,6 +13,7 @@ that failed midway is finished, as it was, before anything newer is sent.
 Thread safety: a Trainer belongs to one training loop; its pulls may come from any thread.
 """
 
+import logging
 import os
 import secrets
 import socket
@@ -28,6 +29,7 @@ from rowhouse.error import (
     ConfigError,
     InvalidRequestError,
     PreconditionError,
+    RowhouseError,
     SequenceGapError,
     StalePartitionMapError,
     TrainerLostError,
@@ -47,7 +49,16 @@ from ps_client.table import Table
 from ps_client.transport.transport import Transport
 
 PACES: Final = {"bsp": pb.PACE_BSP, "ssp": pb.PACE_SSP, "async": None}
-ON_LOST: Final = {"stop": False, "go_on": True}
+GO_ON: Final = {"stop": False, "go_on": True}
+"""What `on_lost` and `on_uneven` may be."""
+
+LEAVE_S: Final = 5.0
+"""How long an end tries to tell a shard that is away; the others can tell that shard later."""
+
+LEAVERS_MAX: Final = 128
+"""Trainers that ended, of which one question tells a shard: it is small whatever the group is."""
+
+_log = logging.getLogger(__name__)
 
 _POLL_FIRST_S, _POLL_MAX_S = 0.001, 0.05
 """Between two questions to a shard that had no thread to wait on."""
@@ -75,6 +86,10 @@ class Trainer(StepClient):
         step and, with retries, the longest restart of a shard.
     on_lost
         What the others do then: "stop" (their `step` raises TrainerLostError) or "go_on" without it.
+    on_uneven
+        What the others do about a trainer that ended (`close`, or the end of its client's `with`) after fewer
+        steps: "stop" (their `step` raises TrainerLostError, at once) or "go_on": their steps are the sums of
+        those that are left.
     journal
         bsp: a file of this trainer's own, where it keeps its part of the step that it is ending. With it a
         run keeps its bits even when a shard and this trainer are killed in one step.
@@ -87,12 +102,14 @@ class Trainer(StepClient):
         Steps of this trainer that ended. After a restart it goes on counting where the group is.
     lost
         The trainers that the group goes on without, each with number, name and reason.
+    left
+        The trainers that ended before this one, each with number, name and last step.
 
     Raises
     ------
     ConfigError
-        A wrong rank, pace, staleness, deadline or on_lost; InvalidRequestError when the others' settings
-        differ.
+        A wrong rank, pace, staleness, deadline, on_lost or on_uneven; InvalidRequestError when the others'
+        settings differ.
     """
 
     _keeps_parts: ClassVar[bool] = True
@@ -110,9 +127,10 @@ class Trainer(StepClient):
         staleness: int = 0,
         deadline_s: float = 60.0,
         on_lost: str = "stop",
+        on_uneven: str = "stop",
         journal: str | Path | None = None,
     ) -> None:
-        _check(group, rank, world_size, pace, staleness, deadline_s, on_lost)
+        _check(group, rank, world_size, pace, staleness, deadline_s, on_lost, on_uneven)
         self._client, self._cluster, self._exchange = client, cluster, exchange
         self._wire_dtype = client._wire_dtype
         self.group, self.rank, self.world_size, self.pace = group, rank, world_size, pace
@@ -126,7 +144,8 @@ class Trainer(StepClient):
             pace=self._pace,
             staleness=staleness,
             deadline_ms=max(round(deadline_s * 1000), 1),
-            go_on=ON_LOST[on_lost],
+            go_on=GO_ON[on_lost],
+            uneven_go_on=GO_ON[on_uneven],
         )
         self._journal = None if journal is None else Path(journal)
         self._parts: list[TableGradients] = []
@@ -135,6 +154,8 @@ class Trainer(StepClient):
         self._closed = False
         self.steps = 0
         self.lost: tuple[str, ...] = ()
+        self._leavers: dict[int, pb.Leaver] = {}
+        self._process = os.getpid()
         if self._pace is not None:
             self._join()
 
@@ -143,6 +164,12 @@ class Trainer(StepClient):
             f"<Trainer rank {self.rank} of world_size {self.world_size} in group {self.group!r}, "
             f"{self.pace}, {self.steps} steps>"
         )
+
+    @property
+    def left(self) -> tuple[str, ...]:
+        """See the class."""
+        leavers = sorted(self._leavers.values(), key=lambda leaver: leaver.trainer)
+        return tuple(f"trainer {one.trainer} ({one.name}) after step {one.step}" for one in leavers)
 
     @property
     def tables(self) -> Mapping[str, Table]:
@@ -221,7 +248,8 @@ class Trainer(StepClient):
             self._check_age()
             self._make(self._pending)
         except (TrainerLostError, SequenceGapError):
-            self._pending = None  # this trainer's part in the group is over
+            self._pending = None  # this trainer's part in the group is over, and was not ended
+            self._failed = True
             raise
         except REFUSALS:
             self._pending = ()  # shards that took the step and those that did not must not drift apart
@@ -282,21 +310,28 @@ class Trainer(StepClient):
         """Wait for the others on every shard."""
         shards = range(len(self._cluster.transports))
         step = self.steps + 1
-        lost = self._exchange.together(
+        answers = self._exchange.together(
             [partial(self._await, s, step, None if requests is None else requests[s]) for s in shards]
         )
-        self.lost = tuple(sorted({name for names in lost for name in names}))
+        self.lost = tuple(sorted({name for answer in answers for name in answer.lost}))
+        self._leavers = {leaver.trainer: leaver for answer in answers for leaver in answer.left}
 
-    def _await(self, shard: int, step: int, request: Contribution | None) -> list[str]:
+    def _await(self, shard: int, step: int, request: Contribution | None) -> pb.AwaitStepResponse:
         """Wait for the others on one shard, which gets this trainer's part again when it was restarted."""
         transport: Transport = self._cluster.transports[shard]
-        question = pb.AwaitStepRequest(member=self._member, step=step)
         pause_s = _POLL_FIRST_S
+        known: set[int] = set()
         while True:
             asked_s = time.monotonic()
-            answer = self._exchange.persist(partial(transport.call, "AwaitStep", question), small=True)
+            told = [leaver for trainer, leaver in self._leavers.items() if trainer not in known]
+            question = pb.AwaitStepRequest(member=self._member, step=step, left=told[:LEAVERS_MAX])
+            ask = partial(transport.call, "AwaitStep", question)
+            answer: pb.AwaitStepResponse = self._exchange.persist(ask, small=True)
+            known = {leaver.trainer for leaver in answer.left}
+            if new := {one.trainer: one for one in answer.left if one.trainer not in self._leavers}:
+                self._leavers = {**self._leavers, **new}  # as a whole: threads of other shards read it
             if answer.done:
-                return list(answer.lost)
+                return answer
             if answer.resend and request is None:
                 raise PreconditionError(
                     f"shard at {transport.endpoint} lost this trainer's part of step {step}, contributed "
@@ -335,6 +370,9 @@ class Trainer(StepClient):
         """End; the client is its owner's to close, and closing it closes its trainers. A second call does
         nothing.
 
+        The others are told, see `on_uneven`; not so when an exception ends the `with` block of the trainer or
+        its client: then it is lost as if it had been killed.
+
         Raises
         ------
         PreconditionError
@@ -347,6 +385,8 @@ class Trainer(StepClient):
         begun, parts = self._pending, self._parts
         self._parts, self._pending = [], None
         left = []
+        if not parts and begun is None and not self._failed:
+            self._leave()
         if begun:
             left.append(f"step {self.steps + 1} is not known to be applied; call flush() before the end")
         if parts:
@@ -359,6 +399,16 @@ class Trainer(StepClient):
             who = f"trainer {self.rank} of {self.world_size}"
             raise PreconditionError(f"{who} was closed too early: {'; '.join(left)}")
 
+    def _leave(self) -> None:
+        """Tell every shard that this trainer ended; where that cannot be, it is lost after the deadline."""
+        if self._pace is None or self._process != os.getpid():
+            return
+        try:
+            request = pb.LeaveGroupRequest(member=self._member, step=self.steps)
+            self._exchange.every_shard("LeaveGroup", request, LEAVE_S)
+        except RowhouseError as failure:
+            _log.warning("trainer %d of %d could not tell its end: %s", self.rank, self.world_size, failure)
+
     def _check_usable(self) -> None:
         self._client._check_usable()
         if self._closed:
@@ -366,7 +416,14 @@ class Trainer(StepClient):
 
 
 def _check(
-    group: str, rank: int, world_size: int, pace: str, staleness: int, deadline_s: float, on_lost: str
+    group: str,
+    rank: int,
+    world_size: int,
+    pace: str,
+    staleness: int,
+    deadline_s: float,
+    on_lost: str,
+    on_uneven: str,
 ) -> None:
     if not group:
         raise ConfigError("group is empty; it must name the run")
@@ -380,5 +437,6 @@ def _check(
         raise ConfigError(f"staleness is {staleness} with pace {pace!r}; it must be 0, or more under ssp")
     if not 0 < deadline_s < 1 << 31:
         raise ConfigError(f"deadline_s is {deadline_s}; it must be above 0")
-    if on_lost not in ON_LOST:
-        raise ConfigError(f"on_lost is {on_lost!r}; it must be one of {list(ON_LOST)}")
+    for name, value in (("on_lost", on_lost), ("on_uneven", on_uneven)):
+        if value not in GO_ON:
+            raise ConfigError(f"{name} is {value!r}; it must be one of {list(GO_ON)}")

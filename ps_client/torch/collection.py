@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import torch
 from rowhouse.error import ConfigError, InvalidRequestError
+from rowhouse.problem import with_article
 from torch import Tensor, nn
 
 from ps_client.step import StepProtocol
@@ -113,8 +114,8 @@ class _Collection(RowModule):
         if not isinstance(features, KeyedJaggedTensor | light.KeyedJaggedTensor):
             has = f" with the keys {list(features)}" if isinstance(features, Mapping) else ""
             raise InvalidRequestError(
-                f"the batch is a {type(features).__name__}{has}; it must be a KeyedJaggedTensor with the "
-                f"features {needed}"
+                f"the batch is {with_article(type(features).__name__)}{has}; it must be a "
+                f"KeyedJaggedTensor with the features {needed}"
             )
         if missing := [feature for feature in needed if feature not in features.keys()]:  # noqa: SIM118
             raise InvalidRequestError(

@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from rowhouse.control import FREEZE_MODES
 from rowhouse.error import RowhouseError
+from rowhouse.problem import counted
 from rowhouse.v1 import rowhouse_pb2 as pb
 
 from ps_client.long_call import ask_until_ended, give_ticket
@@ -62,8 +63,8 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         named, has = len(arguments.endpoints), _shard_count(arguments)
         if named != has:
             print(
-                f"psctl: --endpoints names {named} of the cluster's {has} shards; {arguments.command} acts "
-                "on those named only: name each of them once",
+                f"psctl: --endpoints names {named} of the cluster's {counted(has, 'shard')}; "
+                f"{arguments.command} acts on those named only: name each of them once",
                 file=sys.stderr,
             )
             return 2
@@ -138,7 +139,7 @@ def _show_stats(answers: list[Facts], console: Console) -> None:
             rate = f"{t['hot_hits'] / t['pulled_ids']:.1%}" if t["pulled_ids"] else "-"
             memory, disk = _size(t["record_bytes"] + t["index_bytes"]), _size(t["disk_bytes"])
             counts = [f"{t[k]:,}" for k in ("hot_rows", "dirty_rows")]
-            frozen = "frozen" if t["frozen"] else "open"
+            frozen = f"frozen: {t['freeze']}" if t["frozen"] else "open"
             where, evicted = (t["name"], str(a["shard"])), f"{t['evicted_rows']:,}"
             tables.add_row(*where, rows, *counts, rate, memory, disk, evicted, frozen)
     console.print(shards)

@@ -165,7 +165,8 @@ def _announce(config: ClusterConfig, as_json: bool) -> None:
         print(json.dumps(facts), flush=True)
         return
     _show_config(config)
-    table = Table("shard", "endpoint", title=f"{config.name}: {config.shard_count} shards serve")
+    serve = "1 shard serves" if config.shard_count == 1 else f"{config.shard_count} shards serve"
+    table = Table("shard", "endpoint", title=f"{config.name}: {serve}")
     for index, endpoint in enumerate(config.endpoints):
         table.add_row(str(index), endpoint)
     show_table(table, screen())

@@ -19,7 +19,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from rowhouse.document import Document, dump, read_document
 from rowhouse.error import ConfigError
 from rowhouse.limit import CLUSTER_ID_PATTERN, SHARDS_MAX, TABLES_PER_REQUEST_MAX
-from rowhouse.problem import DocumentError
+from rowhouse.problem import DocumentError, counted
 from rowhouse.validation import validate
 
 from ps_server.config.endpoint import SOCKET_PREFIX, check_endpoint, data_port_conflict, has_open_port
@@ -178,7 +178,7 @@ class ClusterConfig(ConfigModel):
             if self.base_port and self.base_port + self.shards - 1 > 65535:
                 last = self.base_port + self.shards - 1
                 raise ValueError(
-                    f"base_port {self.base_port} + {self.shards} shards ends at {last}, past 65535"
+                    f"base_port {self.base_port} + {counted(self.shards, 'shard')} ends at {last}, past 65535"
                 )
             _shards([f"[{self.host}]:1" if ":" in self.host else f"{self.host}:1"])
         return self
@@ -188,7 +188,8 @@ class ClusterConfig(ConfigModel):
         if isinstance(self.data_port, int) and self.data_port + self.shard_count - 1 > 65535:
             last = self.data_port + self.shard_count - 1
             raise ValueError(
-                f"data_port {self.data_port} + {self.shard_count} shards ends at {last}, past 65535"
+                f"data_port {self.data_port} + {counted(self.shard_count, 'shard')} ends at {last}, "
+                "past 65535"
             )
         if isinstance(self.data_port, int) and (
             conflict := data_port_conflict(self.endpoints, self.data_port)

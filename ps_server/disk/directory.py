@@ -15,6 +15,7 @@ from typing import Final
 
 from rowhouse.error import ConfigError, CorruptionError, DirectoryInUseError, StoreError
 from rowhouse.placement import PartitionMap
+from rowhouse.problem import counted
 
 from ps_server.disk import checkpoint
 from ps_server.disk.data_dir import is_made, missing_shards
@@ -62,7 +63,7 @@ class Descriptor:
         if partition_map.version != self.map_version:
             raise ConfigError(
                 f"shard {self.shard} was made with partition map {self.map_version:#x}; this version makes "
-                f"{partition_map.version:#x} for {self.shard_count} shards"
+                f"{partition_map.version:#x} for {counted(self.shard_count, 'shard')}"
             )
         return partition_map
 

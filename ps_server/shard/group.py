@@ -9,12 +9,16 @@ like any push, and only what is held is lost with the process; the trainers keep
 and contribute it again. A step is sealed by a trainer when its part is on every shard. So no shard applies a
 step that a trainer who dies could leave incomplete elsewhere.
 
+A trainer that ends tells every shard (leave). That is held in memory only, too: trainers pass on what they
+heard of others, so a shard that was restarted, or was not reached, learns it from them.
+
 Invariants: 1. a step is applied once, with one part of each trainer that is not lost; 2. a part is checked
 whole before it is held; 3. a trainer is lost only when another one waits for it and it gave no sign for the
 whole deadline meanwhile; 4. of two processes with one number only the later one is heard; 5. the parts of
 all groups have at most PARTS_MAX times the largest message, and are copies: no request is kept for them. What
 more is brought gets BusyError; before that, groups that fell silent lose their parts, and their trainers, if
-they come back, are told to bring them again.
+they come back, are told to bring them again; 6. a trainer that left takes part again only when the others
+have ended too, if steps may have been applied without it.
 Thread safety: every method may be called from any thread.
 """
 
@@ -33,6 +37,7 @@ from rowhouse.error import (
     RowhouseError,
     SequenceGapError,
     TrainerLostError,
+    UnavailableError,
 )
 from rowhouse.limit import MESSAGE_BYTES_MAX, TRAINERS_MAX
 from rowhouse.placement import PartitionMap
@@ -95,6 +100,7 @@ class _Group:
     sealed: set[int] = field(default_factory=set)
     clocks: dict[int, int] = field(default_factory=dict)
     lost: dict[int, str] = field(default_factory=dict)
+    left: dict[int, pb.Leaver] = field(default_factory=dict)
     refused: dict[int, str] = field(default_factory=dict)  # whose settings were others, until they are right
     stopped: str | None = None
     failed: dict[int, RowhouseError] = field(default_factory=dict)  # refused steps, until each was told
@@ -116,8 +122,9 @@ class _Group:
         return f"trainer {trainer} of {self.settings.trainers} ({known or never})"
 
     def alive(self) -> list[int]:
-        """Numbers of the trainers that are not lost."""
-        return [t for t in range(self.settings.trainers) if t not in self.lost]
+        """Numbers of the trainers without which no step is applied."""
+        gone = {*self.lost, *(self.left if self.settings.uneven_go_on else ())}
+        return [t for t in range(self.settings.trainers) if t not in gone]
 
 
 class Groups:
@@ -157,6 +164,7 @@ class Groups:
         _check_member(member)
         group = self._group(member, joining=True)
         with group.changed:
+            self._take_back(group, member)
             group.lost.pop(member.trainer, None)
             group.incarnations[member.trainer] = member.incarnation
             group.waiting.pop(member.trainer, None)
@@ -202,21 +210,43 @@ class Groups:
         group = self._group(member)
         until_s = self._clock() + LONG_POLL_S
         with group.changed:
+            for leaver in request.left:
+                self._note_leaver(group, leaver)
             while True:
-                self._enter(group, member)
+                applied = member.pace == pb.PACE_BSP and step <= self._shard.last_sequence(member.group)
+                self._enter(group, member, ended=applied)
                 answer = self._advance(group, member, step)
                 if answer is not None:
                     group.waiting.pop(member.trainer, None)
                     answer.lost.extend(group.lost.values())
+                    answer.left.extend(group.left.values())
                     return answer
+                self._look_for_left(group, member.trainer, step)
                 self._look_for_lost(group, member.trainer, step)
                 left_s = until_s - self._clock()
                 if left_s <= 0 or not self._waits.acquire(blocking=False):
-                    return pb.AwaitStepResponse()
+                    return pb.AwaitStepResponse(left=group.left.values())
                 try:
                     group.changed.wait(min(left_s, member.deadline_ms / 1000 / 4))
                 finally:
                     self._waits.release()
+
+    def leave(self, request: pb.LeaveGroupRequest) -> pb.LeaveGroupResponse:
+        """Note that a trainer ended after `request.step`; the others are told when they wait for it."""
+        member = request.member
+        _check_member(member)
+        group = self._group(member)
+        with group.changed:
+            self._note_leaver(
+                group,
+                pb.Leaver(
+                    trainer=member.trainer,
+                    incarnation=member.incarnation,
+                    name=member.name,
+                    step=request.step,
+                ),
+            )
+        return pb.LeaveGroupResponse()
 
     # ------------------------------------------------------------ parts
     def _held_bytes(self) -> int:
@@ -305,6 +335,56 @@ class Groups:
             return [t for t in others if group.clocks.get(t, 0) < step - group.settings.staleness]
         return [t for t in others if t not in group.sealed]
 
+    # ------------------------------------------------------------ who ended
+    def _note_leaver(self, group: _Group, leaver: pb.Leaver) -> None:
+        """Note that a trainer ended, unless another process has its number by now."""
+        trainer = leaver.trainer
+        other = group.incarnations.get(trainer, leaver.incarnation) != leaver.incarnation
+        if other or len(leaver.name.encode()) > NAME_BYTES_MAX:
+            return
+        if trainer < group.settings.trainers and trainer not in group.lost and trainer not in group.left:
+            group.left[trainer] = leaver
+            group.names[trainer] = leaver.name
+            group.clocks[trainer] = max(group.clocks.get(trainer, 0), leaver.step)
+            group.waiting.pop(trainer, None)
+            group.held.pop(trainer, None)  # of a process before it, which did not bring it to every shard
+            group.sealed.discard(trainer)
+            group.changed.notify_all()
+
+    def _take_back(self, group: _Group, member: pb.Member) -> None:
+        """Let a trainer that left join again, or say what it waits for (invariant 6)."""
+        if member.trainer not in group.left:
+            return
+        deadline_s = group.settings.deadline_ms / 1000
+        others = {
+            trainer
+            for trainer, seen_s in group.seen_s.items()
+            if trainer != member.trainer and trainer not in group.lost and trainer not in group.left
+            and self._clock() - seen_s <= deadline_s
+        }  # fmt: skip
+        if not others:
+            group.left.clear()  # a new run of all of them
+        elif group.settings.uneven_go_on:
+            raise UnavailableError(
+                f"{group.name(member.trainer)} left this group after step {group.left[member.trainer].step}, "
+                f"and trainer {min(others)} goes on without it: it joins again when the others have ended too"
+            )
+        else:
+            del group.left[member.trainer]
+
+    def _look_for_left(self, group: _Group, waiting: int, step: int) -> None:
+        """Stop a group in which `waiting` needs one that ended, where it does not go on without it."""
+        gone = [t for t in self._missing(group, waiting, step) if t in group.left]
+        if gone:
+            last = group.left[gone[0]].step
+            group.stopped = (
+                f"{group.name(gone[0])} ended after step {last}, and trainer {waiting} waits for it to end "
+                f"step {step}: give all trainers the same number of steps, or on_uneven='go_on'; "
+                "the group stops"
+            )
+            group.changed.notify_all()
+            raise TrainerLostError(group.stopped)
+
     # ------------------------------------------------------------ who is there
     def _group(self, member: pb.Member, *, joining: bool = False) -> _Group:
         """The member's group; InvalidRequestError when its settings differ from the others'."""
@@ -329,6 +409,7 @@ class Groups:
         if joining and all(self._clock() - seen_s > deadline_s for seen_s in others):
             group.settings = member
             group.lost.clear()
+            group.left.clear()
             return
         first = group.settings
         differing = " and ".join(f"{name} {theirs[name]}" for name in ours if ours[name] != theirs[name])
@@ -342,12 +423,17 @@ class Groups:
         group.names.setdefault(member.trainer, member.name)
         raise InvalidRequestError(text)
 
-    def _enter(self, group: _Group, member: pb.Member) -> None:
-        """Note a sign of life; TrainerLostError when the group stopped or goes on without this one."""
-        if group.stopped is not None:
+    def _enter(self, group: _Group, member: pb.Member, *, ended: bool = False) -> None:
+        """Note a sign of life; TrainerLostError when the group stopped (unless the step that it asks for has
+        `ended`) or goes on without this one."""
+        if group.stopped is not None and not ended:
             raise TrainerLostError(group.stopped)
         if group.incarnations.setdefault(member.trainer, member.incarnation) != member.incarnation:
             raise TrainerLostError(f"another process has taken the place of {group.name(member.trainer)}")
+        leaver = group.left.get(member.trainer)
+        if leaver is not None and leaver.incarnation == member.incarnation:
+            raise TrainerLostError(f"{group.name(member.trainer)} left this group after step {leaver.step}")
+        group.left.pop(member.trainer, None)  # that was an earlier process
         if member.trainer in group.lost:
             raise TrainerLostError(f"the group goes on without this trainer: {group.lost[member.trainer]}")
         self._note(group, member)
@@ -386,6 +472,7 @@ def _settings(member: pb.Member) -> dict[str, str]:
         "staleness": str(member.staleness),
         "deadline_s": f"{member.deadline_ms / 1000:g}",
         "on_lost": "'go_on'" if member.go_on else "'stop'",
+        "on_uneven": "'go_on'" if member.uneven_go_on else "'stop'",
     }
 
 

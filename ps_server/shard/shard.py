@@ -135,6 +135,7 @@ class Shard:
             "DropSavedTables": self.saved.drop,
             "JoinGroup": self.groups.join,
             "AwaitStep": self.groups.await_step,
+            "LeaveGroup": self.groups.leave,
         }
         self._threads = [
             threading.Thread(target=work, name=name, daemon=True)

@@ -15,6 +15,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 from rowhouse import dtype
+from rowhouse.control import FREEZE_MODES
 from rowhouse.error import LimitExceededError
 from rowhouse.v1 import rowhouse_pb2 as pb
 
@@ -262,4 +263,5 @@ class Table:
                 pushed_ids=counters.pushed_ids, spilled_rows=tier.spilled_rows,
                 evicted_rows=counters.evicted_rows, refused_ids=counters.refused_ids,
                 disk_bytes=tier.rows.disk_bytes(), frozen=self.frozen != "off",
+                freeze=FREEZE_MODES[self.frozen],
             )  # fmt: skip

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -56,11 +56,14 @@ def one_trainer(tmp_path_factory: pytest.TempPathFactory) -> dict[str, NDArray[n
     return one_trainers_rows(tmp_path_factory.mktemp("one"), STEPS)
 
 
-def one_trainers_rows(folder: Path, steps: int) -> dict[str, NDArray[np.float32]]:
-    """What a plain client leaves that pushes all trainers' sums of a step as one."""
+def one_trainers_rows(
+    folder: Path, steps: int, steps_of: Sequence[int] | None = None
+) -> dict[str, NDArray[np.float32]]:
+    """What a plain client leaves that pushes all trainers' sums of a step as one; `steps_of` by trainer."""
+    lasts = steps_of or [steps] * TRAINERS
     with connect(f"embedded:{folder}", config={"tables": TABLES}) as client:
         for step in range(steps):
-            pushes = [gradients(client, rank, step) for rank in range(TRAINERS)]
+            pushes = [gradients(client, rank, step) for rank in range(TRAINERS) if step < lasts[rank]]
             client.push_many({t["name"]: _joined([push[t["name"]] for push in pushes]) for t in TABLES})
         return rows_of(client)
 
@@ -207,6 +210,46 @@ def test_the_others_go_on_where_that_is_wanted(cluster: ServerProcess) -> None:
         assert last["ended"] == 60
         assert len({text.split(" gave")[0] for text in last["lost"]}) == 1
         assert last["lost"][0].startswith(f"trainer 1 of 3 ({os.uname().nodename}:{processes[1].pid})")
+
+
+def uneven(cluster: ServerProcess, steps_of: Sequence[int], **settings: Any) -> list[Job]:
+    """Jobs whose deadline nobody can wait for."""
+    made = jobs(cluster, deadline_s=3_600.0, **settings)
+    return [replace(job, steps=steps) for job, steps in zip(made, steps_of, strict=True)]
+
+
+def test_a_trainer_that_ends_early_stops_the_others_at_once(cluster: ServerProcess) -> None:
+    processes = [start(job) for job in uneven(cluster, (30, 5, 30))]
+    assert facts_of(processes[1])[-1]["ended"] == 5
+    for rank in (0, 2):
+        last = facts_of(processes[rank])[-1]
+        assert last["error"] == "TrainerLostError"
+        assert f"trainer 1 of 3 ({os.uname().nodename}:{processes[1].pid}) ended after step 5" in last["text"]
+    with connect(cluster.endpoints()) as client:
+        trainer = client.trainer(group="run", rank=0, world_size=1)
+        assert trainer.steps == 5, "step 6 is nowhere applied"
+
+
+def test_trainers_of_unequal_steps_go_on_through_kills(cluster: ServerProcess, tmp_path: Path) -> None:
+    """A shard that is killed forgets who ended, and a trainer too: the others tell them."""
+    steps_of = (24, 4, 16)
+    all_jobs = with_journals(uneven(cluster, steps_of, on_uneven="go_on", sleep_s=0.1), tmp_path)
+    processes = [start(job) for job in all_jobs]
+    assert facts_of(processes[1])[-1]["ended"] == 4
+    output = processes[0].stdout
+    assert output is not None
+    for shard in (0, 1):
+        os.kill(cluster.facts()["pids"][shard], signal.SIGKILL)
+        for _ in range(3):
+            assert "step" in output.readline()
+    processes[0].kill()
+    processes[0].communicate()
+    processes[0] = start(all_jobs[0])
+    assert facts_of(processes[2])[-1]["ended"] == 16
+    last = facts_of(processes[0])[-1]
+    assert last["ended"] == 24 and last["lost"] == []
+    assert [text.rpartition(" after ")[2] for text in last["left"]] == ["step 4", "step 16"]
+    assert_same_bits(rows_at(cluster), one_trainers_rows(tmp_path / "one", 24, steps_of))
 
 
 @pytest.mark.parametrize("staleness", [0, 2])

@@ -17,6 +17,7 @@ from rowhouse.error import (
     RowhouseError,
     StoreError,
     TableFrozenError,
+    TrainerLostError,
     UnavailableError,
 )
 from rowhouse.message import PushRequest, TableGradients
@@ -372,3 +373,58 @@ def test_a_restarted_trainer_ends_the_step_that_it_had_sealed(clients: list[Clie
     assert together(restart, other.step) == [None, None]
     assert again[0].steps == other.steps == 1
     np.testing.assert_array_equal(other.pull("user", IDS), before - np.float32(0.5) * 2)
+
+
+# ---------------------------------------------------------------- the end of one
+def test_closing_tells_the_others(clients: list[Client]) -> None:
+    one, other = trainers_of(clients, on_uneven="go_on", deadline_s=600.0)
+    before = one.pull("user", IDS)
+    assert together(one.step, other.step) == [None, None]
+    other.close()
+    one.push("user", IDS, ONES)
+    one.step()
+    np.testing.assert_array_equal(one.pull("user", IDS), before - np.float32(0.5))
+    assert one.steps == 2 and one.lost == ()
+    assert [text.rpartition(")")[2] for text in one.left] == [" after step 1"]
+
+
+def test_an_end_that_one_shard_did_not_hear_of_reaches_it_by_the_others(
+    clients: list[Client], caplog: pytest.LogCaptureFixture
+) -> None:
+    one, other = trainers_of(clients, on_uneven="go_on", deadline_s=600.0)
+    assert together(one.step, other.step) == [None, None]
+
+    def away(request: Any, timeout_s: float) -> Any:
+        raise GoneError("shard 1 is away")
+
+    restore = instead_of("LeaveGroup", away, other._cluster.transports[1])
+    other.close()
+    restore()
+    assert "trainer 1 of 2 could not tell its end: shard 1 is away" in caplog.text
+    one.push("user", IDS, ONES)
+    one.step()
+    assert one.steps == 2
+
+
+def test_a_block_that_an_exception_ends_is_no_planned_end(endpoints: str, clients: list[Client]) -> None:
+    """The other waits for the deadline, as for a trainer that was killed."""
+
+    def breaks() -> None:
+        with connect(endpoints) as client:
+            client.trainer(group="run", rank=1, world_size=2, deadline_s=1.0, on_uneven="go_on")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        breaks()
+    one = clients[0].trainer(group="run", rank=0, world_size=2, deadline_s=1.0, on_uneven="go_on")
+    with pytest.raises(TrainerLostError, match="gave no sign for 1 s while trainer 0 waited"):
+        one.step()
+
+
+def test_pushes_that_no_step_ended_are_no_planned_end_either(clients: list[Client]) -> None:
+    one, other = trainers_of(clients, deadline_s=1.0, on_uneven="go_on")
+    other.push("user", IDS, ONES)
+    with pytest.raises(PreconditionError, match="closed too early"):
+        other.close()
+    with pytest.raises(TrainerLostError, match="gave no sign"):
+        one.step()

@@ -155,6 +155,6 @@ def test_a_state_of_another_cluster_is_refused(tmp_path: Path, make_config: Make
         with client, pytest.raises(PreconditionError, match=expected):
             load_training_state(path, client)
     with ServerProcess("up", make_config(tables=TABLES, shards=2)) as server:
-        with connect(server.endpoints()) as client, pytest.raises(PreconditionError, match="of 1 shards"):
+        with connect(server.endpoints()) as client, pytest.raises(PreconditionError, match="of 1 shard"):
             load_training_state(path, client)
         server.stop()

@@ -152,7 +152,7 @@ def test_no_tables(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "kind"),
-    [("", " the config is empty"), ("[1]", "1: the config is a list"), ("3", "1: the config is a int")],
+    [("", " the config is empty"), ("[1]", "1: the config is a list"), ("3", "1: the config is an int")],
 )
 def test_a_config_that_is_no_mapping(text: str, kind: str, tmp_path: Path) -> None:
     assert message(text, tmp_path) == f"cluster.yaml:{kind}; it must be a mapping of keys"

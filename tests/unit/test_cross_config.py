@@ -155,7 +155,7 @@ CASES = [
         GOOD + "  g: {kind: attribute, slot: 2, of: user.id, when: {user.id: {any_of: ['7']}}}",
         "condition",
         14,
-        "user.id: '7' is a str, and the attribute is a int",
+        "user.id: '7' is a str, and the attribute is an int",
     ),
     (
         GOOD + "  g: {kind: attribute, slot: 2, of: user.id, when: {user.city: {below: 3}}}",

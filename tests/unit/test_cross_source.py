@@ -127,7 +127,7 @@ def test_other_sources_and_sizes_are_refused() -> None:
     engine = single({"type": "int"})
     with pytest.raises(DataError, match="no such file"):
         list(engine.transform_stream("/nonexistent/x.parquet"))
-    with pytest.raises(DataError, match="cannot read batches from a int"):
+    with pytest.raises(DataError, match="cannot read batches from an int"):
         list(engine.transform_stream(5))
     with pytest.raises(DataError, match="it must give RecordBatch"):
         list(engine.transform_stream([1]))

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """group.py call by call: reduction, seals, restarts, refusals, lost trainers, who is heard."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from rowhouse.error import (
     StalePartitionMapError,
     TableFrozenError,
     TrainerLostError,
+    UnavailableError,
     UnknownTableError,
 )
 from rowhouse.placement import PartitionMap
@@ -95,8 +96,14 @@ class Rig:
         answer = self.answer(trainer, step, **changes)
         return "done" if answer.done else "resend" if answer.resend else "wait"
 
-    def answer(self, trainer: int, step: int, **changes: Any) -> pb.AwaitStepResponse:
-        return self.groups.await_step(pb.AwaitStepRequest(member=self.member(trainer, **changes), step=step))
+    def answer(
+        self, trainer: int, step: int, left: Sequence[pb.Leaver] = (), **changes: Any
+    ) -> pb.AwaitStepResponse:
+        member = self.member(trainer, **changes)
+        return self.groups.await_step(pb.AwaitStepRequest(member=member, step=step, left=left))
+
+    def leave(self, trainer: int, step: int, **changes: Any) -> None:
+        self.groups.leave(pb.LeaveGroupRequest(member=self.member(trainer, **changes), step=step))
 
 
 @pytest.fixture
@@ -198,7 +205,7 @@ def test_a_sign_of_life_puts_the_deadline_off(rig: Rig) -> None:
 
 
 def test_the_group_goes_on_without_a_lost_trainer_until_it_joins_again(rig: Rig) -> None:
-    on = {"go_on": True}
+    on: dict[str, Any] = {"go_on": True}
     rig.contribute(0, 1, [1], **on)
     rig.contribute(1, 1, [2], **on)  # held, never sealed: on another shard it may be missing
     rig.wait(0, 1, **on)
@@ -441,3 +448,143 @@ def test_parts_are_copies_within_a_bound_and_silent_groups_lose_theirs(rig: Rig)
 def test_a_trainers_name_is_short(rig: Rig) -> None:
     with pytest.raises(LimitExceededError, match="the name of a trainer has 300 bytes; at most 256"):
         rig.join(0, name="é" * 150)
+
+
+# ---------------------------------------------------------------- trainers that end
+def left(*trainers: int, step: int = 1) -> list[pb.Leaver]:
+    return [pb.Leaver(trainer=t, incarnation=10 + t, name=f"host:{t}", step=step) for t in trainers]
+
+
+def one_step(rig: Rig, step: int, trainers: tuple[int, ...] = (0, 1), **changes: Any) -> None:
+    for trainer in trainers:
+        assert not rig.contribute(trainer, step, [1], **changes)
+    for trainer in trainers:
+        rig.wait(trainer, step, **changes)
+    assert rig.wait(trainers[0], step, **changes) == "done"
+
+
+UNEVEN: dict[str, Any] = {"uneven_go_on": True}
+
+
+def test_a_trainer_that_ended_stops_the_others_at_once(rig: Rig) -> None:
+    one_step(rig, 1)
+    rig.leave(1, 1)
+    assert rig.wait(0, 1) == "done", "the step that it made is as good as any"
+    rig.contribute(0, 2, [1])
+    text = (
+        r"^trainer 1 of 2 \(host:1\) ended after step 1, and trainer 0 waits for it to end step 2: give all "
+        r"trainers the same number of steps, or on_uneven='go_on'; the group stops$"
+    )
+    for _ in range(2):
+        with pytest.raises(TrainerLostError, match=text):
+            rig.wait(0, 2)
+    assert rig.shard.last_sequence(GROUP) == 1, "nothing of the step was applied"
+    assert rig.wait(0, 1) == "done"
+
+
+def test_the_others_sum_those_that_are_left_where_that_is_wanted(rig: Rig) -> None:
+    one_step(rig, 1, **UNEVEN)
+    rig.leave(1, 1, **UNEVEN)
+    assert not rig.contribute(0, 2, [1, 2], **UNEVEN)
+    answer = rig.answer(0, 2, **UNEVEN)
+    assert answer.done and list(answer.left) == left(1) and not answer.lost
+    assert [part.ids.tolist() for part in rig.pushes[-1].tables] == [[1, 2]]
+
+
+def test_one_who_waits_is_not_held_up_by_an_end(rig: Rig) -> None:
+    one_step(rig, 1, **UNEVEN)
+    rig.contribute(0, 2, [1], **UNEVEN)
+    assert rig.wait(0, 2, **UNEVEN) == "wait"
+    rig.leave(1, 1, **UNEVEN)
+    assert rig.wait(0, 2, **UNEVEN) == "done"
+
+
+def test_a_shard_that_was_restarted_learns_who_ended_from_the_others(rig: Rig) -> None:
+    one_step(rig, 1, **UNEVEN)
+    rig.leave(1, 1, **UNEVEN)
+    rig.restart()
+    assert rig.wait(0, 2, **UNEVEN) == "resend"
+    rig.contribute(0, 2, [1], **UNEVEN)
+    assert rig.wait(0, 2, **UNEVEN) == "wait"
+    assert rig.wait(0, 2, left=left(1), **UNEVEN) == "done"
+
+
+def test_what_is_told_of_an_earlier_process_does_not_count(rig: Rig) -> None:
+    one_step(rig, 1)
+    rig.join(1, incarnation=99)
+    rig.leave(1, 1)
+    rig.contribute(0, 2, [1])
+    assert rig.wait(0, 2, left=left(1)) == "wait"
+    rig.contribute(1, 2, [1], incarnation=99)
+    assert rig.wait(1, 2, incarnation=99) == "done"
+
+
+def test_one_that_ended_and_is_started_again_takes_part_again(rig: Rig) -> None:
+    """Under "stop" no step can have been applied without it."""
+    one_step(rig, 1)
+    rig.leave(1, 1)
+    assert rig.join(1, incarnation=99).step == 1
+    rig.contribute(0, 2, [1])
+    assert rig.wait(0, 2) == "wait"
+    rig.contribute(1, 2, [1], incarnation=99)
+    assert rig.wait(1, 2, incarnation=99) == "done"
+
+
+def test_where_steps_went_on_without_it_it_waits_for_the_end_of_the_others(rig: Rig) -> None:
+    one_step(rig, 1, **UNEVEN)
+    rig.leave(1, 1, **UNEVEN)
+    text = (
+        r"trainer 1 of 2 \(host:1\) left this group after step 1, and trainer 0 goes on without it: it joins"
+    )
+    with pytest.raises(UnavailableError, match=text):
+        rig.join(1, incarnation=99, **UNEVEN)
+    one_step(rig, 2, (0,), **UNEVEN)
+    rig.leave(0, 2, **UNEVEN)
+    assert rig.join(1, incarnation=99, **UNEVEN).step == 2
+    assert rig.wait(1, 3, incarnation=99, **UNEVEN) == "resend", "and it does not run ahead of trainer 0,"
+    rig.contribute(1, 3, [1], incarnation=99, **UNEVEN)
+    assert rig.wait(1, 3, incarnation=99, **UNEVEN) == "wait"
+    rig.join(0, incarnation=98, **UNEVEN)
+    rig.contribute(0, 3, [1], incarnation=98, **UNEVEN)
+    assert rig.wait(0, 3, incarnation=98, **UNEVEN) == "done", "which joined again, too"
+
+
+def test_so_it_does_when_the_others_were_killed(rig: Rig) -> None:
+    one_step(rig, 1, **UNEVEN)
+    rig.leave(1, 1, **UNEVEN)
+    rig.now_s += 5.1
+    assert rig.join(1, incarnation=99, **UNEVEN).step == 1
+
+
+def test_a_part_of_one_that_died_before_it_was_started_again_and_ended_is_in_no_step(rig: Rig) -> None:
+    one_step(rig, 1, **UNEVEN)
+    rig.contribute(1, 2, [5], **UNEVEN)
+    rig.join(1, incarnation=99, **UNEVEN)
+    rig.leave(1, 1, incarnation=99, **UNEVEN)
+    rig.contribute(0, 2, [1], **UNEVEN)
+    assert rig.wait(0, 2, **UNEVEN) == "done"
+    assert [part.ids.tolist() for part in rig.pushes[-1].tables] == [[1]]
+
+
+@pytest.mark.parametrize("go_on", [False, True])
+def test_ssp_waits_for_nobody_that_ended(rig: Rig, go_on: bool) -> None:
+    ssp: dict[str, Any] = {"pace": pb.PACE_SSP, "staleness": 1, "uneven_go_on": go_on}
+    rig.wait(1, 1, **ssp)
+    rig.leave(1, 1, **ssp)
+    assert rig.wait(0, 1, **ssp) == rig.wait(0, 2, **ssp) == "done"
+    if go_on:
+        assert rig.wait(0, 3, **ssp) == rig.wait(0, 9, **ssp) == "done"
+    else:
+        with pytest.raises(TrainerLostError, match="ended after step 1"):
+            rig.wait(0, 3, **ssp)
+
+
+def test_an_unequal_setting_is_named(rig: Rig) -> None:
+    rig.join(0)
+    with pytest.raises(InvalidRequestError, match=r"has on_uneven 'go_on'; .* has on_uneven 'stop': all"):
+        rig.join(1, **UNEVEN)
+
+
+def test_a_leaver_that_the_group_has_not_changes_nothing(rig: Rig) -> None:
+    rig.contribute(0, 1, [1])
+    assert rig.wait(0, 1, left=left(2, 1000)) == "wait"

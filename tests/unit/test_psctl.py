@@ -54,6 +54,24 @@ def test_a_poisoned_shard_says_why(
     assert "poisoned: disk full" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("mode", "shown"),
+    [
+        (pb.FREEZE_MODE_OFF, "open"),
+        (pb.FREEZE_MODE_REFUSE, "frozen: refuse"),
+        (pb.FREEZE_MODE_IGNORE, "frozen: ignore"),
+        (pb.FREEZE_MODE_UNSPECIFIED, "frozen: refuse"),  # of an older shard
+    ],
+)
+def test_stats_tell_what_a_frozen_table_does(
+    mode: pb.FreezeMode, shown: str, endpoint: str, shard: StubShard, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = pb.TableStats(name="user", frozen=mode != pb.FREEZE_MODE_OFF, freeze=mode)
+    shard.answers["GetStats"] = pb.GetStatsResponse(tables=[table])
+    assert psctl.main(["stats", "--endpoints", endpoint]) == 0
+    assert shown in capsys.readouterr().out
+
+
 def test_checkpoint(endpoint: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert psctl.main(["checkpoint", "--endpoints", endpoint, "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == [{"endpoint": endpoint, "lsn": 2**63, "rows_written": 4}]
@@ -93,6 +111,7 @@ def test_an_error_of_one_shard_is_printed_and_the_others_are_asked(
     [
         (["stats"], "--endpoints"),
         (["stats", "--endpoints", "localhost"], "endpoint is 'localhost'; it must be host:port"),
+        (["stats", "--endpoints", "a:1,b:1,a:1"], "a:1 is named twice; name each shard once"),
         (["freeze", "--endpoints", "a:1", "--table", "user", "--mode", "on"], "invalid choice: 'on'"),
         (["evict", "--endpoints", "a:1"], "--table"),
         (["walk"], "invalid choice: 'walk'"),

@@ -6,7 +6,7 @@ import json
 import sys
 
 import pyarrow as pa
-from rowhouse.problem import nearest
+from rowhouse.problem import nearest, with_article
 
 from feature_cross.author.dictionary import Named, look_up, parse_id
 from feature_cross.author.explain import Explanation, explain, why_absent
@@ -62,7 +62,9 @@ def _one_row(flags: argparse.Namespace, engine: Engine) -> pa.RecordBatch:
         except (ValueError, RecursionError) as error:
             raise FlagError(f"--values is not JSON: {error}") from error
         if not isinstance(row, dict):
-            raise FlagError(f"--values is a {type(row).__name__}; it must be an object, column to value")
+            raise FlagError(
+                f"--values is {with_article(type(row).__name__)}; it must be an object, column to value"
+            )
         return row_to_batch(row, engine.plan.attributes)
     first = 0
     for batch in read_batches(flags.data, engine.plan, BATCH_ROWS_DEFAULT):

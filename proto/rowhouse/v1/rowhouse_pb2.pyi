@@ -185,7 +185,7 @@ class GetStatsRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class TableStats(_message.Message):
-    __slots__ = ("name", "rows", "rows_exact", "hot_rows", "dirty_rows", "record_bytes", "index_bytes", "pulled_ids", "hot_hits", "pushed_ids", "spilled_rows", "evicted_rows", "refused_ids", "disk_bytes", "frozen")
+    __slots__ = ("name", "rows", "rows_exact", "hot_rows", "dirty_rows", "record_bytes", "index_bytes", "pulled_ids", "hot_hits", "pushed_ids", "spilled_rows", "evicted_rows", "refused_ids", "disk_bytes", "frozen", "freeze")
     NAME_FIELD_NUMBER: _ClassVar[int]
     ROWS_FIELD_NUMBER: _ClassVar[int]
     ROWS_EXACT_FIELD_NUMBER: _ClassVar[int]
@@ -201,6 +201,7 @@ class TableStats(_message.Message):
     REFUSED_IDS_FIELD_NUMBER: _ClassVar[int]
     DISK_BYTES_FIELD_NUMBER: _ClassVar[int]
     FROZEN_FIELD_NUMBER: _ClassVar[int]
+    FREEZE_FIELD_NUMBER: _ClassVar[int]
     name: str
     rows: int
     rows_exact: bool
@@ -216,7 +217,8 @@ class TableStats(_message.Message):
     refused_ids: int
     disk_bytes: int
     frozen: bool
-    def __init__(self, name: _Optional[str] = ..., rows: _Optional[int] = ..., rows_exact: bool = ..., hot_rows: _Optional[int] = ..., dirty_rows: _Optional[int] = ..., record_bytes: _Optional[int] = ..., index_bytes: _Optional[int] = ..., pulled_ids: _Optional[int] = ..., hot_hits: _Optional[int] = ..., pushed_ids: _Optional[int] = ..., spilled_rows: _Optional[int] = ..., evicted_rows: _Optional[int] = ..., refused_ids: _Optional[int] = ..., disk_bytes: _Optional[int] = ..., frozen: bool = ...) -> None: ...
+    freeze: FreezeMode
+    def __init__(self, name: _Optional[str] = ..., rows: _Optional[int] = ..., rows_exact: bool = ..., hot_rows: _Optional[int] = ..., dirty_rows: _Optional[int] = ..., record_bytes: _Optional[int] = ..., index_bytes: _Optional[int] = ..., pulled_ids: _Optional[int] = ..., hot_hits: _Optional[int] = ..., pushed_ids: _Optional[int] = ..., spilled_rows: _Optional[int] = ..., evicted_rows: _Optional[int] = ..., refused_ids: _Optional[int] = ..., disk_bytes: _Optional[int] = ..., frozen: bool = ..., freeze: _Optional[_Union[FreezeMode, str]] = ...) -> None: ...
 
 class GetStatsResponse(_message.Message):
     __slots__ = ("shard", "applied_lsn", "durable_lsn", "checkpoint_lsn", "log_bytes", "log_records", "memory_budget_bytes", "memory_used_bytes", "poison", "tables")
@@ -315,7 +317,7 @@ class ListRowsResponse(_message.Message):
     def __init__(self, rows: _Optional[_Union[Rows, _Mapping]] = ..., next_key: _Optional[int] = ..., lsn_before: _Optional[int] = ..., lsn_after: _Optional[int] = ...) -> None: ...
 
 class Member(_message.Message):
-    __slots__ = ("group", "trainer", "trainers", "incarnation", "name", "pace", "staleness", "deadline_ms", "go_on")
+    __slots__ = ("group", "trainer", "trainers", "incarnation", "name", "pace", "staleness", "deadline_ms", "go_on", "uneven_go_on")
     GROUP_FIELD_NUMBER: _ClassVar[int]
     TRAINER_FIELD_NUMBER: _ClassVar[int]
     TRAINERS_FIELD_NUMBER: _ClassVar[int]
@@ -325,6 +327,7 @@ class Member(_message.Message):
     STALENESS_FIELD_NUMBER: _ClassVar[int]
     DEADLINE_MS_FIELD_NUMBER: _ClassVar[int]
     GO_ON_FIELD_NUMBER: _ClassVar[int]
+    UNEVEN_GO_ON_FIELD_NUMBER: _ClassVar[int]
     group: int
     trainer: int
     trainers: int
@@ -334,7 +337,32 @@ class Member(_message.Message):
     staleness: int
     deadline_ms: int
     go_on: bool
-    def __init__(self, group: _Optional[int] = ..., trainer: _Optional[int] = ..., trainers: _Optional[int] = ..., incarnation: _Optional[int] = ..., name: _Optional[str] = ..., pace: _Optional[_Union[Pace, str]] = ..., staleness: _Optional[int] = ..., deadline_ms: _Optional[int] = ..., go_on: bool = ...) -> None: ...
+    uneven_go_on: bool
+    def __init__(self, group: _Optional[int] = ..., trainer: _Optional[int] = ..., trainers: _Optional[int] = ..., incarnation: _Optional[int] = ..., name: _Optional[str] = ..., pace: _Optional[_Union[Pace, str]] = ..., staleness: _Optional[int] = ..., deadline_ms: _Optional[int] = ..., go_on: bool = ..., uneven_go_on: bool = ...) -> None: ...
+
+class Leaver(_message.Message):
+    __slots__ = ("trainer", "incarnation", "name", "step")
+    TRAINER_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    trainer: int
+    incarnation: int
+    name: str
+    step: int
+    def __init__(self, trainer: _Optional[int] = ..., incarnation: _Optional[int] = ..., name: _Optional[str] = ..., step: _Optional[int] = ...) -> None: ...
+
+class LeaveGroupRequest(_message.Message):
+    __slots__ = ("member", "step")
+    MEMBER_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    member: Member
+    step: int
+    def __init__(self, member: _Optional[_Union[Member, _Mapping]] = ..., step: _Optional[int] = ...) -> None: ...
+
+class LeaveGroupResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
 
 class JoinGroupRequest(_message.Message):
     __slots__ = ("member",)
@@ -365,22 +393,26 @@ class ContributeResponse(_message.Message):
     def __init__(self, applied: bool = ...) -> None: ...
 
 class AwaitStepRequest(_message.Message):
-    __slots__ = ("member", "step")
+    __slots__ = ("member", "step", "left")
     MEMBER_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
+    LEFT_FIELD_NUMBER: _ClassVar[int]
     member: Member
     step: int
-    def __init__(self, member: _Optional[_Union[Member, _Mapping]] = ..., step: _Optional[int] = ...) -> None: ...
+    left: _containers.RepeatedCompositeFieldContainer[Leaver]
+    def __init__(self, member: _Optional[_Union[Member, _Mapping]] = ..., step: _Optional[int] = ..., left: _Optional[_Iterable[_Union[Leaver, _Mapping]]] = ...) -> None: ...
 
 class AwaitStepResponse(_message.Message):
-    __slots__ = ("done", "resend", "lost")
+    __slots__ = ("done", "resend", "lost", "left")
     DONE_FIELD_NUMBER: _ClassVar[int]
     RESEND_FIELD_NUMBER: _ClassVar[int]
     LOST_FIELD_NUMBER: _ClassVar[int]
+    LEFT_FIELD_NUMBER: _ClassVar[int]
     done: bool
     resend: bool
     lost: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, done: bool = ..., resend: bool = ..., lost: _Optional[_Iterable[str]] = ...) -> None: ...
+    left: _containers.RepeatedCompositeFieldContainer[Leaver]
+    def __init__(self, done: bool = ..., resend: bool = ..., lost: _Optional[_Iterable[str]] = ..., left: _Optional[_Iterable[_Union[Leaver, _Mapping]]] = ...) -> None: ...
 
 class SaveTablesRequest(_message.Message):
     __slots__ = ("name", "token", "ticket")

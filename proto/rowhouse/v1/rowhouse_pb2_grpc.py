@@ -104,6 +104,11 @@ class ParameterServiceStub(object):
                 request_serializer=rowhouse_dot_v1_dot_rowhouse__pb2.AwaitStepRequest.SerializeToString,
                 response_deserializer=rowhouse_dot_v1_dot_rowhouse__pb2.AwaitStepResponse.FromString,
                 _registered_method=True)
+        self.LeaveGroup = channel.unary_unary(
+                '/rowhouse.v1.ParameterService/LeaveGroup',
+                request_serializer=rowhouse_dot_v1_dot_rowhouse__pb2.LeaveGroupRequest.SerializeToString,
+                response_deserializer=rowhouse_dot_v1_dot_rowhouse__pb2.LeaveGroupResponse.FromString,
+                _registered_method=True)
 
 
 class ParameterServiceServicer(object):
@@ -207,6 +212,13 @@ class ParameterServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def LeaveGroup(self, request, context):
+        """Says that this trainer ended, and makes no further step.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ParameterServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -279,6 +291,11 @@ def add_ParameterServiceServicer_to_server(servicer, server):
                     servicer.AwaitStep,
                     request_deserializer=rowhouse_dot_v1_dot_rowhouse__pb2.AwaitStepRequest.FromString,
                     response_serializer=rowhouse_dot_v1_dot_rowhouse__pb2.AwaitStepResponse.SerializeToString,
+            ),
+            'LeaveGroup': grpc.unary_unary_rpc_method_handler(
+                    servicer.LeaveGroup,
+                    request_deserializer=rowhouse_dot_v1_dot_rowhouse__pb2.LeaveGroupRequest.FromString,
+                    response_serializer=rowhouse_dot_v1_dot_rowhouse__pb2.LeaveGroupResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -659,6 +676,33 @@ class ParameterService(object):
             '/rowhouse.v1.ParameterService/AwaitStep',
             rowhouse_dot_v1_dot_rowhouse__pb2.AwaitStepRequest.SerializeToString,
             rowhouse_dot_v1_dot_rowhouse__pb2.AwaitStepResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LeaveGroup(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/rowhouse.v1.ParameterService/LeaveGroup',
+            rowhouse_dot_v1_dot_rowhouse__pb2.LeaveGroupRequest.SerializeToString,
+            rowhouse_dot_v1_dot_rowhouse__pb2.LeaveGroupResponse.FromString,
             options,
             channel_credentials,
             insecure,
