@@ -81,8 +81,8 @@ def unfit(condition: Condition, attribute: Attribute) -> str | None:  # noqa: PL
     wanted = {"string": str, "bool": bool}.get(attribute.type, int)
     for value in values:
         if type(value) is not wanted:
-            has, wanted = with_article(type(value).__name__), with_article(attribute.type)
-            return f"{_shown(value)} is {has}, and the attribute is {wanted}"
+            has = with_article(type(value).__name__)
+            return f"{_shown(value)} is {has}, and the attribute is {with_article(attribute.type)}"
         if isinstance(value, int) and not -(1 << 63) <= value < 1 << 64:
             return f"{_shown(value)} does not fit in 64 bits"
         if isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):

@@ -206,9 +206,8 @@ class PushLog:
                     path.unlink()
                 else:
                     self._make_spare(path, min(size, SPARE_MAX_BYTES))
-        self.records = max(
-            self.written_lsn - lsn, 0
-        )  # below 0: numbers were skipped, and none has come since
+        # Below 0: numbers were skipped, and none has come since.
+        self.records = max(self.written_lsn - lsn, 0)
 
     def _make_spare(self, path: Path, size: int) -> None:
         """Fill a dropped segment with zeros; it counts as a segment no more from the first moment on."""

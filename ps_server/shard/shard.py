@@ -179,7 +179,8 @@ class Shard:
         make_store
             Called as Store is; a simulation gives its own.
         background
-            False: nothing runs by itself, long calls neither; `count_rows` and `checkpoint_if_wanted` are the caller's to call.
+            False: nothing runs by itself, long calls neither; `count_rows` and `checkpoint_if_wanted` are the
+            caller's to call.
 
         Raises
         ------

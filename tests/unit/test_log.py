@@ -105,7 +105,7 @@ def test_goes_on_after_reopening_and_after_skipped_numbers(tmp_path: Path) -> No
 
 def test_a_checkpoint_after_skipped_numbers_and_before_a_record_leaves_none(tmp_path: Path) -> None:
     """psctl stats tells the number of records; below 0 it could tell nothing."""
-    log = PushLog(tmp_path, 3, 1000, durable=False)
+    log = PushLog(tmp_path, 3, 1000, owner=OWNER, durable=False)
     log.rotate()
     log.drop_before(999)
     assert log.records == 0
@@ -125,7 +125,7 @@ def test_a_rotation_that_failed_leaves_other_files_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As without a file descriptor: the closed segment's number is the next file's."""
-    log = PushLog(tmp_path / "log", 0, 1, durable=True)
+    log = PushLog(tmp_path / "log", 0, 1, owner=OWNER, durable=True)
     number = log._file
 
     def refused(*_: object) -> int:
