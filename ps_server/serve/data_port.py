@@ -158,6 +158,15 @@ class _Connection:
         self.moved(count)
         return True
 
+    def is_ready(self) -> bool:
+        """Whether the peer did its part, and it is we who have not come to go on."""
+        poller = select.poll()
+        try:
+            poller.register(self.socket, select.POLLOUT if self.unsent else select.POLLIN)
+        except ValueError:  # closed meanwhile
+            return True
+        return bool(poller.poll(0))
+
     def send(self) -> bool:
         """Write what is unsent; False when the peer must read first."""
         while self.unsent:
@@ -375,7 +384,7 @@ class DataPort:
         """Others are refused: end the connections whose frames hold bytes and do not get further."""
         now_s = time.monotonic()
         for c in list(self._connections.values()):
-            if c.held_bytes and c.due_s - STALL_S + PRESSED_S < now_s:
+            if c.held_bytes and c.due_s - STALL_S + PRESSED_S < now_s and not c.is_ready():
                 self._end(c)
 
     def _answer(self, c: _Connection) -> list[Part]:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The data port under peers that ask for much and never read (invariants 2 and 4 of its module)."""
 
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -145,3 +146,30 @@ def test_a_body_that_finds_no_room_half_way_is_refused_and_the_connection_goes_o
         assert service.held_bytes == 6 << 20
         service.give(6 << 20)
         assert len(peer.call(frame.PUSH, bytes(4 << 20))) == (4 << 20) + 1
+
+
+def test_a_peer_that_waits_for_the_shard_is_not_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data_port, "PRESSED_S", -60.0)  # nobody is in time
+    service, entered, leave = Counted(), threading.Event(), threading.Event()
+
+    def work(kind: int, data: memoryview) -> list[Part]:
+        if kind == frame.PULL:
+            entered.set()
+            assert leave.wait(20)
+        return [b"done"]
+
+    service.work = work
+    with serving(service, threads=1) as port, Peer(port) as busy, Peer(port) as other, Peer(port) as silent:
+        whole = other.frame(frame.PUSH, bytes(1000))
+        other.socket.sendall(whole[:500])
+        silent.socket.sendall(silent.frame(frame.PUSH, bytes(1000))[:500])
+        until(lambda: service.held_bytes == 2 * (500 - frame.HEAD.size))
+        busy.send(frame.PULL, b"")
+        assert entered.wait(20)
+        other.socket.sendall(whole[500:])  # it lies there: the only thread is at work
+        until(lambda: sum(c.is_ready() for c in list(port._connections.values()) if c.held_bytes) == 1)
+        port._press()
+        leave.set()
+        assert other.receive() == (frame.ANSWER, b"done")
+        assert busy.receive() == (frame.ANSWER, b"done")
+        assert silent.is_closed()
