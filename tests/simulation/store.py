@@ -149,6 +149,8 @@ class SimulatedStore:
         What lies on the disks.
     tick
         Called with the name of each step that may fail, and be the last; it raises then.
+    _settings
+        The store's others, which change nothing here.
     """
 
     def __init__(
