@@ -242,12 +242,12 @@ class World:
     def _start(self, host: Host, steps: int | None) -> None:
         self.trace.append(f"{self.operation} {'  ' * self._depth}  start of shard {host.index}")
         self.events["starts"] += 1
-        self._booting = host
+        outer, self._booting = self._booting, host  # a message under way may start another shard meanwhile
         try:
             if host.start(steps):
                 host.machine.steps_left = None
         finally:
-            self._booting = None
+            self._booting = outer
 
     def boot_id(self) -> str:
         """That of the machine whose shard starts."""
