@@ -45,6 +45,9 @@ DEPTH_MAX: Final = 32
 """Nesting. Our configs need 6 levels; the bound keeps recursion away from the stack's end."""
 
 _TAG: Final = "tag:yaml.org,2002:"
+_OTHER_BREAKS: Final = "\x85\u2028\u2029"
+"""Line breaks of YAML 1.1, which ruamel.yaml folds to spaces where they are not escaped."""
+
 
 _SCALAR: Final = re.compile(
     r"(?P<null>null|Null|NULL|~|)|(?P<bool>true|True|TRUE|false|False|FALSE)"
@@ -176,7 +179,8 @@ class _Representer(SafeRepresenter):
     def represent_str(self, data: str) -> Any:
         """A text, bare where it is words and no other scalar."""
         bare = _BARE.fullmatch(data) and _kind(data) == "str"
-        return self.represent_scalar(_TAG + "str", data, style=None if bare else "'")
+        style = None if bare else '"' if any(one in data for one in _OTHER_BREAKS) else "'"
+        return self.represent_scalar(_TAG + "str", data, style=style)
 
 
 _Representer.add_representer(str, _Representer.represent_str)

@@ -8,6 +8,7 @@ checkpoint waits instead.
 Thread safety: a pure function.
 """
 
+import errno
 import os
 import resource
 from typing import Final
@@ -60,6 +61,8 @@ def check_files(tables: int) -> None:
         for _ in range(wanted):
             opened.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
     except OSError as error:
+        if error.errno not in (errno.EMFILE, errno.ENFILE):
+            return  # the checkpoint itself will meet that, and say what it is
         raise BusyError(
             f"a checkpoint needs up to {wanted} more open files, and the system gives {len(opened)} "
             f"({error.strerror}): close connections, or raise the limit (ulimit -n)"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from rowhouse.document import BYTES_MAX, DEPTH_MAX, VALUES_MAX, dump, parse_document, read_document
 from rowhouse.problem import DocumentError, Problem, nearest, spelled
@@ -184,6 +184,8 @@ PLAIN = st.recursive(
 )  # fmt: skip
 
 
+@example(value="\x85", flow=False)
+@example(value={"a\u2028b": ["\u2029 x"]}, flow=None)
 @given(PLAIN, st.sampled_from([False, True, None]))
 def test_what_is_written_reads_back(value: Any, flow: bool | None) -> None:
     assert repr(parse_document(dump(value, flow), "x").value) == repr(value)
