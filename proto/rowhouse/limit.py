@@ -99,7 +99,7 @@ assert IN_FLIGHT_BYTES_MAX == _MESSAGE_SHARE * MESSAGE_BYTES_MAX
 
 PROCESS_BYTES: Final = 256 * 1024 * 1024
 """What a server takes without rows and calls: the interpreter, libraries, compiled kernels (200 MiB), and
-what it remembers of clients, trainers and connections."""
+what it remembers of clients and trainers."""
 
 KEPT_BYTES: Final = 64 * 1024 * 1024
 """Free memory that malloc keeps (rowhouse/malloc.py)."""

@@ -197,5 +197,5 @@ def _show(reports: list[Report], console: Console) -> None:
     spoiled = sum(table.not_finite for report in reports for table in report.tables)
     if spoiled:
         console.print(
-            f"{spoiled:,} rows hold a NaN or an infinity: training diverged there; no damage on disk"
+            f"{spoiled:,} rows hold a NaN or an infinity: an earlier version wrote them; no damage on disk"
         )

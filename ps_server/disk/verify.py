@@ -86,7 +86,7 @@ class TableReport:
     rows, disk_bytes
         Read, and bytes of its files.
     not_finite
-        Rows with a NaN or an infinity among weights or state: training has diverged there. They are as they
+        Rows with a NaN or an infinity among weights or state: an earlier version wrote them. They are as they
         were written, so no damage.
     """
 
