@@ -290,6 +290,9 @@ class Disk:
 
             self._note_name(unsynced, old, _Change(undo, kept))
         self._real["rename"](source, target, **keys)
+        for handle, path in self._handles.items():
+            if path == old:
+                self._handles[handle] = new
 
     def _replace(self, source: Any, target: Any, **keys: Any) -> None:
         self._rename(source, target, **keys)
