@@ -114,7 +114,7 @@ class PushLog:
             handle = os.open(spare, os.O_CREAT | os.O_WRONLY, 0o644)
             if not self._spare_bytes:
                 os.ftruncate(handle, 0)
-            os.write(handle, head)
+            _write_whole(handle, head, 0)
             if self._durable:
                 os.fsync(handle)
             self._failpoint(step)
@@ -141,9 +141,8 @@ class PushLog:
         try:
             self._allocate(before + wanted)
             written = os.pwritev(self._file, parts, before)
-            rest = memoryview(b"".join(parts))[written:] if written < wanted else memoryview(b"")
-            while rest:
-                rest = rest[os.pwrite(self._file, rest, before + wanted - len(rest)) :]
+            if written < wanted:
+                _write_whole(self._file, b"".join(parts)[written:], before + written)
         except OSError as error:
             os.ftruncate(self._file, before)
             self._allocated = before
@@ -219,7 +218,7 @@ class PushLog:
             try:
                 os.ftruncate(handle, size)
                 for start in range(0, size, len(ZEROS)):
-                    os.pwrite(handle, ZEROS[: size - start], start)
+                    _write_whole(handle, ZEROS[: size - start], start)
             finally:
                 os.close(handle)
         except OSError as error:
@@ -233,3 +232,11 @@ class PushLog:
             self.sync(self.written_lsn)
             self._close_segment()
         (self.directory / SPARE_NAME).unlink(missing_ok=True)
+
+
+def _write_whole(handle: int, data: bytes, offset: int) -> None:
+    """Write all of `data`: the kernel may take less than it is given, as just before a disk is full."""
+    rest = memoryview(data)
+    while rest:
+        count = os.pwrite(handle, rest, offset)
+        rest, offset = rest[count:], offset + count

@@ -56,10 +56,12 @@ class LongCalls:
         The shard's, for messages.
     moved
         Rows that such calls have written or evicted so far: how far they are.
+    background
+        False: a call is made by the thread that begins it, so it has ended when it is answered.
     """
 
-    def __init__(self, index: int, moved: Callable[[], int]) -> None:
-        self._index, self._moved = index, moved
+    def __init__(self, index: int, moved: Callable[[], int], *, background: bool = True) -> None:
+        self._index, self._moved, self._background = index, moved, background
         self._lock = threading.Lock()
         self._calls: OrderedDict[int, _Call] = OrderedDict()
 
@@ -77,13 +79,16 @@ class LongCalls:
 
     def _call(self, method: str, ticket: int, work: Callable[[], Any]) -> _Call:
         with self._lock:
-            call = self._calls.get(ticket)
-            if call is None:
-                self._make_room()
-                call = self._calls[ticket] = _Call(time.monotonic(), self._moved())
-                name = f"long-{method}"
-                threading.Thread(target=call.run, args=(work,), name=name, daemon=True).start()
-            return call
+            known = self._calls.get(ticket)
+            if known is not None:
+                return known
+            self._make_room()
+            call = self._calls[ticket] = _Call(time.monotonic(), self._moved())
+        if self._background:
+            threading.Thread(target=call.run, args=(work,), name=f"long-{method}", daemon=True).start()
+        else:
+            call.run(work)
+        return call
 
     def _make_room(self) -> None:
         if len(self._calls) < CALLS_MAX:

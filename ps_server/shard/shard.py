@@ -122,7 +122,7 @@ class Shard:
             waits_max=max(config.worker_threads // 2, 1),
             message_bytes_max=message_bytes_max(config.memory_budget),
         )
-        self._background, self._long_calls = background, LongCalls(index, self._moved)
+        self._long_calls = LongCalls(index, self._moved, background=background)
         self._calls: dict[str, Callable[[Any], Any]] = {
             "GetCluster": self.get_cluster,
             "CreateCheckpoint": self.create_checkpoint,
@@ -179,8 +179,7 @@ class Shard:
         make_store
             Called as Store is; a simulation gives its own.
         background
-            False: nothing runs by itself, long calls neither; `count_rows` and `checkpoint_if_wanted` are the
-            caller's to call.
+            False: no thread is started; `count_rows` and `checkpoint_if_wanted` are the caller's to call.
 
         Raises
         ------
@@ -449,7 +448,7 @@ class Shard:
     def call(self, method: str, request: Any) -> Any:
         """Answer a control call (rowhouse/control.py) with the response that belongs to it."""
         handler = self._calls[method_of(method).name]
-        if (ticket := getattr(request, "ticket", 0)) and self._background:
+        if ticket := getattr(request, "ticket", 0):
             return self._long_calls.answer(method, ticket, partial(handler, request))
         return handler(request)
 

@@ -20,6 +20,9 @@ from types import TracebackType
 from typing import Any, Self
 from unittest import mock
 
+SHORT = 0.01
+"""How often a write takes less than it is given."""
+
 UNSYNCED_MAX = 40
 """Changes of one file or folder that a power cut may take: the kernel writes older ones by itself."""
 
@@ -210,11 +213,11 @@ class Disk:
         if handle not in self._handles:
             return int(self._real["write"](handle, data))
         offset = os.lseek(handle, 0, os.SEEK_CUR)
-        count = self._written(handle, bytes(data), offset, short=0.0)
+        count = self._written(handle, bytes(data), offset)
         os.lseek(handle, offset + count, os.SEEK_SET)
         return count
 
-    def _written(self, handle: int, data: bytes, offset: int, short: float = 0.01) -> int:
+    def _written(self, handle: int, data: bytes, offset: int) -> int:
         path = self._handles[handle]
         name = self._owner(path)
         machine, unsynced = self._machines[name], self._unsynced[name]
@@ -227,7 +230,7 @@ class Disk:
             machine.torn += 1
             self._real["pwrite"](handle, data[: machine.chance.randint(0, len(data))], offset)
             raise
-        if machine.chance.random() < short:  # the kernel may take less than it is given
+        if machine.chance.random() < SHORT:  # the kernel may take less than it is given
             data = data[: machine.chance.randint(1, len(data))]
         return int(self._real["pwrite"](handle, data, offset))
 
@@ -290,6 +293,9 @@ class Disk:
 
             self._note_name(unsynced, old, _Change(undo, kept))
         self._real["rename"](source, target, **keys)
+        for handle, path in self._handles.items():
+            if path == old:
+                self._handles[handle] = new
 
     def _replace(self, source: Any, target: Any, **keys: Any) -> None:
         self._rename(source, target, **keys)

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from random import Random
 from typing import Any, TypeVar
 
@@ -105,6 +106,8 @@ class Host:
         self.model = ShardModel(config.tables)
         self.modes: dict[str, set[str]] = {table.name: {table.freeze} for table in config.tables}
         self.open_change: Change | None = None
+        self.answered: dict[int, bytes | None] = {}
+        """What this life of the shard answered to each ticket of a long call; None: it did not."""
         self._base, self._history = self.model.copy(), list[Change]()
         self.events: Counter[str] = Counter()
 
@@ -204,15 +207,19 @@ class Host:
         self._disk.start(self.machine)
         return self.machine
 
+    def open_store(self, directory: Path, widths: dict[str, int]) -> SimulatedStore:
+        """A store on this machine."""
+        tick = partial(self.machine.tick, refused=StoreError)
+        return SimulatedStore(directory, widths, media=self._media, tick=tick)
+
     def start(self, steps: int | None) -> bool:
         """Start the shard; with `steps` it ends again after so many. Whether it is up."""
         check_no_restore(self.folder)
         machine = self.boot_machine(steps)
-        self.store = None
+        self.store, self.answered = None, {}
 
-        def make_store(*arguments: Any, **keys: Any) -> Any:
-            tick = partial(machine.tick, refused=StoreError)
-            self.store = SimulatedStore(*arguments, media=self._media, tick=tick, **keys)
+        def make_store(directory: Path, widths: dict[str, int], **_settings: Any) -> Any:
+            self.store = self.open_store(directory, widths)
             return self.store
 
         def failpoint(name: str) -> None:

@@ -12,7 +12,6 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -149,8 +148,6 @@ class SimulatedStore:
         What lies on the disks.
     tick
         Called with the name of each step that may fail, and be the last; it raises then.
-    _settings
-        The store's others, which change nothing here.
     """
 
     def __init__(
@@ -160,7 +157,6 @@ class SimulatedStore:
         *,
         media: Media,
         tick: Callable[[str], None] = lambda _what: None,
-        **_settings: Any,
     ) -> None:
         tick("store open")
         self._media, self._tick = media, tick

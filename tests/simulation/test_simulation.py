@@ -9,7 +9,6 @@ from unittest import mock
 import numpy as np
 import pytest
 
-from ps_server.disk.checkpoint import Life
 from ps_server.disk.log import PushLog
 from ps_server.disk.segment import KIND_EVICT
 from ps_server.life import recovery
@@ -110,7 +109,6 @@ FAULTS: dict[str, tuple[int, Plant]] = {
         4, _patch(SimulatedFamily, "flush", lambda self: None),
     ),
     "a torn end is not cut": (7, _patch(recovery, "cut_torn_end", lambda directory: 0)),
-    "numbers come twice after records were lost": (13, _patch(Life, "may_have_lost_log", lambda *_: False)),
     "rows that are spilled are not written": (4, _patch(tier.Tier, "_write_back", lambda self, places: None)),
 }  # fmt: skip
 """By what is wrong: a seed, and what makes it so."""

@@ -380,3 +380,29 @@ def test_a_spare_that_cannot_be_filled_is_an_error_and_the_log_stays_whole(
     log.append(Record(3, KIND_PUSH, 0, b"z"))
     log.close()
     assert [r.payload for r in read_records(tmp_path, 1)] == [b"y", b"z"]
+
+
+@pytest.mark.parametrize("durable", [True, False])
+def test_a_write_that_takes_less_than_it_is_given_is_gone_on_with(
+    tmp_path: Path, durable: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A header, a record, the zeros of a spare: each whole, 7 bytes at a time."""
+    write, pwrite = os.write, os.pwrite
+    monkeypatch.setattr(os, "write", lambda handle, data: write(handle, bytes(data)[:7]))
+    monkeypatch.setattr(os, "pwrite", lambda handle, data, offset: pwrite(handle, bytes(data)[:7], offset))
+    monkeypatch.setattr(
+        os, "pwritev", lambda handle, parts, offset: pwrite(handle, b"".join(parts)[:7], offset)
+    )
+    log = PushLog(tmp_path, 0, 1, owner=OWNER, durable=durable)
+    records = [Record(lsn, KIND_PUSH, lsn, b"payload" * lsn) for lsn in range(1, 5)]
+    for record in records:
+        log.append(record)
+    log.rotate()
+    log.append(Record(5, KIND_PUSH, 5, b"last"))
+    assert [record.payload for record in read_records(tmp_path, 0)] == [
+        *(record.payload for record in records), b"last",
+    ]  # fmt: skip
+    log.drop_before(4)
+    if not durable:
+        assert not any((tmp_path / SPARE_NAME).read_bytes())
+    log.close()

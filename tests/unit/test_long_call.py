@@ -103,6 +103,17 @@ def test_calls_are_bounded_and_none_that_is_at_work_is_forgotten(
     assert until_ended(partial(calls.answer, "EvictRows", 1, works[0])) == "done 1" and works[0].begun == 1
 
 
+def test_without_a_background_a_call_has_ended_when_it_is_answered() -> None:
+    calls, threads = LongCalls(0, lambda: 0, background=False), []
+
+    def work() -> str:
+        threads.append(threading.current_thread())
+        return "done"
+
+    assert [calls.answer("EvictRows", 5, work) for _ in range(2)] == ["done"] * 2
+    assert threads == [threading.current_thread()]
+
+
 # ---------------------------------------------------------------- a real shard
 @pytest.fixture
 def driver(tmp_path: Path) -> Iterator[Driver]:
