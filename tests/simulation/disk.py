@@ -279,6 +279,13 @@ class Disk:
             self._note_name(unsynced, old, _Change(lambda: _put_back(kept, old), kept))
         self._real["unlink"](path, **keys)
 
+    def _rmdir(self, path: Any, **keys: Any) -> None:
+        """What a folder that is gone had is no part of the next one of its name."""
+        self._real["rmdir"](path, **keys)
+        unsynced = None if keys.get("dir_fd") is not None else self._unsynced.get(self._owner(path))
+        if unsynced is not None:
+            _let_go(unsynced.names.pop(str(path), []))
+
     def _rename(self, source: Any, target: Any, **keys: Any) -> None:
         unsynced = self._step(source, "rename")
         old, new = Path(source), Path(target)
@@ -308,5 +315,5 @@ def _put_back(kept: Path, path: Path) -> None:
 
 _CHANGES = (
     "open", "close", "write", "pwrite", "pwritev", "ftruncate", "truncate", "posix_fallocate", "fsync",
-    "fdatasync", "unlink", "rename", "replace",
+    "fdatasync", "unlink", "rename", "replace", "rmdir",
 )  # fmt: skip
