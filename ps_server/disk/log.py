@@ -187,6 +187,20 @@ class PushLog:
                 raise StoreError(f"push log {self._path}: sync: {error.strerror or error}") from error
             self.synced_lsn = target
 
+    def sync_whole(self) -> None:
+        """Return when every record is on the disk, in whatever segment: `os` syncs none of them by itself. No
+        rotation may run meanwhile."""
+        if self._durable:
+            self.sync(self.written_lsn)
+            return
+        try:
+            for path in self._sizes:
+                with path.open("rb") as file:
+                    os.fdatasync(file.fileno())
+            sync_directory(self.directory)
+        except OSError as error:
+            raise StoreError(f"push log {self.directory}: sync: {error.strerror or error}") from error
+
     def rotate(self) -> None:
         """Close the segment (synced, where records are) and go on in a new one."""
         if self._durable:

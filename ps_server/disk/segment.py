@@ -319,7 +319,9 @@ def cut_lost_end(directory: Path, after_lsn: int) -> None:
             "the machine went down, and durability was os: the push log goes up to LSN %d (%s)", lsn, error
         )
         if end:
-            os.truncate(path, end)
+            with path.open("r+b") as file:
+                file.truncate(end)
+                os.fsync(file.fileno())  # the next segment's header names what is left
         for later in segments[segments.index(path) + (1 if end else 0) :]:
             later.unlink()
         sync_directory(directory)

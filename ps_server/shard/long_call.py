@@ -7,8 +7,9 @@
 So no answer has to come within a client's deadline, and a connection that breaks ends nothing: the client
 asks about the same ticket again. A request without a ticket (older clients) waits for the end.
 
-Invariants: 1. a ticket is begun once in the life of this process; after a restart it is begun anew, which all
-of these calls allow; 2. at most CALLS_MAX are remembered, and one that has not ended is never forgotten.
+Invariants: 1. a ticket is begun once in the life of this process; after a restart, or where it ended with
+BusyError and changed nothing, it is begun anew, which all of these calls allow; 2. at most CALLS_MAX are
+remembered, and one that has not ended is never forgotten.
 Thread safety: any thread.
 """
 
@@ -74,6 +75,8 @@ class LongCalls:
                 f"{method} is at work since {spent_s:.0f} s, {rows} rows were written or evicted meanwhile"
             )
         if call.failure is not None:
+            if isinstance(call.failure, BusyError):  # the client asks again: then it may go
+                self._forget(ticket, call)
             raise call.failure
         return call.answer
 
@@ -89,6 +92,11 @@ class LongCalls:
         else:
             call.run(work)
         return call
+
+    def _forget(self, ticket: int, call: _Call) -> None:
+        with self._lock:
+            if self._calls.get(ticket) is call:
+                del self._calls[ticket]
 
     def _make_room(self) -> None:
         if len(self._calls) < CALLS_MAX:

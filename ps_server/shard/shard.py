@@ -488,6 +488,8 @@ class Shard:
         self._check_alive(writing=True)
         table = evictable_table_of(request.table, self._tables)
         with self.upkeep(writing=True):
+            if self._log is not None:
+                self._log.sync_whole()  # most of what each chunk waits for, while pushes go on
             evicted = evict_by_policy(table, int(self._now_s()), self._evict_chunk)
         return pb.EvictRowsResponse(rows_evicted=evicted)
 
@@ -520,6 +522,7 @@ class Shard:
             if self._log is not None:
                 payload = encode_eviction(table.name, ids)
                 self._log.append(Record(lsn, KIND_EVICT, int(self._now_s() * 1000), payload))
+                self._log.sync_whole()  # a deletion has no LSN: the store must not have it before the log
             evicted = table.tier.remove(ids, lsn)
             table.counters.evicted_rows += evicted
             self._advance(lsn)

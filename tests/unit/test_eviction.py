@@ -127,6 +127,32 @@ def test_norm_takes_rows_below_it(make: Make) -> None:
     assert alive(driver, span(0, 4_000)).tolist() == [True] * 2_000 + [False] * 2_000
 
 
+def test_the_log_is_on_the_disk_before_a_row_is_deleted(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A deletion has no LSN. If a power cut took its record and left it, a replay would make the row anew."""
+    driver = make({"kind": "l2_norm", "min_l2_norm": 100.0})
+    push(driver, span(0, 40))
+    tier, log = driver.shard._tables["t"].tier, driver.shard._log
+    assert log is not None
+    order: list[tuple[str, int]] = []
+    remove, sync = tier.remove, log.sync_whole
+
+    def noting_sync() -> None:
+        sync()
+        order.append(("sync", log.written_lsn))
+
+    def noting_remove(ids: NDArray[np.uint64], lsn: int) -> int:
+        order.append(("remove", lsn))
+        return remove(ids, lsn)
+
+    monkeypatch.setattr(log, "sync_whole", noting_sync)
+    monkeypatch.setattr(tier, "remove", noting_remove)
+    assert driver.evict("t") == 40
+    removed = [place for place, (what, _) in enumerate(order) if what == "remove"]
+    assert removed
+    for place in removed:
+        assert order[place - 1] == ("sync", order[place][1])
+
+
 def test_a_replay_evicts_the_same_rows_at_another_time(make: Make, tmp_path: Path) -> None:
     driver = make({"kind": "ttl", "ttl_s": 100})
     push(driver, span(0, 500))

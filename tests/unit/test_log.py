@@ -3,6 +3,7 @@
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -405,4 +406,45 @@ def test_a_write_that_takes_less_than_it_is_given_is_gone_on_with(
     log.drop_before(4)
     if not durable:
         assert not any((tmp_path / SPARE_NAME).read_bytes())
+    log.close()
+
+
+class Synced:
+    """Names of the files that were synced, in turn."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.names: list[str] = []
+        for call in ("fsync", "fdatasync"):
+            monkeypatch.setattr(f"os.{call}", self._noting(getattr(os, call)))
+
+    def _noting(self, real: Callable[[int], None]) -> Callable[[int], None]:
+        def sync(handle: int) -> None:
+            self.names.append(Path(os.readlink(f"/proc/self/fd/{handle}")).name)
+            real(handle)
+
+        return sync
+
+
+def test_what_was_cut_after_the_machine_went_down_stays_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second power cut would bring the end back, under a next segment that does not know of it."""
+    _write(tmp_path, 1, 9, rotate_after=(5,))
+    first = list_segments(tmp_path)[0]
+    data = first.read_bytes()
+    first.write_bytes(data[:-20] + bytes(20))
+    synced = Synced(monkeypatch)
+    cut_lost_end(tmp_path, 0)
+    assert [r.lsn for r in read_records(tmp_path, 0)] == [1, 2, 3, 4]
+    assert synced.names == [first.name, tmp_path.name]
+
+
+def test_the_whole_log_can_be_synced_under_os(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = PushLog(tmp_path, 0, 1, owner=OWNER, durable=False)
+    log.append(Record(1, KIND_PUSH, 0, b"one"))
+    log.rotate()
+    log.append(Record(2, KIND_PUSH, 0, b"two"))
+    synced = Synced(monkeypatch)
+    log.sync_whole()
+    assert synced.names == [*(path.name for path in list_segments(tmp_path)), tmp_path.name]
     log.close()

@@ -52,6 +52,20 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> LongCalls:
     return LongCalls(0, iter(range(0, 10_000, 7)).__next__)
 
 
+def test_a_call_that_found_no_room_is_begun_again(calls: LongCalls) -> None:
+    failures = [BusyError("no files"), BusyError("no files")]
+
+    def work() -> str:
+        if failures:
+            raise failures.pop()
+        return "done"
+
+    for _ in range(2):
+        with pytest.raises(BusyError):
+            until_ended(partial(calls.answer, "CreateCheckpoint", 5, work))
+    assert until_ended(partial(calls.answer, "CreateCheckpoint", 5, work)) == "done"
+
+
 def until_ended(ask: Callable[[], Any]) -> Any:
     while True:
         try:
