@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What every tier shares: where the repository is, hypothesis settings, small configs."""
 
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -9,6 +10,9 @@ from typing import Any
 
 import pytest
 from hypothesis import settings
+
+os.environ["PATH"] = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"))
+"""mkfs.ext4 and losetup, which some tests take, are there; the PATH of a service may lack them."""
 
 ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:  # `pytest` alone does not add it; tests import tests.naive and examples

@@ -2,6 +2,7 @@
 """How connections of the data port end: peers that vanish, stall, trickle; stops at every moment."""
 
 import contextlib
+import gc
 import socket
 import tempfile
 import threading
@@ -214,6 +215,7 @@ def test_no_file_descriptor_is_left(service: Counted) -> None:
     this = psutil.Process()
     with serving(service), ExitStack():
         pass  # what is opened once in a process is open now
+    gc.collect()  # what earlier tests left may be closed at any moment
     before = this.num_fds()
     with serving(service) as port:
         for number in range(30):
@@ -223,4 +225,4 @@ def test_no_file_descriptor_is_left(service: Counted) -> None:
             wrong.socket.sendall(bytes(20))
             assert wrong.is_closed()
             until(lambda: len(port._connections) == 1)
-    assert this.num_fds() == before
+    assert this.num_fds() <= before
