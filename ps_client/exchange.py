@@ -218,6 +218,11 @@ class Exchange:
         try:
             if begun is None and lane.pending is not None:
                 refused += self._send(lane, transport, backoff)
+            if tables and begun is None and lane.number_may_be_taken:
+                lane.begin(step.partition_map.stamp, ())
+                for stale in self._send(lane, transport, backoff):
+                    refused.append(_Refused(stale.stale, [tuple(tables)]))
+                    tables = ()
             if tables:
                 if begun is None:
                     lane.begin(step.partition_map.stamp, tables)

@@ -12,7 +12,8 @@ Invariants: 1. no number is sent with two contents, unless the shard refused the
 whose answer is missing is sent again, under its own number, before any newer one; 3. a pending push
 that outlives its call holds copies, so the caller may reuse its arrays; 4. push 1 is not sent again once the
 shard may have forgotten the client (limit.RESEND_S): it would be taken for a new client's. Any other number
-of a forgotten client is refused by the shard.
+of a forgotten client is refused by the shard; 5. a number whose refused push may still be on its way, from an
+earlier attempt, is used up by an empty push before the next one.
 Thread safety: everything but `lock` itself is used by the holder of `lock`.
 """
 
@@ -42,13 +43,15 @@ class Lane:
         Number of the pending push, or of the next one.
     attempted, uncertain
         Whether the pending push was sent before, and whether it may have been applied then.
+    number_may_be_taken
+        Whether a late copy of a refused push may yet be applied under `sequence` (invariant 5).
     """
 
     def __init__(self, client_id: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.lock = threading.Lock()
         self.pending: PushRequest | None = None
         self.sequence = 1
-        self.attempted = self.uncertain = False
+        self.attempted = self.uncertain = self.number_may_be_taken = False
         self._client_id, self._clock = client_id, clock
         self._begun_s = 0.0
 
@@ -61,11 +64,11 @@ class Lane:
         return self.pending
 
     def try_begin(self, map_version: int, tables: Sequence[TableGradients]) -> PushRequest | None:
-        """Take the lock and `begin`, if nobody holds it and no push is pending; else None, all as it was."""
+        """Take the lock and `begin`, if it is free and nothing must be settled; else None, all as it was."""
         if not self.lock.acquire(blocking=False):
             return None
         try:
-            if self.pending is None:
+            if self.pending is None and not self.number_may_be_taken:
                 return self.begin(map_version, tables)
         except BaseException:
             self.abandon()
@@ -100,7 +103,8 @@ class Lane:
         """
         assert self.pending is not None
         self.sequence += 1
-        if response.duplicate and not self.attempted:
+        self.number_may_be_taken = False
+        if response.duplicate and not self.attempted and self.pending.tables:
             request = self.pending
             self.pending = PushRequest(request.map_version, self._client_id, self.sequence, request.tables)
             return False
@@ -111,6 +115,7 @@ class Lane:
         """Drop the pending push, which changed nothing, and return what it carried."""
         assert self.pending is not None
         tables, self.pending = self.pending.tables, None
+        self.number_may_be_taken |= self.uncertain
         return tables
 
     def keep(self) -> None:

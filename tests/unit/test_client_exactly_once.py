@@ -178,6 +178,41 @@ def test_a_number_that_the_shard_had_before_is_not_taken_for_an_answer(local_cli
     np.testing.assert_array_equal(held(shards), AFTER_ONE - np.float32(1.0))
 
 
+def test_a_late_copy_of_a_refused_push_does_not_take_the_next_ones_number(local_client: MakeClient) -> None:
+    """Its first attempt was on its way when the second one was refused, and comes once the table is open."""
+    shards = make_shards(1)
+    with local_client(shards) as client:
+        client.freeze("user", "refuse")
+        shards[0].before["push"] = [raising(DeadlineExceededError)]
+        with pytest.raises(TableFrozenError):
+            client.push("user", IDS, ONES)
+        client.freeze("user", "off")
+        late = shards[0].pushes[0]
+        shards[0].before["push"] = [raising(UnavailableError)] * 2
+        client.push("user", IDS, 2 * ONES)
+        assert shards[0].push(late).duplicate
+        np.testing.assert_array_equal(held(shards), AFTER_ONE - np.float32(0.5))
+        client.push("user", IDS, ONES)
+    np.testing.assert_array_equal(held(shards), AFTER_ONE - np.float32(1.0))
+
+
+@pytest.mark.parametrize("lost", [0, 1, 2])
+def test_a_late_copy_that_comes_first_is_not_taken_for_the_next_push(
+    local_client: MakeClient, lost: int
+) -> None:
+    shards = make_shards(1)
+    with local_client(shards) as client:
+        client.freeze("user", "refuse")
+        shards[0].before["push"] = [raising(DeadlineExceededError)]
+        with pytest.raises(TableFrozenError):
+            client.push("user", IDS, ONES)
+        client.freeze("user", "off")
+        shards[0].push(shards[0].pushes[0])
+        shards[0].before["push"] = [raising(UnavailableError)] * lost
+        client.push("user", IDS, 2 * ONES)
+    np.testing.assert_array_equal(held(shards), AFTER_ONE - np.float32(1.0))
+
+
 def test_a_gap_is_an_error_and_stays_one(local_client: MakeClient) -> None:
     shards = make_shards(1)
     with local_client(shards) as client:
