@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from rowhouse.error import RowhouseError
+from rowhouse.problem import counted
 
 from ps_client.interrupt import interruptible
 from ps_client.notice import NOTICE_S, tell_waiting
@@ -86,8 +87,7 @@ class Backoff:
         delay_s = self._retry.uniform(0.0, bound_s)
         now_s = self._retry.clock()
         if now_s + delay_s >= self._deadline_s:
-            attempts = "1 attempt" if self._failures == 1 else f"{self._failures} attempts"
-            spent = f"{attempts} in {now_s - self._started_s:.1f} s"
+            spent = f"{counted(self._failures, 'attempt')} in {now_s - self._started_s:.1f} s"
             raise type(failure)(f"{failure}; gave up after {spent}") from failure
         if not self._told and now_s - self._started_s >= NOTICE_S:
             self._told = True

@@ -22,6 +22,7 @@ from rowhouse import dtype
 from rowhouse.error import InternalError, LimitExceededError
 from rowhouse.kernel import as_read_only, ascend, deduplicate
 from rowhouse.limit import (
+    ANSWER_HEAD_BYTES,
     IDS_PER_REQUEST_MAX,
     MESSAGE_BYTES_MAX,
     TABLE_NAME_BYTES_MAX,
@@ -35,9 +36,6 @@ from ps_client.table import Table
 
 TABLE_HEAD_BYTES_MAX: Final = TABLE_NAME_BYTES_MAX + 64
 """Encoded bytes of a table beside its arrays: its name and at most nine tags and varints."""
-
-ANSWER_HEAD_BYTES: Final = 1024
-"""What a shard reckons for each table of an answer beside its rows."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,9 @@ MESSAGE_BYTES_MAX: Final = 256 * 1024 * 1024
 """One encoded message, either way, of any shard. Larger ones hold a core for over 0.1 s, so others wait. A
 shard of a smaller memory_budget takes less (`message_bytes_max`)."""
 
+ANSWER_HEAD_BYTES: Final = 1024
+"""What is reckoned for each table of an answer to a pull beside its rows: a 128-byte name and varints."""
+
 CONTROL_BYTES_MAX: Final = 16 * 1024
 """One encoded request of a control call: some names and numbers."""
 

@@ -96,12 +96,12 @@ class PushLog:
         (directory / SPARE_NAME).unlink(missing_ok=True)
         self._sizes = {path: path.stat().st_size for path in list_segments(directory)}
         self.records = 0
-        self._sync_segments()
+        if durable:
+            self._sync_segments()  # an earlier run may have left them in the page cache
         self._open_segment()
 
     def _sync_segments(self) -> None:
-        """An earlier run may have left them in the page cache."""
-        for path in self._sizes if self._durable else []:
+        for path in self._sizes:
             with path.open("rb") as file:
                 os.fsync(file.fileno())
 
@@ -188,18 +188,18 @@ class PushLog:
             self.synced_lsn = target
 
     def sync_whole(self) -> None:
-        """Return when every record is on the disk, in whatever segment: `os` syncs none of them by itself. No
-        rotation may run meanwhile."""
+        """Return when every record is on the disk, in whatever segment: `os` syncs none of them by itself.
+        Until the next rotation `sync` then holds for every record. No rotation may run meanwhile."""
         if self._durable:
             self.sync(self.written_lsn)
             return
+        target = self.written_lsn
         try:
-            for path in self._sizes:
-                with path.open("rb") as file:
-                    os.fdatasync(file.fileno())
+            self._sync_segments()
             sync_directory(self.directory)
         except OSError as error:
             raise StoreError(f"push log {self.directory}: sync: {error.strerror or error}") from error
+        self.synced_lsn = target
 
     def rotate(self) -> None:
         """Close the segment (synced, where records are) and go on in a new one."""

@@ -38,19 +38,28 @@ def files_of_tables(tables: int) -> int:
     return FOLDERS_PER_TABLE * tables
 
 
+def raise_file_limit(wanted: int) -> int:
+    """Raise the soft limit of open files to `wanted`, as far as the hard one allows; what it is then, and
+    `wanted` where there is none."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return wanted
+    most = wanted if hard == resource.RLIM_INFINITY else min(hard, wanted)
+    if soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+        soft = most
+    return soft
+
+
 def require_files(tables: int) -> None:
     """Raise the soft limit of open files to what a shard of so many tables needs; ConfigError with the number
     when the hard limit is below it."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = files_of_tables(tables) + files_of_checkpoint(tables) + PROCESS_FILES
-    if soft == resource.RLIM_INFINITY or soft >= needed:
-        return
-    if hard != resource.RLIM_INFINITY and hard < needed:
+    if (limit := raise_file_limit(needed)) < needed:
         raise ConfigError(
-            f"tables: {tables} tables need {needed} open files, and the hard limit is {hard} (ulimit -Hn): "
+            f"tables: {tables} tables need {needed} open files, and the hard limit is {limit} (ulimit -Hn): "
             "raise it, or declare fewer tables"
         )
-    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 def check_files(tables: int) -> None:

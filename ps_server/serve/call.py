@@ -10,14 +10,14 @@ does not meanwhile.
 import asyncio
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor, Future
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, TypeVar
 from urllib.parse import unquote
 
 import grpc
 import grpc.aio
 from rowhouse.error import ERROR_METADATA_KEY, RowhouseError, UnavailableError
 
-from ps_server.serve.in_flight import peer_of
+from ps_server.serve.in_flight import Counting, peer_of
 
 _DETAILS_BYTES_MAX: Final = 6000
 """Details of a status travel percent-encoded among the headers, of which gRPC may refuse more than 8 KiB."""
@@ -29,16 +29,6 @@ Context = grpc.aio.ServicerContext[Any, Any]
 _GONE: Final = UnavailableError("the peer is gone")
 
 R = TypeVar("R")
-
-
-class Counting(Protocol):
-    """Who counts the bytes in flight (in_flight.py)."""
-
-    def take(self, size_bytes: int, *, peer: str = "", own_bytes: int = 0) -> None:
-        """Count bytes of a peer, beside the `own_bytes` of the same call; BusyError past the bound."""
-
-    def give(self, size_bytes: int, *, peer: str = "") -> None:
-        """Count them no more."""
 
 
 def share_of(peer: str) -> str:

@@ -35,8 +35,8 @@ from rowhouse.error import BusyError, InvalidRequestError, LimitExceededError, R
 
 from ps_server.config.endpoint import SOCKET_PREFIX
 from ps_server.serve.complaint import Complaints
-from ps_server.serve.in_flight import peer_of
-from ps_server.serve.open_file import CONNECTIONS_MAX
+from ps_server.serve.connection_limit import CONNECTIONS_MAX
+from ps_server.serve.in_flight import Counting, peer_of
 
 STALL_S: Final = 30.0
 """A frame that makes no progress for so long is given up: its bytes are counted against everybody."""
@@ -69,17 +69,11 @@ _READ, _WRITE = select.EPOLLIN | select.EPOLLONESHOT, select.EPOLLOUT | select.E
 _log = logging.getLogger(__name__)
 
 
-class Answering(Protocol):
+class Answering(Counting, Protocol):
     """What a data port serves: service.py's ParameterService, and fakes in tests."""
 
     message_bytes_max: int
     """Bound of the body of one frame."""
-
-    def take(self, size_bytes: int, *, peer: str = "", own_bytes: int = 0) -> None:
-        """Count bytes as in flight, beside the `own_bytes` of the same call; BusyError past the bound."""
-
-    def give(self, size_bytes: int, *, peer: str = "") -> None:
-        """Count them no more."""
 
     def when_refused(self, press: Callable[[], None]) -> None:
         """Have `press` called when `take` refuses, now and then."""

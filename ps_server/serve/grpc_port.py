@@ -32,7 +32,7 @@ from rowhouse.control import METHODS, SERVICE_NAME
 from rowhouse.error import BusyError, InvalidRequestError, UnavailableError
 
 from ps_server.serve.call import Call, Context, Handle
-from ps_server.serve.open_file import CONNECTIONS_MAX
+from ps_server.serve.connection_limit import CONNECTIONS_MAX
 from ps_server.serve.reading import Line, Reading
 from ps_server.serve.service import ParameterService
 

@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Final
+from typing import Final, Protocol
 
 from rowhouse.error import BusyError
 
@@ -26,6 +26,16 @@ MUCH_BYTES: Final = 16 << 20
 
 PRESS_S: Final = 0.25
 """What ends calls that do not get further looks at all connections: not at each refusal."""
+
+
+class Counting(Protocol):
+    """Who counts bytes in flight: InFlight, a service over it, and fakes in tests."""
+
+    def take(self, size_bytes: int, *, peer: str = "", own_bytes: int = 0) -> None:
+        """Count bytes of a peer, beside the `own_bytes` of the same call; BusyError past the bound."""
+
+    def give(self, size_bytes: int, *, peer: str = "") -> None:
+        """Count them no more."""
 
 
 class InFlight:

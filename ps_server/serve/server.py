@@ -27,11 +27,11 @@ from rowhouse.malloc import give_back, keep_usual_blocks
 
 from ps_server.config.cluster import ClusterConfig, shard_directory
 from ps_server.config.endpoint import has_open_port, socket_path
-from ps_server.disk.open_file import files_of_tables
+from ps_server.disk.open_file import files_of_tables, raise_file_limit
 from ps_server.serve.binding import bind_data_port, bind_problem, clear_socket_file
+from ps_server.serve.connection_limit import FILES_ENOUGH, connections_max
 from ps_server.serve.data_port import DataPort
 from ps_server.serve.grpc_port import GrpcPort
-from ps_server.serve.open_file import connections_max, raise_file_limit
 from ps_server.serve.service import ParameterService, ServedShard
 
 STOP_GRACE_S: Final = 4.0
@@ -105,7 +105,7 @@ class Server:
         self.endpoint = config.endpoints[index]
         ports = 1 if config.data_port == "off" else 2
         connections = connections_max(
-            max(raise_file_limit() - files_of_tables(len(config.tables)), 64), ports
+            max(raise_file_limit(FILES_ENOUGH) - files_of_tables(len(config.tables)), 64), ports
         )
         self._grpc_port = GrpcPort(self._service, config.worker_threads, connections)
         self._data_port = DataPort(self._service, config.worker_threads, connections)

@@ -24,7 +24,7 @@ from rowhouse.error import (
     RowhouseError,
     UnavailableError,
 )
-from rowhouse.limit import IN_FLIGHT_BYTES_MAX, MESSAGE_BYTES_MAX
+from rowhouse.limit import ANSWER_HEAD_BYTES, IN_FLIGHT_BYTES_MAX, MESSAGE_BYTES_MAX
 from rowhouse.message import (
     Contribution,
     PullRequest,
@@ -47,9 +47,6 @@ PULL_WORK_BYTES: Final = 5 * PULL_BYTES
 
 _ID_BYTES: Final = 32
 """Places, hashes and numbers of one id."""
-
-_ANSWER_OVERHEAD_BYTES: Final = 1024
-"""Names and heads of one table in an answer: at most a 128-byte name and some varints."""
 
 _log = logging.getLogger(__name__)
 
@@ -199,7 +196,7 @@ def _answer_bytes(request: PullRequest, bytes_max: int) -> int:
     RESOURCE_EXHAUSTED, and that reads as "busy, retry"."""
     element_bytes = STORAGE[request.dtype].itemsize
     answer_bytes: int = sum(
-        t.ids.shape[0] * t.dim * element_bytes + _ANSWER_OVERHEAD_BYTES for t in request.tables
+        t.ids.shape[0] * t.dim * element_bytes + ANSWER_HEAD_BYTES for t in request.tables
     )
     if answer_bytes > bytes_max:
         ids = sum(t.ids.shape[0] for t in request.tables)

@@ -522,7 +522,7 @@ class Shard:
             if self._log is not None:
                 payload = encode_eviction(table.name, ids)
                 self._log.append(Record(lsn, KIND_EVICT, int(self._now_s() * 1000), payload))
-                self._log.sync_whole()  # a deletion has no LSN: the store must not have it before the log
+                self._log.sync(lsn)  # a deletion has no LSN: the store must not have it before the log
             evicted = table.tier.remove(ids, lsn)
             table.counters.evicted_rows += evicted
             self._advance(lsn)

@@ -23,7 +23,7 @@ from rowhouse.v1 import rowhouse_pb2 as pb
 
 from ps_client import connect
 from ps_client.transport.frame import FrameTransport
-from ps_server.serve.open_file import connections_max
+from ps_server.serve.connection_limit import connections_max
 from tests.conftest import MakeConfig
 from tests.process import ServerProcess
 

@@ -23,6 +23,7 @@ from rowhouse.error import (
     TableFrozenError,
     UnavailableError,
 )
+from rowhouse.message import PushRequest
 from rowhouse.placement import PartitionMap
 
 from ps_client import Client
@@ -178,16 +179,20 @@ def test_a_number_that_the_shard_had_before_is_not_taken_for_an_answer(local_cli
     np.testing.assert_array_equal(held(shards), AFTER_ONE - np.float32(1.0))
 
 
+def refuse_the_second_attempt(client: Client, shard: FakeShard) -> PushRequest:
+    """A push whose first attempt is on its way when the second one is refused; the table is open again."""
+    client.freeze("user", "refuse")
+    shard.before["push"] = [raising(DeadlineExceededError)]
+    with pytest.raises(TableFrozenError):
+        client.push("user", IDS, ONES)
+    client.freeze("user", "off")
+    return shard.pushes[0]
+
+
 def test_a_late_copy_of_a_refused_push_does_not_take_the_next_ones_number(local_client: MakeClient) -> None:
-    """Its first attempt was on its way when the second one was refused, and comes once the table is open."""
     shards = make_shards(1)
     with local_client(shards) as client:
-        client.freeze("user", "refuse")
-        shards[0].before["push"] = [raising(DeadlineExceededError)]
-        with pytest.raises(TableFrozenError):
-            client.push("user", IDS, ONES)
-        client.freeze("user", "off")
-        late = shards[0].pushes[0]
+        late = refuse_the_second_attempt(client, shards[0])
         shards[0].before["push"] = [raising(UnavailableError)] * 2
         client.push("user", IDS, 2 * ONES)
         assert shards[0].push(late).duplicate
@@ -202,12 +207,7 @@ def test_a_late_copy_that_comes_first_is_not_taken_for_the_next_push(
 ) -> None:
     shards = make_shards(1)
     with local_client(shards) as client:
-        client.freeze("user", "refuse")
-        shards[0].before["push"] = [raising(DeadlineExceededError)]
-        with pytest.raises(TableFrozenError):
-            client.push("user", IDS, ONES)
-        client.freeze("user", "off")
-        shards[0].push(shards[0].pushes[0])
+        shards[0].push(refuse_the_second_attempt(client, shards[0]))
         shards[0].before["push"] = [raising(UnavailableError)] * lost
         client.push("user", IDS, 2 * ONES)
     np.testing.assert_array_equal(held(shards), AFTER_ONE - np.float32(1.0))

@@ -134,17 +134,19 @@ def test_the_log_is_on_the_disk_before_a_row_is_deleted(make: Make, monkeypatch:
     tier, log = driver.shard._tables["t"].tier, driver.shard._log
     assert log is not None
     order: list[tuple[str, int]] = []
-    remove, sync = tier.remove, log.sync_whole
+    remove, sync = tier.remove, log.sync
 
-    def noting_sync() -> None:
-        sync()
+    def noting_sync(lsn: int) -> None:
+        assert log.synced_lsn >= lsn - 1, "the whole log is synced before the first chunk"
+        sync(lsn)
+        assert log.synced_lsn == log.written_lsn
         order.append(("sync", log.written_lsn))
 
     def noting_remove(ids: NDArray[np.uint64], lsn: int) -> int:
         order.append(("remove", lsn))
         return remove(ids, lsn)
 
-    monkeypatch.setattr(log, "sync_whole", noting_sync)
+    monkeypatch.setattr(log, "sync", noting_sync)
     monkeypatch.setattr(tier, "remove", noting_remove)
     assert driver.evict("t") == 40
     removed = [place for place, (what, _) in enumerate(order) if what == "remove"]

@@ -6,12 +6,13 @@ import sys
 
 import pytest
 
-from ps_server.serve.open_file import CONNECTIONS_MAX, STORE_FILES, connections_max
+from ps_server.serve.connection_limit import CONNECTIONS_MAX, KEPT_FILES, connections_max
 
 RAISES = """
 import resource
-from ps_server.serve.open_file import raise_file_limit
-told = raise_file_limit()
+from ps_server.disk.open_file import raise_file_limit
+from ps_server.serve.connection_limit import FILES_ENOUGH
+told = raise_file_limit(FILES_ENOUGH)
 assert told == resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 print(told)
 """
@@ -23,7 +24,7 @@ print(told)
 )
 def test_what_connections_leave_to_the_store(files: int, ports: int, expected: int) -> None:
     assert connections_max(files, ports) == expected
-    assert files - ports * expected >= min(STORE_FILES, files // 2)
+    assert files - ports * expected >= min(KEPT_FILES, files // 2)
 
 
 @pytest.mark.parametrize(("soft", "hard"), [(64, 512), (512, 512)])
