@@ -5,9 +5,16 @@ from typing import Any, Final
 
 from rowhouse import codec
 
+_TAKE: Final = codec._take
+
 
 def _take_what_is_there(buffer: memoryview, position: int, _length: int) -> memoryview:
     return buffer[position:]
+
+
+def _room_as_told(buffer: memoryview, position: int, length: int) -> memoryview:
+    bytes(length)
+    return _TAKE(buffer, position, length)
 
 
 def _any_text(fields: codec.Fields) -> str:
@@ -16,6 +23,7 @@ def _any_text(fields: codec.Fields) -> str:
 
 FAULTS: Final[dict[str, tuple[Any, str, Any]]] = {
     "length": (codec, "_take", _take_what_is_there),
+    "memory": (codec, "_take", _room_as_told),
     "text": (codec, "_table_name", _any_text),
 }
 """Module, name of the function, and what stands in its place."""
