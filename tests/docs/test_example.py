@@ -3,6 +3,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -83,3 +84,24 @@ def test_the_quickstart_runs(tmp_path: Path) -> None:
 def _importable() -> dict[str, str]:
     """The environment, with the repository's root importable from any folder."""
     return {**os.environ, "PYTHONPATH": str(ROOT)}
+
+
+def test_dlrm_learns_with_two_trainers_on_two_shards(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "examples.dlrm"]
+    asked = subprocess.run([*command, "config"], cwd=ROOT, capture_output=True, text=True, check=True)
+    config = tmp_path / "cluster.yaml"
+    config.write_text(json.dumps({**json.loads(asked.stdout), "host": f"unix:{tmp_path}"}), encoding="utf-8")
+    up = [sys.executable, "-m", "ps_server.cli", "up", "--config", str(config)]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    endpoints = ",".join(f"unix:{tmp_path}/shard-{shard:04}.sock" for shard in range(2))
+    with subprocess.Popen(up, cwd=tmp_path, env=_importable(), stdout=subprocess.DEVNULL) as cluster:
+        try:
+            done = subprocess.run(
+                [*torchrun, *command[1:], endpoints],
+                cwd=ROOT, capture_output=True, text=True, timeout=3_000, check=False,
+            )  # fmt: skip
+        finally:
+            cluster.terminate()
+    assert done.returncode == 0, done.stderr
+    found = re.findall(r"trainer \d: AUC (\d\.\d+)", done.stdout)
+    assert len(found) == 2 and min(map(float, found)) > 0.75
