@@ -43,13 +43,14 @@ if TYPE_CHECKING:
     from ps_client.pace.pipeline import Pipeline
     from ps_client.pace.trainer import Trainer
     from ps_client.report import Checkpoint, SavedTables, ShardStats, TableStats
+    from ps_client.row import Rows
     from ps_client.step import StepClient, StepProtocol, UniqueRows
     from ps_client.table import Table
 
 __all__ = [
     "AsyncClient", "BusyError", "Checkpoint", "Client", "ConfigError", "CorruptionError",
     "DeadlineExceededError", "DirectoryInUseError", "InternalError", "InvalidRequestError",
-    "LimitExceededError", "Pipeline", "PoisonedError", "PreconditionError", "RowhouseError",
+    "LimitExceededError", "Pipeline", "PoisonedError", "PreconditionError", "RowhouseError", "Rows",
     "SavedTables", "SequenceGapError", "ShardStats", "StalePartitionMapError", "StepClient",
     "StepProtocol", "StillRunningError", "StoreError", "Table", "TableFrozenError", "TableStats",
     "Trainer", "TrainerLostError", "UnavailableError", "UniqueRows", "UnknownTableError", "connect",
@@ -63,6 +64,7 @@ _HOMES: Final = {
     "ps_client.pace.pipeline": ("Pipeline",),
     "ps_client.pace.trainer": ("Trainer",),
     "ps_client.report": ("Checkpoint", "SavedTables", "ShardStats", "TableStats"),
+    "ps_client.row": ("Rows",),
     "ps_client.step": ("StepClient", "StepProtocol", "UniqueRows"),
     "ps_client.table": ("Table",),
 }

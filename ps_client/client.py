@@ -17,13 +17,13 @@ import os
 import secrets
 import threading
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from rowhouse.control import FREEZE_MODES
 from rowhouse.error import InvalidRequestError, PreconditionError, RowhouseError
 from rowhouse.message import TableGradients
@@ -45,6 +45,7 @@ from ps_client.report import (
     shard_stats,
 )
 from ps_client.retry import Retry
+from ps_client.row import Rows, assign, delete, list_rows, read_rows
 from ps_client.split import Distinct, check_rows, distinct
 from ps_client.step import Asked, StepClient, UniqueRows
 from ps_client.table import Table, find_table, names_of
@@ -279,6 +280,115 @@ class Client(StepClient):
         request = pb.EvictRowsRequest(table=find_table(self.tables, table).name)
         answers = self._exchange.every_shard_long("EvictRows", request, timeout_s)
         return sum(answer.rows_evicted for answer in answers)
+
+    def read_rows(self, table: str, ids: ArrayLike) -> Rows:
+        """Rows with everything that is kept of them: weights, optimizer state and what policies read.
+
+        Nothing moves into memory, and no row is made. Each row is as its shard has it at one moment.
+
+        Parameters
+        ----------
+        table
+            Name of the table.
+        ids
+            (n,) integers.
+
+        Returns
+        -------
+        Rows
+            Those that there are, in the order of `ids`; `np.isin(ids, rows.ids)` says which.
+
+        Raises
+        ------
+        CorruptionError
+            A row is damaged on disk.
+        """
+        self._check_usable()
+        return read_rows(self._cluster, self._exchange, find_table(self.tables, table), ids)
+
+    def list_rows(self, table: str) -> Iterator[Rows]:
+        """Every row of a table, a page of about a megabyte at a time, shard by shard.
+
+        Pushes go on meanwhile: each row is as it was at some moment of the listing. A row that is made or
+        evicted meanwhile may be there or not.
+
+        Parameters
+        ----------
+        table
+            Name of the table.
+
+        Raises
+        ------
+        PreconditionError
+            A shard was restarted meanwhile: begin again.
+        """
+        self._check_usable()
+        return list_rows(self._cluster, self._exchange, find_table(self.tables, table))
+
+    @whole
+    def assign(
+        self,
+        table: str,
+        ids: ArrayLike,
+        weights: ArrayLike,
+        *,
+        state: ArrayLike | None = None,
+        shows: ArrayLike | None = None,
+        clicks: ArrayLike | None = None,
+    ) -> None:
+        """Give rows these weights; rows that are not there are made, whatever the table's admission says.
+
+        It is logged, and applied once, as a push is. What is not given a row keeps; a new one begins with the
+        optimizer's initial state, no shows, no clicks and no counted push. The time of the last push becomes
+        now. More than 16,384 rows are assigned in parts, each whole or not at all.
+
+        Parameters
+        ----------
+        table
+            Name of the table.
+        ids
+            (n,) integers, each once.
+        weights
+            (n, dim), finite; rounded to the nearest of the table's dtype.
+        state
+            (n, state_size), finite: the optimizer's, as `read_rows` gives it.
+        shows, clicks
+            (n,), finite and not negative; of tables with a show/click policy.
+
+        Raises
+        ------
+        InvalidRequestError, TableFrozenError
+            Nothing of the part was changed.
+        UnavailableError, DeadlineExceededError
+            As of `push_many`: the part is kept and sent again, under its number, before the next push.
+        """
+        self._check_usable()
+        assign(self._exchange, find_table(self.tables, table), ids, weights, state, shows, clicks)
+
+    @whole
+    def delete(self, table: str, ids: ArrayLike) -> None:
+        """Remove rows from memory and disk. An id that has no row is passed over.
+
+        It is logged, and applied once, as a push is; a deletion that was acknowledged survives what an
+        acknowledged push survives. A later push makes the row anew. A deletion waits for a checkpoint that is
+        under way.
+
+        Parameters
+        ----------
+        table
+            Name of the table.
+        ids
+            (n,) integers. More than 16,384 are deleted in parts, each whole or not at all.
+
+        Raises
+        ------
+        TableFrozenError
+            Nothing of the part was changed.
+        UnavailableError, DeadlineExceededError
+            As of `push_many`: the part is kept and sent again, under its number, before the next push.
+        """
+        self._check_usable()
+        delete(self._exchange, find_table(self.tables, table), ids)
 
     @whole
     def close(self) -> None:

@@ -35,7 +35,7 @@ from rowhouse.error import (
 )
 from rowhouse.kernel import as_read_only
 from rowhouse.limit import RESEND_S
-from rowhouse.message import PullRequest, PullResponse, PushResponse, TableGradients
+from rowhouse.message import PullRequest, PullResponse, PushResponse, TableChange
 from rowhouse.placement import PartitionMap
 
 from ps_client.cluster import Cluster
@@ -60,7 +60,7 @@ class _Refused:
     """Pushes that a shard refused because of its partition map, oldest first; nothing was changed."""
 
     stale: StalePartitionMapError
-    batches: list[Sequence[TableGradients]]
+    batches: list[Sequence[TableChange]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,10 +137,11 @@ class Exchange:
             else:
                 scatter(as_read_only(values), piece.positions, step.rows[piece.index])
 
-    def push(self, tables: Sequence[TableGradients]) -> None:
-        """Push distinct ids with their summed gradients; see Client.push_many for what an error leaves."""
+    def push(self, tables: Sequence[TableChange]) -> None:
+        """Push distinct ids with their summed gradients, or rows by hand; Client.push_many says what an
+        error leaves."""
         backoff = self._retry.start()
-        batches: deque[Sequence[TableGradients]] = deque([tables])
+        batches: deque[Sequence[TableChange]] = deque([tables])
         failures: list[RowhouseError] = []
         while batches:
             partition_map = self._cluster.partition_map
@@ -178,7 +179,7 @@ class Exchange:
         _raise_first(failures)
 
     def _begin_push(
-        self, step: _Push, shard: int, tables: Sequence[TableGradients]
+        self, step: _Push, shard: int, tables: Sequence[TableChange]
     ) -> Begun[PushResponse] | None:
         """Take the shard's lane and send, if that can be done without waiting; else leave all as it is."""
         lane = self._cluster.lanes[shard]
@@ -199,7 +200,7 @@ class Exchange:
         self,
         step: _Push,
         shard: int,
-        tables: Sequence[TableGradients],
+        tables: Sequence[TableChange],
         begun: Begun[PushResponse] | None,
     ) -> _Refused | None:
         """Settle the shard's lane, then push `tables` (none: settle only).

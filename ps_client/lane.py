@@ -20,11 +20,12 @@ Thread safety: everything but `lock` itself is used by the holder of `lock`.
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 from rowhouse.error import ConfigError, InvalidRequestError, PreconditionError, RowhouseError
 from rowhouse.limit import RESEND_S
-from rowhouse.message import PushRequest, PushResponse, TableGradients
+from rowhouse.message import PushRequest, PushResponse, TableChange
 
 REFUSALS: tuple[type[RowhouseError], ...] = (InvalidRequestError, PreconditionError, ConfigError)
 """Errors by which a shard says that it changed nothing. After any other one, it may have."""
@@ -55,21 +56,21 @@ class Lane:
         self._client_id, self._clock = client_id, clock
         self._begun_s = 0.0
 
-    def begin(self, map_version: int, tables: Sequence[TableGradients]) -> PushRequest:
+    def begin(self, map_version: int, changes: Sequence[TableChange]) -> PushRequest:
         """Give a push the next number, make it the pending one, and return it."""
         assert self.pending is None, "an earlier push must be settled first"
-        self.pending = PushRequest(map_version, self._client_id, self.sequence, tuple(tables))
+        self.pending = PushRequest.of(map_version, self._client_id, self.sequence, changes)
         self.attempted = self.uncertain = False
         self._begun_s = self._clock()
         return self.pending
 
-    def try_begin(self, map_version: int, tables: Sequence[TableGradients]) -> PushRequest | None:
+    def try_begin(self, map_version: int, changes: Sequence[TableChange]) -> PushRequest | None:
         """Take the lock and `begin`, if it is free and nothing must be settled; else None, all as it was."""
         if not self.lock.acquire(blocking=False):
             return None
         try:
             if self.pending is None and not self.number_may_be_taken:
-                return self.begin(map_version, tables)
+                return self.begin(map_version, changes)
         except BaseException:
             self.abandon()
             raise
@@ -104,23 +105,21 @@ class Lane:
         assert self.pending is not None
         self.sequence += 1
         self.number_may_be_taken = False
-        if response.duplicate and not self.attempted and self.pending.tables:
-            request = self.pending
-            self.pending = PushRequest(request.map_version, self._client_id, self.sequence, request.tables)
+        if response.duplicate and not self.attempted and self.pending.changes:
+            self.pending = replace(self.pending, sequence=self.sequence)
             return False
         self.pending = None
         return True
 
-    def refuse(self) -> tuple[TableGradients, ...]:
+    def refuse(self) -> Sequence[TableChange]:
         """Drop the pending push, which changed nothing, and return what it carried."""
         assert self.pending is not None
-        tables, self.pending = self.pending.tables, None
+        changes, self.pending = self.pending.changes, None
         self.number_may_be_taken |= self.uncertain
-        return tables
+        return changes
 
     def keep(self) -> None:
         """Copy the pending push's arrays: it outlives the call that brought them."""
         if self.pending is not None:
-            tables = tuple(t.chosen(np.arange(t.ids.shape[0])) for t in self.pending.tables)
-            request = self.pending
-            self.pending = PushRequest(request.map_version, self._client_id, self.sequence, tables)
+            copies = [change.chosen(np.arange(change.ids.shape[0])) for change in self.pending.changes]
+            self.pending = PushRequest.of(self.pending.map_version, self._client_id, self.sequence, copies)

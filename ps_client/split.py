@@ -14,7 +14,7 @@ Thread safety: pure functions over immutable pieces.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,11 +28,13 @@ from rowhouse.limit import (
     TABLE_NAME_BYTES_MAX,
     TABLES_PER_REQUEST_MAX,
 )
-from rowhouse.message import PullRequest, PullResponse, TableGradients, TableIds
+from rowhouse.message import PullRequest, PullResponse, TableChange, TableGradients, TableIds
 from rowhouse.placement import PartitionMap
 
 from ps_client.kernel import group_by_shard
 from ps_client.table import Table
+
+Change = TypeVar("Change", TableGradients, TableChange)
 
 TABLE_HEAD_BYTES_MAX: Final = TABLE_NAME_BYTES_MAX + 64
 """Encoded bytes of a table beside its arrays: its name and at most nine tags and varints."""
@@ -130,12 +132,12 @@ def _one_message(
 
 
 def split_push(
-    tables: Sequence[TableGradients],
+    tables: Sequence[Change],
     partition_map: PartitionMap,
     message_bytes_max: int = MESSAGE_BYTES_MAX,
-) -> dict[int, list[TableGradients]]:
-    """Gradients by shard; LimitExceededError if a shard's part is past a limit."""
-    parts: dict[int, list[TableGradients]] = {}
+) -> dict[int, list[Change]]:
+    """Gradients, or rows by hand, by shard; LimitExceededError if a shard's part is past a limit."""
+    parts: dict[int, list[Change]] = {}
     shard_count = partition_map.shard_count
     for whole in tables:
         if shard_count == 1:
@@ -145,11 +147,11 @@ def split_push(
         for shard in np.flatnonzero(np.diff(bounds)).tolist():
             chosen = order[bounds[shard] : bounds[shard + 1]]
             parts.setdefault(shard, []).append(whole.chosen(chosen))
-    for shard, gradients in parts.items():
-        _check_counts("push", shard, [g.ids.shape[0] for g in gradients])
-        push_bytes = sum(TABLE_HEAD_BYTES_MAX + g.ids.shape[0] * _bytes_per_id(g) for g in gradients)
+    for shard, changes in parts.items():
+        _check_counts("push", shard, [change.ids.shape[0] for change in changes])
+        push_bytes = sum(TABLE_HEAD_BYTES_MAX + change.nbytes for change in changes)
         if push_bytes > message_bytes_max:
-            count = sum(g.ids.shape[0] for g in gradients)
+            count = sum(change.ids.shape[0] for change in changes)
             raise LimitExceededError(
                 f"push to shard {shard}: a message of {push_bytes} bytes for {count} ids; at most "
                 f"{message_bytes_max}: use smaller steps, or raise memory_budget"
@@ -166,11 +168,6 @@ def check_rows(gradients: TableGradients, partition_map: PartitionMap, rows_max:
             f"table {gradients.table!r}: a push of {counts[shard]} distinct ids to shard {shard}; its share "
             f"of memory_budget holds {rows_max} rows: raise the budget or push fewer ids at once"
         )
-
-
-def _bytes_per_id(gradients: TableGradients) -> int:
-    events = (gradients.shows is not None) + (gradients.clicks is not None)
-    return int(8 + gradients.gradients.shape[1] * gradients.gradients.itemsize + 4 * events)
 
 
 def _check_counts(call: str, shard: int, counts: Sequence[int]) -> None:

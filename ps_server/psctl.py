@@ -46,6 +46,22 @@ examples, each on a stopped shard or data_dir (export: running shards too):
   psctl load data user weights.parquet --config cluster.yaml --reset state,push_time   (pretrained weights)
 """
 
+_ROWS: Final = {
+    "list": "the first rows of a table, shard by shard; psctl export has all of them",
+    "read": "rows of some ids: weights, optimizer state and what policies read",
+    "assign": "give rows the weights of a Parquet file, and the state, shows and clicks that it has",
+    "delete": "remove rows; logged, and applied once, as a push is",
+}
+
+_ROWS_EXAMPLES: Final = """\
+examples:
+  psctl rows list user --endpoints 127.0.0.1:7470,127.0.0.1:7471 --limit 5
+  psctl rows read user 7 18446744073709551615 --endpoints 127.0.0.1:7470,127.0.0.1:7471 --json
+  psctl rows assign user weights.parquet --endpoints 127.0.0.1:7470,127.0.0.1:7471
+  psctl rows delete user 7 42 --endpoints 127.0.0.1:7470,127.0.0.1:7471
+  psctl rows delete user --ids-from forget.txt --yes --endpoints 127.0.0.1:7470,127.0.0.1:7471
+"""
+
 _PLAN_EXAMPLES: Final = """\
 examples:
   psctl plan                                         (the real size of rows of 72 and 40 bytes)
@@ -64,7 +80,10 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="psctl",
         description="Look at running shards and steer them; check, load and export stopped ones.",
-        epilog=_EXAMPLES + _OFFLINE_EXAMPLES + _PLAN_EXAMPLES.removeprefix("examples:\n"),
+        epilog=_EXAMPLES
+        + _OFFLINE_EXAMPLES
+        + _ROWS_EXAMPLES.removeprefix("examples:\n")
+        + _PLAN_EXAMPLES.removeprefix("examples:\n"),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True)
@@ -95,12 +114,51 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     _add_plan_flags(planning)
+    _add_rows_commands(commands)
     for name, text in _OFFLINE.items():
         command = commands.add_parser(
             name, help=text, epilog=_OFFLINE_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
         )
         _add_offline_flags(command, name)
     return parser
+
+
+def _add_rows_commands(commands: Any) -> None:
+    """`psctl rows` and what is below it."""
+    rows = commands.add_parser(
+        "rows", help="list, read, assign and delete rows of a running cluster",
+        epilog=_ROWS_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    actions = rows.add_subparsers(dest="action", required=True)
+    for name, text in _ROWS.items():
+        command = actions.add_parser(
+            name, help=text, epilog=_ROWS_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        command.add_argument("table", metavar="TABLE")
+        if name in ("read", "delete"):
+            several = "+" if name == "read" else "*"
+            command.add_argument("ids", metavar="ID", type=_id_flag, nargs=several, help="0 to 2^64 - 1")
+        if name == "assign":
+            command.add_argument(
+                "file", metavar="FILE", type=Path, help="Parquet file: id, weights, and, as an export has "
+                "them, state, shows and clicks; rows keep what the file lacks"
+            )  # fmt: skip
+        if name == "list":
+            command.add_argument("--limit", type=int, default=20, metavar="ROWS", help="(20); 0: all")
+        if name == "delete":
+            command.add_argument("--ids-from", metavar="FILE", type=Path, help="text file with an id a line")
+            command.add_argument("--yes", action="store_true", help="delete without asking")
+        command.add_argument(
+            "--endpoints", required=True, metavar="HOST:PORT,…", type=_endpoints_flag, help="of the cluster"
+        )
+        command.add_argument("--timeout-s", type=float, help="the most seconds for one call (60)")
+        command.add_argument("--json", action="store_true", help="print JSON instead of a table")
+
+
+def _id_flag(text: str) -> int:
+    if not (text.isdecimal() and text.isascii() and int(text) < 1 << 64):
+        raise argparse.ArgumentTypeError(f"{text!r} is no id: 0 to 2^64 - 1")
+    return int(text)
 
 
 def _add_plan_flags(command: argparse.ArgumentParser) -> None:
@@ -222,7 +280,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     # Imported here, a command's own modules only: kernels take a second to load, and --help needs none of it.
     logging.basicConfig(level=logging.INFO, format="psctl: %(message)s")  # whom a command waits for
-    rooms = {"plan": "plan", "export": "export", "verify": "offline", "load": "offline"}
+    rooms = {"plan": "plan", "rows": "rows", "export": "export", "verify": "offline", "load": "offline"}
     room = rooms.get(arguments.command, "online")
     return int(import_module(f"ps_server.command.{room}").run(arguments, screen()))
 

@@ -59,7 +59,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
     ),
     "feature_cross": ("author", "engine", "data", "config", "kernel", "error id_format limit"),
     "ps_client": (
-        "torch", "client connection pace", "exchange step", "cluster long_call split report",
+        "torch", "client connection pace", "row", "exchange step", "cluster long_call split report",
         "lane retry validation", "kernel notice table transport", "interrupt",
     ),
 }  # fmt: skip

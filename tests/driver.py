@@ -7,7 +7,7 @@ leave it; `dump` reads every stored byte of a shard that was closed, for compari
 
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +75,17 @@ class Driver:
             for name, (ids, rows) in gradients.items()
         )
         return message.PushRequest(self.shard.partition_map.version, client, number, parts)
+
+    def edit(self, *edits: message.TableEdit, client: int = CLIENT) -> message.PushResponse:
+        """Assign or remove rows, as the client's next push."""
+        return self.send(self.edit_request(edits, client=client))
+
+    def edit_request(
+        self, edits: Sequence[message.TableEdit], *, client: int = CLIENT, sequence: int | None = None
+    ) -> message.PushRequest:
+        """As `request`, with rows by hand."""
+        number = self.sequences.get(client, 0) + 1 if sequence is None else sequence
+        return message.PushRequest(self.shard.partition_map.version, client, number, (), tuple(edits))
 
     def push(
         self, gradients: Gradients, *, client: int = CLIENT, rate: float | None = None

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from rowhouse import dtype, message
 
 from tests.driver import Gradients
 
@@ -40,6 +41,7 @@ TABLES: Final[list[dict[str, Any]]] = [
     },
 ]  # fmt: skip
 DIMS: Final[dict[str, int]] = {t["name"]: t["dim"] for t in TABLES}
+ADAGRADS: Final = [t["name"] for t in TABLES if t["optimizer"]["kind"] == "adagrad"]
 EVICTING: Final = ["admitted", "policy"]
 POINTS: Final = ["before log", "after log", "mid write-back", "mid checkpoint"]
 SPARE: Final = "mid spare"
@@ -60,3 +62,17 @@ def make_gradients(names: list[str], rng: np.random.Generator, spread: int) -> G
             rng.standard_normal((ids.shape[0], DIMS[name])).astype(np.float32) * np.float32(0.02),
         )
     return made
+
+
+def make_edits(names: list[str], rng: np.random.Generator, spread: int) -> list[message.TableEdit]:
+    """Rows by hand, up to ROWS_MAX per table from the first `spread` of the pool: assigned or removed."""
+    edits = []
+    for name in names:
+        ids = rng.choice(POOL[:spread], int(rng.integers(1, min(ROWS_MAX, spread) + 1)), replace=False)
+        if rng.random() < 0.5:
+            edits.append(message.TableEdit(name, 0, ids))
+            continue
+        weights = rng.standard_normal((ids.shape[0], DIMS[name])).astype(np.float32)
+        state = np.square(weights) if name in ADAGRADS and rng.random() < 0.5 else None
+        edits.append(message.TableEdit(name, dtype.FLOAT32, ids, weights, state))
+    return edits

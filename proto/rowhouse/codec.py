@@ -38,6 +38,8 @@ from rowhouse.message import (
     PullResponse,
     PushRequest,
     PushResponse,
+    TableChange,
+    TableEdit,
     TableGradients,
     TableIds,
     TableRows,
@@ -65,6 +67,7 @@ _TABLE_IDS = {1: _BYTES, 2: _VARINT, 3: _VARINT, 4: _BYTES}
 _TABLE_ROWS = {1: _BYTES, 2: _VARINT, 3: _VARINT, 4: _VARINT, 5: _BYTES}
 _TABLE_GRADIENTS = {
     1: _BYTES, 2: _VARINT, 3: _VARINT, 4: _VARINT, 5: _BYTES, 6: _BYTES, 7: _FIXED32, 8: _BYTES, 9: _BYTES,
+    10: _BYTES, 11: _BYTES, 12: _VARINT,
 }  # fmt: skip
 
 
@@ -143,11 +146,29 @@ def push_request_parts(message: PushRequest) -> list[Part]:
         inner += _array(6, t.gradients, STORAGE[t.dtype])
         if t.learning_rate is not None:
             inner.append(_varint(7 << 3 | _FIXED32) + struct.pack("<f", t.learning_rate))
-        for number, events in ((8, t.shows), (9, t.clicks)):
-            if events is not None:
-                inner += _array(number, events, np.dtype("<f4"))
+        inner += _event_parts(t)
         parts += _nested(4, inner)
+    for edit in message.edits:
+        parts += _nested(4, _edit_parts(edit))
     return parts
+
+
+def _event_parts(change: TableChange) -> list[Part]:
+    parts: list[Part] = []
+    for number, events in ((8, change.shows), (9, change.clicks)):
+        if events is not None:
+            parts += _array(number, events, np.dtype("<f4"))
+    return parts
+
+
+def _edit_parts(edit: TableEdit) -> list[Part]:
+    head = _text(1, edit.table) + _integer(2, 0 if edit.weights is None else edit.weights.shape[1])
+    head += _integer(3, edit.ids.shape[0]) + _integer(4, edit.dtype)
+    parts: list[Part] = [head, *_array(5, edit.ids, np.dtype("<u8")), *_event_parts(edit)]
+    if edit.weights is None:
+        return [*parts, _integer(12, True)]
+    parts += _array(10, edit.weights, STORAGE[edit.dtype])
+    return parts if edit.state is None else parts + _array(11, edit.state, np.dtype("<f4"))
 
 
 def encode_push_request(message: PushRequest) -> bytes:
@@ -327,11 +348,42 @@ def _events(fields: Fields, number: int, count: int, table: str) -> NDArray[np.f
     return _view(_bytes(fields, number), np.dtype("<f4"), (count,), f"table {table!r}: field {number}")
 
 
+def _table_change(fields: Fields) -> TableChange:
+    """Gradients; or rows by hand, where there are weights or the rows are removed."""
+    return _table_edit(fields) if _int(fields, 12) or len(_bytes(fields, 10)) else _table_gradients(fields)
+
+
+def _refuse_fields(fields: Fields, numbers: tuple[int, ...], table: str, why: str) -> None:
+    for number in numbers:
+        value = fields.get(number, 0)
+        if len(value) if isinstance(value, memoryview) else value or (number == 7 and number in fields):
+            raise InvalidRequestError(f"table {table!r}: {why}; field {number} must not be there")
+
+
+def _table_edit(fields: Fields) -> TableEdit:
+    table, count, code = _table_name(fields), _int(fields, 3), _int(fields, 4)
+    ids = _view(_bytes(fields, 5), np.dtype("<u8"), (count,), f"table {table!r}: ids")
+    if _int(fields, 12):
+        _refuse_fields(fields, (2, 4, 6, 7, 8, 9, 10, 11), table, "rows are removed")
+        return TableEdit(table, 0, ids)
+    what = f"table {table!r}: weights"
+    _refuse_fields(fields, (6, 7), table, "rows are assigned")
+    weights = _view(_bytes(fields, 10), _storage(code, what), (count, _dim(fields, table)), what)
+    data, state = _bytes(fields, 11), None
+    if len(data):
+        if not count or len(data) % (4 * count):
+            raise InvalidRequestError(f"table {table!r}: state has {len(data)} bytes for {count} rows")
+        state = np.frombuffer(data, "<f4").reshape(count, -1)
+    shows, clicks = (_events(fields, number, count, table) for number in (8, 9))
+    return TableEdit(table, code, ids, weights, state, shows, clicks)
+
+
 def _table_gradients(fields: Fields) -> TableGradients:
     table, count, code = _table_name(fields), _int(fields, 3), _int(fields, 4)
     what = f"table {table!r}: gradients"
     ids = _view(_bytes(fields, 5), np.dtype("<u8"), (count,), f"table {table!r}: ids")
     gradients = _view(_bytes(fields, 6), _storage(code, what), (count, _dim(fields, table)), what)
+    _refuse_fields(fields, (11,), table, "state goes with weights")
     rate = fields.get(7)
     assert rate is None or isinstance(rate, float)
     shows, clicks = (_events(fields, number, count, table) for number in (8, 9))
@@ -358,9 +410,9 @@ def decode_pull_response(data: bytes | memoryview) -> PullResponse:
 def decode_push_request(data: bytes | memoryview) -> PushRequest:
     """Decode `rowhouse.v1.PushRequest`; InvalidRequestError on malformed bytes."""
     fields, nested = _collect(memoryview(data), _REQUEST, 4)
-    tables = tuple(_table_gradients(_collect(one, _TABLE_GRADIENTS)[0]) for one in nested)
+    tables = tuple(_table_change(_collect(one, _TABLE_GRADIENTS)[0]) for one in nested)
     _check_total([t.ids.shape[0] for t in tables])
-    return PushRequest(_int(fields, 1), _int(fields, 2), _int(fields, 3), tables)
+    return PushRequest.of(_int(fields, 1), _int(fields, 2), _int(fields, 3), tables)
 
 
 def decode_contribution(data: bytes | memoryview) -> Contribution:

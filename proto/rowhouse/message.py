@@ -5,13 +5,14 @@ They mirror rowhouse.proto field by field; codec.py turns them into its exact en
 Arrays of a decoded message are views of the received buffer: read-only, valid as long as it lives.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rowhouse.error import InvalidRequestError
 from rowhouse.v1 import rowhouse_pb2 as pb
 
 
@@ -97,6 +98,41 @@ class TableGradients:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class TableEdit:
+    """Rows of one table by hand: `ids` (count,) uint64, each once. With `weights`, (count, dim) of
+    dtype.STORAGE[dtype], they are assigned; without, removed. `state` is (count, state_size) float32, `shows`
+    and `clicks` (count,) float32; None where a row keeps its own."""
+
+    table: str
+    dtype: int
+    ids: NDArray[np.uint64]
+    weights: NDArray[Any] | None = None
+    state: NDArray[np.float32] | None = None
+    shows: NDArray[np.float32] | None = None
+    clicks: NDArray[np.float32] | None = None
+
+    def _mapped(self, change: Callable[[NDArray[Any]], NDArray[Any]]) -> "TableEdit":
+        arrays = (self.ids, self.weights, self.state, self.shows, self.clicks)
+        ids, *others = (None if array is None else change(array) for array in arrays)
+        assert ids is not None
+        return TableEdit(self.table, self.dtype, ids, *others)
+
+    def chosen(self, places: NDArray[np.int64]) -> "TableEdit":
+        """The rows at `places`, (m,) int64, copied."""
+        return self._mapped(lambda array: array.take(places, axis=0))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its arrays."""
+        arrays = (self.ids, self.weights, self.state, self.shows, self.clicks)
+        return sum(array.nbytes for array in arrays if array is not None)
+
+
+TableChange = TableGradients | TableEdit
+"""What a push does to one table."""
+
+
 def joined_by_table(parts: Sequence[TableGradients]) -> tuple[TableGradients, ...]:
     """Parts of several pushes as one per table, in their order; those of a table have one dtype and rate."""
     found: dict[str, list[TableGradients]] = {}
@@ -126,12 +162,29 @@ def _joined(parts: Sequence[TableGradients]) -> TableGradients:
 
 @dataclass(frozen=True, slots=True)
 class PushRequest:
-    """One shard's part of a push, named by (client_id, sequence)."""
+    """One shard's part of a push, named by (client_id, sequence): gradients, or rows by hand."""
 
     map_version: int
     client_id: int
     sequence: int
     tables: tuple[TableGradients, ...]
+    edits: tuple[TableEdit, ...] = ()
+
+    @staticmethod
+    def of(
+        map_version: int, client_id: int, sequence: int, changes: Sequence["TableChange"]
+    ) -> "PushRequest":
+        """A push of either kind; InvalidRequestError for both in one."""
+        edits = tuple(change for change in changes if isinstance(change, TableEdit))
+        tables = tuple(change for change in changes if isinstance(change, TableGradients))
+        if edits and tables:
+            raise InvalidRequestError("a push has gradients or rows by hand, not both")
+        return PushRequest(map_version, client_id, sequence, tables, edits)
+
+    @property
+    def changes(self) -> Sequence["TableChange"]:
+        """What it does to each table."""
+        return self.edits or self.tables
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,7 +46,7 @@ def read_ahead(
     lsn = after_lsn
     for record in read_records(directory, after_lsn) if touched else ():
         if record.kind == KIND_PUSH:
-            for part in decode_push_request(record.payload).tables:
+            for part in decode_push_request(record.payload).changes:
                 if part.table in touched:
                     touched[part.table].add(part.ids)
         lsn = record.lsn

@@ -44,6 +44,7 @@ from ps_server.life.saved import FOLDER, MARK, RESTORING
 from ps_server.life.session import Sessions
 from ps_server.table.budget import Budget, split
 from ps_server.table.config import TableConfig
+from ps_server.table.edit import checked_edit
 from ps_server.table.push import TablePush
 from ps_server.table.table import Table
 from ps_server.table.tier import TierParts
@@ -204,6 +205,9 @@ def apply_record(record: Record, tables: dict[str, Table], sessions: Sessions) -
     for part in request.tables:
         table = _declared(part.table, tables, record.lsn)
         table.push(TablePush.of(part, table.layout), record.lsn, record.time_ms // 1000)
+    for edit in request.edits:
+        table = _declared(edit.table, tables, record.lsn)
+        table.edit(checked_edit(edit, table.config), record.lsn, record.time_ms // 1000)
     sessions.record(request.client_id, request.sequence, record.lsn, record.time_ms)
 
 

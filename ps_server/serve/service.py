@@ -31,7 +31,8 @@ from rowhouse.message import (
     PullResponse,
     PushRequest,
     PushResponse,
-    TableGradients,
+    TableChange,
+    TableEdit,
     TableIds,
 )
 from rowhouse.v1 import rowhouse_pb2 as pb
@@ -170,7 +171,7 @@ class ParameterService:
                 return codec.pull_response_parts(shard.pull(pull))
         if kind == frame.PUSH:
             push = codec.decode_push_request(data)
-            with self._work.room(PUSH_COPIES * _work_bytes(push.tables)):
+            with self._work.room(PUSH_COPIES * _work_bytes(push.changes)):
                 return [codec.encode_push_response(shard.push(push, data))]
         contribution = codec.decode_contribution(data)
         with self._work.room(PUSH_COPIES * _work_bytes(contribution.push.tables)):
@@ -183,12 +184,16 @@ class ParameterService:
         return shard
 
 
-def _work_bytes(tables: Sequence[TableIds | TableGradients]) -> int:
+def _work_bytes(tables: Sequence[TableIds | TableChange]) -> int:
     """Bytes of the rows of a call in fp32, and of some numbers for each id."""
-    return sum(
-        t.ids.shape[0] * (4 * (t.dim if isinstance(t, TableIds) else t.gradients.shape[1]) + _ID_BYTES)
-        for t in tables
-    )
+    return sum(t.ids.shape[0] * _ID_BYTES + _row_bytes(t) for t in tables)
+
+
+def _row_bytes(part: TableIds | TableChange) -> int:
+    if isinstance(part, TableEdit):
+        return 2 * part.nbytes  # at most what fp32 takes
+    width = part.dim if isinstance(part, TableIds) else part.gradients.shape[1]
+    return int(4 * width * part.ids.shape[0])
 
 
 def _answer_bytes(request: PullRequest, bytes_max: int) -> int:

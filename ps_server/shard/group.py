@@ -44,7 +44,7 @@ from rowhouse.placement import PartitionMap
 from rowhouse.v1 import rowhouse_pb2 as pb
 
 from ps_server.shard.reduction import check_fits, check_rows, check_share, joined
-from ps_server.shard.request import check_map, check_owned, checked_parts
+from ps_server.shard.request import check_map, check_owned, checked_gradients
 from ps_server.table.table import Table
 
 GROUPS_MAX: Final = 64
@@ -183,12 +183,14 @@ class Groups:
             raise InvalidRequestError(
                 f"group {member.group:#x}: a contribution must have pace bsp and the group as its client id"
             )
+        if push.edits:
+            raise InvalidRequestError("rows by hand are no part of a step: a client assigns and removes them")
         tables: dict[str, Table] = {}
         if push.sequence > self._shard.last_sequence(member.group):
             check_map(push.map_version, self._shard.partition_map, self._shard.index)
             check_owned(push.tables, self._shard.partition_map, self._shard.index)
             tables = {part.table: self._shard.table_at_lsn(part.table)[0] for part in push.tables}
-            check_share(push.sequence, checked_parts(push, tables), member.trainers)
+            check_share(push.sequence, checked_gradients(push, tables), member.trainers)
         group = self._group(member)
         self._drop_silent(sum(part.nbytes for part in push.tables))
         with group.changed:

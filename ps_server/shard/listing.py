@@ -13,12 +13,14 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 from rowhouse import dtype
-from rowhouse.mix import unmix64
+from rowhouse.error import LimitExceededError
+from rowhouse.mix import mix64, unmix64
 from rowhouse.v1 import rowhouse_pb2 as pb
 
 from ps_server.disk.row import RowLayout, get_lsn, put_lsn
 from ps_server.disk.store import Keys, Values
 from ps_server.kernel import index
+from ps_server.table.arena import Ids
 from ps_server.table.table import Table
 
 PAGE_BYTES: Final = 1 << 20
@@ -67,7 +69,7 @@ def list_rows(table: Table, first_key: int, rows_max: int) -> tuple[pb.Rows, int
         Rows of it, at most; 0: as many as PAGE_BYTES hold. More are never given.
     """
     layout, tier = table.layout, table.tier
-    fitting = max(1, PAGE_BYTES // layout.value_bytes)
+    fitting = page_rows(layout)
     limit = min(rows_max, fitting) if rows_max else fitting
     scan = tier.rows.scan(limit, first_key)
     keys, found = next(scan, (np.empty(0, np.uint64), np.empty((0, layout.value_bytes), np.uint8)))
@@ -79,3 +81,35 @@ def list_rows(table: Table, first_key: int, rows_max: int) -> tuple[pb.Rows, int
             values[changed] = tier.copy(places[changed])[1]
     following = (int(keys[-1]) + 1) % (1 << 64) if keys.shape[0] == limit else 0
     return to_message(keys, values, layout), following
+
+
+def page_rows(layout: RowLayout) -> int:
+    """Most rows of a page."""
+    return max(1, PAGE_BYTES // layout.value_bytes)
+
+
+def read_rows(table: Table, ids: Ids) -> pb.Rows:
+    """Those rows of `ids`, (n,) uint64, that there are, each as it was last, in the order of `ids`;
+    LimitExceededError for more than a page has. Nothing becomes hot."""
+    layout, tier = table.layout, table.tier
+    if ids.shape[0] > page_rows(layout):
+        raise LimitExceededError(f"{ids.shape[0]} ids; at most {page_rows(layout)} of table {table.name!r}")
+    values = np.empty((ids.shape[0], layout.value_bytes), np.uint8)
+    with tier.lock:
+        places, _ = tier.arena.find(ids, 0)
+        departures = tier.departures
+    there = places >= 0
+    cold = np.flatnonzero(~there)
+    found, stored = tier.fetch(ids[cold])  # without the lock: pulls and pushes go on
+    with tier.lock:
+        places, _ = tier.arena.find(ids, 0)
+        hot = places >= 0
+        if tier.departures != departures:
+            cold = np.flatnonzero(~hot)
+            found, stored = tier.fetch(ids[cold])
+        there[:] = False
+        there[cold[found]] = True
+        values[cold[found]] = stored
+        values[hot] = tier.copy(places[hot])[1]
+    there |= hot
+    return to_message(mix64(ids[there]), values[there], layout)

@@ -7,6 +7,7 @@ Each batch is checked once, vectorised, before anything changes. Thread safety: 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+import numpy as np
 from rowhouse import message
 from rowhouse.control import FREEZE_MODES
 from rowhouse.error import InvalidRequestError, StalePartitionMapError, TableFrozenError, UnknownTableError
@@ -14,8 +15,12 @@ from rowhouse.placement import PartitionMap
 from rowhouse.problem import nearest
 from rowhouse.v1 import rowhouse_pb2 as pb
 
-from ps_server.table.push import TablePush, checked_push
+from ps_server.table.edit import RowEdit, checked_edit
+from ps_server.table.push import Ids, TablePush, checked_push
 from ps_server.table.table import Table
+
+Part = tuple[Table, TablePush | RowEdit]
+"""A table, and what a push does to it."""
 
 
 def table_of(name: str, tables: Mapping[str, Table]) -> Table:
@@ -42,6 +47,13 @@ def freeze_mode_of(request: pb.SetTableFreezeRequest) -> str:
     return names[request.mode]
 
 
+def ids_of(request: pb.ReadRowsRequest) -> Ids:
+    """The ids that a request asks for, (n,) uint64; InvalidRequestError for a part of one."""
+    if len(request.ids) % 8:
+        raise InvalidRequestError(f"ids have {len(request.ids)} bytes; each id has 8")
+    return np.frombuffer(request.ids, "<u8")
+
+
 def check_map(version: int, partition_map: PartitionMap, shard: int) -> None:
     """StalePartitionMapError unless a request was routed by the map that the shard has."""
     if not partition_map.accepts(version):
@@ -52,7 +64,7 @@ def check_map(version: int, partition_map: PartitionMap, shard: int) -> None:
 
 
 def check_owned(
-    tables: Sequence[message.TableIds | message.TableGradients], partition_map: PartitionMap, shard: int
+    tables: Sequence[message.TableIds | message.TableChange], partition_map: PartitionMap, shard: int
 ) -> None:
     """InvalidRequestError when an id belongs to another shard: its row here would not be the row there.
 
@@ -68,18 +80,29 @@ def check_owned(
             )
 
 
-def checked_parts(request: message.PushRequest, tables: Mapping[str, Table]) -> list[tuple[Table, TablePush]]:
-    """Check a push whole and sum its duplicates; nothing is changed, so no lock is needed.
+def checked_parts(request: message.PushRequest, tables: Mapping[str, Table]) -> list[Part]:
+    """Check a push whole, and sum the duplicates of its gradients; nothing is changed, so no lock is needed.
 
     Raises InvalidRequestError and its kin.
     """
+    if not request.edits:
+        return [*checked_gradients(request, tables)]
+    _check_names(request)
+    parts: list[Part] = []
+    for edit in request.edits:
+        table = table_of(edit.table, tables)
+        if edit.weights is not None:
+            table.check_push(edit.ids.shape[0])
+        parts.append((table, checked_edit(edit, table.config)))
+    return parts
+
+
+def checked_gradients(
+    request: message.PushRequest, tables: Mapping[str, Table]
+) -> list[tuple[Table, TablePush]]:
+    """`checked_parts` of a push of gradients."""
+    _check_names(request)
     parts: list[tuple[Table, TablePush]] = []
-    names = [part.table for part in request.tables]
-    if len(set(names)) != len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise InvalidRequestError(f"table {twice!r} is in the push twice; join its gradients")
-    if request.sequence < 1:
-        raise InvalidRequestError(f"sequence is {request.sequence}; it must be 1 or more")
     for part in request.tables:
         table = table_of(part.table, tables)
         push = checked_push(part, table.config)
@@ -88,20 +111,30 @@ def checked_parts(request: message.PushRequest, tables: Mapping[str, Table]) -> 
     return parts
 
 
+def _check_names(request: message.PushRequest) -> None:
+    names = [part.table for part in request.changes]
+    if len(set(names)) != len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise InvalidRequestError(f"table {twice!r} is in the push twice; join its gradients")
+    if request.sequence < 1:
+        raise InvalidRequestError(f"sequence is {request.sequence}; it must be 1 or more")
+
+
 def without_frozen(
-    request: message.PushRequest, encoded: bytes | memoryview | None, parts: list[tuple[Table, TablePush]]
-) -> tuple[message.PushRequest, bytes | memoryview | None, list[tuple[Table, TablePush]]]:
+    request: message.PushRequest, encoded: bytes | memoryview | None, parts: list[Part]
+) -> tuple[message.PushRequest, bytes | memoryview | None, list[Part]]:
     """A checked push (and its bytes, None when they changed) without the tables that ignore pushes now: what
     is logged is what is applied.
 
     The caller holds the push lock: no push is applied after a freeze was answered. And it knows that the
     push is no repeat: one that was applied before the freeze is answered, not refused. Raises
-    TableFrozenError where a table refuses.
+    TableFrozenError where a table refuses; one that ignores pushes refuses rows by hand.
     """
     modes = [table.frozen for table, _ in parts]
-    if "refuse" in modes:
-        name = parts[modes.index("refuse")][0].name
-        raise TableFrozenError(f"table {name!r} is frozen: pushes are refused")
+    for mode, (table, part) in zip(modes, parts, strict=True):
+        if mode == "refuse" or (mode == "ignore" and isinstance(part, RowEdit)):
+            what = "rows by hand" if isinstance(part, RowEdit) else "pushes"
+            raise TableFrozenError(f"table {table.name!r} is frozen: {what} are refused")
     if "ignore" not in modes:
         return request, encoded, parts
     kept = [i for i, mode in enumerate(modes) if mode != "ignore"]

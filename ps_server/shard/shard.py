@@ -49,7 +49,7 @@ from ps_server.life.recovery import Opened, freezes, open_directory
 from ps_server.life.saved import SavedTables
 from ps_server.shard.eviction import Moment, evict_by_policy, spared
 from ps_server.shard.group import Groups
-from ps_server.shard.listing import list_rows
+from ps_server.shard.listing import list_rows, read_rows
 from ps_server.shard.long_call import LongCalls
 from ps_server.shard.request import (
     check_map,
@@ -57,11 +57,13 @@ from ps_server.shard.request import (
     checked_parts,
     evictable_table_of,
     freeze_mode_of,
+    ids_of,
     table_of,
     without_frozen,
 )
 from ps_server.shard.status import cluster_message, stats_message
 from ps_server.table.arena import Ids
+from ps_server.table.edit import RowEdit
 from ps_server.table.push import TablePush, check_dim
 from ps_server.table.table import Table
 
@@ -130,6 +132,7 @@ class Shard:
             "SetTableFreeze": self.set_table_freeze,
             "EvictRows": self.evict_rows,
             "ListRows": self.list_rows,
+            "ReadRows": self.read_rows,
             "SaveTables": self.saved.save,
             "GetSavedTables": self.saved.get,
             "DropSavedTables": self.saved.drop,
@@ -300,8 +303,8 @@ class Shard:
         self._check_alive(writing=True)
         parts = checked_parts(request, self._tables)
         if self.partition_map.accepts(request.map_version):  # else it is a repeat, or refused below
-            check_owned(request.tables, self.partition_map, self.index)
-        with self._push_lock:
+            check_owned(request.changes, self.partition_map, self.index)
+        with self._before_removal(request), self._push_lock:
             self._check_alive(writing=True)
             time_ms = int(self._now_s() * 1000)
             try:
@@ -320,11 +323,24 @@ class Shard:
                 self._log.sync(lsn)
         return message.PushResponse(lsn, repeat is not None)
 
+    @contextmanager
+    def _before_removal(self, request: message.PushRequest) -> Iterator[None]:
+        """Where rows are to be removed: most of what the log's sync waits for is done while pushes go on;
+        no checkpoint cuts the log in between."""
+        if self._log is None or not _removes(request):
+            yield
+            return
+        with self._checkpoint_lock:
+            self._check_alive(writing=True)
+            with self._poisoning():
+                self._log.sync_whole()
+            yield
+
     def _log_and_apply(
         self,
         request: message.PushRequest,
         encoded: Part | None,
-        parts: list[tuple[Table, TablePush]],
+        parts: list[tuple[Table, TablePush | RowEdit]],
         lsn: int,
         time_ms: int,
     ) -> None:
@@ -333,9 +349,11 @@ class Shard:
         if self._log is not None:
             payload = encoded if encoded is not None else encode_push_request(request)
             self._log.append(Record(lsn, KIND_PUSH, time_ms, payload))
+            if _removes(request):
+                self._log.sync(lsn)  # as an eviction's (_evict_chunk)
         self._failpoint("after log")
         for table, part in parts:
-            table.push(part, lsn, time_ms // 1000)
+            table.change(part, lsn, time_ms // 1000)
         self._sessions.record(request.client_id, request.sequence, lsn, time_ms)
         self._advance(lsn)
 
@@ -513,6 +531,19 @@ class Shard:
         after = self._applied_lsn
         return pb.ListRowsResponse(rows=rows, next_key=following, lsn_before=before, lsn_after=after)
 
+    def read_rows(self, request: pb.ReadRowsRequest) -> pb.ReadRowsResponse:
+        """Rows of the ids asked for, those that there are (listing.py); a read moves nothing into memory.
+        StalePartitionMapError, UnknownTableError, InvalidRequestError, LimitExceededError for more rows than
+        a page has, CorruptionError for damaged ones."""
+        self._check_alive()
+        check_map(request.map_version, self.partition_map, self.index)
+        table, ids = table_of(request.table, self._tables), ids_of(request)
+        check_owned([message.TableIds(table.name, table.config.dim, ids)], self.partition_map, self.index)
+        lsn = self._applied_lsn
+        with self._reading():
+            rows = read_rows(table, ids)
+        return pb.ReadRowsResponse(rows=rows, lsn=lsn)
+
     def _evict_chunk(self, table: Table, ids: Ids, since: Moment) -> int:
         with self._push_lock:
             ids = ids[~spared(table, ids, since)]
@@ -550,3 +581,7 @@ class Shard:
             if self._log is not None:
                 self._log.close()
             self.store.close()
+
+
+def _removes(request: message.PushRequest) -> bool:
+    return any(edit.weights is None for edit in request.edits)

@@ -24,6 +24,7 @@ from ps_server.kernel.step import STEP_HOT
 from ps_server.table.admission import AdmissionFilter
 from ps_server.table.arena import Ids, Places
 from ps_server.table.config import TableConfig
+from ps_server.table.edit import RowEdit
 from ps_server.table.push import TablePush
 from ps_server.table.score import ShowClick
 from ps_server.table.tier import Tier, TierParts
@@ -234,7 +235,9 @@ class Table:
         self._note_push(None if part.events is None else part.events[here], places[here], time_s)
         return places, missing
 
-    def _note_push(self, events: NDArray[np.float32] | None, places: Places, time_s: int) -> None:
+    def _note_push(
+        self, events: NDArray[np.float32] | None, places: Places, time_s: int, pushes: int = 1
+    ) -> None:
         """Bring the rows' metadata up to date, as far as the table's policies need it."""
         layout, words = self.layout, self.tier.arena.records32
         stride, time_word = layout.stride // 4, layout.push_time_at // 4
@@ -245,8 +248,57 @@ class Table:
             record.add_events(words, stride, time_word, show_word, places, events, rate, period, time_s)
         if layout.push_time:
             record.touch(words, stride, time_word, places, time_s)
-        if layout.push_count:
+        if layout.push_count and pushes:
             record.count_up(words, stride, layout.push_count_at // 4, places)
+
+    # ------------------------------------------------------------ rows by hand
+    def change(self, part: TablePush | RowEdit, lsn: int, time_s: int) -> None:
+        """Apply what record `lsn` does to this table: `push` or `edit`."""
+        if isinstance(part, RowEdit):
+            self.edit(part, lsn, time_s)
+        else:
+            self.push(part, lsn, time_s)
+
+    def edit(self, edit: RowEdit, lsn: int, time_s: int) -> None:
+        """Assign or remove rows; cannot fail but by the store. Admission has no say.
+
+        Parameters
+        ----------
+        edit
+            Distinct ids, and what becomes of their rows.
+        lsn
+            The record's log sequence number. Rows that hold it already (recovery) stay as they are.
+        time_s
+            The shard's clock when the record was logged, seconds.
+        """
+        if edit.weights is None:
+            self.tier.remove(edit.ids, lsn)
+            return
+        with self.tier.changing():
+            places, missing = self.tier.arena.find(edit.ids, index.REFERENCED | index.DIRTY)
+            pinned = missing > 0 and self._bring_in(edit.ids, places, None)
+            row_lsn = self.tier.arena.row_lsn
+            if row_lsn is None:
+                self._assign(edit, places, time_s)
+            else:
+                left = row_lsn[places] < lsn
+                self._assign(edit.only(left), places[left], time_s)
+                row_lsn[places[left]] = lsn
+            if pinned:
+                self.tier.arena.clear_flags(edit.ids, index.PINNED)
+            self.tier.applied_lsn = lsn
+
+    def _assign(self, edit: RowEdit, places: Places, time_s: int) -> None:
+        """Write an edit's rows into the records at `places`; the caller holds the lock."""
+        layout, count = self.layout, places.shape[0]
+        self._note_push(np.zeros((count, 2), np.float32), places, time_s, pushes=0)
+        records = self.tier.arena.records8.reshape(-1, layout.stride)
+        columns = [(layout.weights_at, edit.weights), (layout.state_at, edit.state)]
+        columns += [(layout.show_click_at + 4 * column, values) for column, values in edit.events]
+        for at, values in columns:
+            if values is not None and values.size:
+                data = np.ascontiguousarray(values).view(np.uint8).reshape(count, -1)
+                records[places, at : at + data.shape[1]] = data
 
     # ------------------------------------------------------------ stats
     def stats(self) -> pb.TableStats:

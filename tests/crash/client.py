@@ -24,7 +24,7 @@ from rowhouse.codec import encode_push_request
 from tests.conftest import ROOT
 from tests.crash.host import Failure, Life, load
 from tests.driver import Driver, assert_equal_dumps, dump, shard_config
-from tests.workload import BUDGET, DIMS, EVICTING, POINTS, POOL, SPARE, TABLES, make_gradients
+from tests.workload import BUDGET, DIMS, EVICTING, POINTS, POOL, SPARE, TABLES, make_edits, make_gradients
 
 TIMER, INGEST = "timer", "mid SST ingest"
 CLIENTS = (11, 12)
@@ -109,6 +109,8 @@ class KilledShard:
         if kind < 0.75:
             names = list(rng.choice(sorted(DIMS), int(rng.integers(1, 6)), replace=False))
             spread = int(rng.choice([40, 300, 1_000]))
+            if rng.random() < 0.15:
+                return "push", (CLIENTS[self.acknowledged % 2], make_edits(names, rng, spread))
             return "push", (CLIENTS[self.acknowledged % 2], make_gradients(names, rng, spread))
         if kind < 0.85:
             return "pull", str(rng.choice(sorted(DIMS)))
@@ -140,9 +142,10 @@ class KilledShard:
                 self._other.driver.now_s = self._now_s
                 load(self._other.driver, *what)
         else:
-            client, gradients = what
-            number = self._numbers[client] + 1
-            request = self._other.driver.request(gradients, client=client, sequence=number)
+            client, changes = what
+            number, driver = self._numbers[client] + 1, self._other.driver
+            make = driver.edit_request if isinstance(changes, list) else driver.request
+            request = make(changes, client=client, sequence=number)
             lsn, duplicate = _ask(connection, "push", encode_push_request(request), self._now_s)
             assert again or not duplicate, "a push was answered as a repeat at its first try"
             self._other.driver.now_s = self._now_s

@@ -103,7 +103,7 @@ def warm(config: ClusterConfig) -> dict[str, Table]:
     for lsn in range(1, 60):
         request = _push_of(make_gradients(sorted(DIMS), rng, POOL.shape[0]), lsn)
         for checked, push in checked_parts(decode_push_request(encode_push_request(request)), tables):
-            checked.push(push, lsn, 1)
+            checked.change(push, lsn, 1)
             checked.pull(POOL, promote=True)
             checked.prefetch(POOL)
             checked.stats()

@@ -44,6 +44,12 @@ def train(
         rows = client.pull_many(ids)
         noise = rng.normal(0.01, 0.01, (BATCH, 1)).astype(np.float32)  # else long runs end in one point
         client.push_many({t: (ids[t], np.float32(1.5) * rows[t] + noise) for t in ids})
+        if step % 5 == 3:  # rows by hand, in the order of the pushes
+            client.delete("user", ids["user"][:40])
+            some = np.unique(ids["item"])[:40]
+            client.assign(
+                "item", some, rng.normal(0, 0.1, (some.shape[0], 4)), state=np.zeros((some.shape[0], 9))
+            )
     everything = np.arange(VOCABULARY)
     return client.pull_many({"user": everything, "item": everything}, read_only=True)
 

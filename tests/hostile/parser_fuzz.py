@@ -109,6 +109,15 @@ PARSERS: Final[tuple[Parser, ...]] = (
 )
 
 
+def _by_hand(number: int) -> pb.PushRequest:
+    """Rows assigned, or removed."""
+    rows = {"dim": 2, "dtype": pb.DTYPE_FLOAT32, "weights": bytes(16), "state": bytes(24), "clicks": bytes(8)}
+    part = pb.TableGradients(
+        table="user", count=2, ids=bytes(range(16)), **(rows if number % 2 else {"remove": True})
+    )
+    return pb.PushRequest(map_version=7, client_id=1, sequence=number + 1, tables=[part])
+
+
 def seeds(folder: Path) -> None:
     """Write right inputs of every parser, from which the fuzzer goes on."""
     rng = np.random.default_rng(1)
@@ -118,7 +127,7 @@ def seeds(folder: Path) -> None:
         push.tables[0].shows = np.ones(push.tables[0].count, "<f4").tobytes()
         member = pb.Member(group=3, trainer=0, trainers=2, incarnation=1, name="fuzz", pace=pb.PACE_BSP)
         rows = pb.TableRows(table="user", dim=2, count=1, dtype=pb.DTYPE_FLOAT16, rows=bytes(4))
-        texts[0].append(push.SerializeToString())
+        texts[0] += [push.SerializeToString(), _by_hand(number).SerializeToString()]
         texts[1].append(wire_fuzz.pull(rng, 7).SerializeToString())
         texts[2].append(pb.ContributeRequest(member=member, push=push).SerializeToString())
         texts[3].append(pb.PullResponse(lsn=number, tables=[rows]).SerializeToString())

@@ -37,6 +37,53 @@ def test_push_request_equals_the_stub(code: int, rate: float | None) -> None:
     np.testing.assert_array_equal(back.tables[0].gradients, ours.tables[0].gradients)
 
 
+def _assigned(code: int, more: bool) -> message.TableEdit:
+    values, ones = np.linspace(-2, 2, 12, dtype=np.float32).reshape(4, 3), np.ones(4, np.float32)
+    weights = dtype.narrow(values, code)
+    return message.TableEdit("täble", code, IDS, weights, *((values[:, :2], ones, ones) if more else ()))
+
+
+EDITS = [_assigned(1, True), _assigned(2, False), message.TableEdit("t", 0, IDS)]
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_rows_by_hand_equal_the_stub(edit: message.TableEdit) -> None:
+    data = codec.encode_push_request(message.PushRequest(1, 2, 3, (), (edit, edit)))
+    stub = pb.PushRequest.FromString(data)
+    assert stub.SerializeToString(deterministic=True) == data
+    assert stub.tables[0].remove == (edit.weights is None)
+    request = codec.decode_push_request(data)
+    assert not request.tables and request.changes == request.edits
+    for name in ("ids", "weights", "state", "shows", "clicks"):
+        np.testing.assert_array_equal(getattr(request.edits[1], name), getattr(edit, name))
+    chosen = request.edits[0].chosen(np.array([3, 1]))
+    np.testing.assert_array_equal(chosen.ids, IDS[[3, 1]])
+    assert chosen.nbytes * 2 == edit.nbytes
+
+
+WEIGHTS = {"dim": 3, "dtype": 1, "weights": bytes(12)}
+UNFIT = [
+    {"remove": True, "dim": 3}, {"remove": True, "gradients": bytes(12)}, {"remove": True, "shows": bytes(4)},
+    {"remove": True, "learning_rate": 0.0}, WEIGHTS | {"gradients": b"1"}, WEIGHTS | {"weights": bytes(11)},
+    WEIGHTS | {"dtype": 9}, WEIGHTS | {"state": b"123"},
+    {"dim": 3, "dtype": 1, "gradients": bytes(12), "state": bytes(4)},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("fields", UNFIT)
+def test_rows_by_hand_whose_fields_do_not_fit_are_refused(fields: dict[str, object]) -> None:
+    part = pb.TableGradients(table="t", count=1, ids=bytes(8), **fields)  # type: ignore[arg-type]
+    with pytest.raises(InvalidRequestError, match="table 't'"):
+        codec.decode_push_request(pb.PushRequest(sequence=1, tables=[part]).SerializeToString())
+
+
+def test_rows_by_hand_and_gradients_in_one_push_are_refused() -> None:
+    both = [*codec.push_request_parts(message.PushRequest(1, 2, 3, (), (EDITS[2],)))]
+    both += codec.push_request_parts(message.PushRequest(0, 0, 0, (_gradients(1, None),)))
+    with pytest.raises(InvalidRequestError, match="not both"):
+        codec.decode_push_request(b"".join(both))
+
+
 @pytest.mark.parametrize("read_only", [False, True])
 def test_pull_request_equals_the_stub(read_only: bool) -> None:
     empty = message.TableIds("b", 1, IDS[:0])

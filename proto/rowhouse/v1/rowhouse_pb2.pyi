@@ -125,7 +125,7 @@ class PullResponse(_message.Message):
     def __init__(self, lsn: _Optional[int] = ..., tables: _Optional[_Iterable[_Union[TableRows, _Mapping]]] = ...) -> None: ...
 
 class TableGradients(_message.Message):
-    __slots__ = ("table", "dim", "count", "dtype", "ids", "gradients", "learning_rate", "shows", "clicks")
+    __slots__ = ("table", "dim", "count", "dtype", "ids", "gradients", "learning_rate", "shows", "clicks", "weights", "state", "remove")
     TABLE_FIELD_NUMBER: _ClassVar[int]
     DIM_FIELD_NUMBER: _ClassVar[int]
     COUNT_FIELD_NUMBER: _ClassVar[int]
@@ -135,6 +135,9 @@ class TableGradients(_message.Message):
     LEARNING_RATE_FIELD_NUMBER: _ClassVar[int]
     SHOWS_FIELD_NUMBER: _ClassVar[int]
     CLICKS_FIELD_NUMBER: _ClassVar[int]
+    WEIGHTS_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    REMOVE_FIELD_NUMBER: _ClassVar[int]
     table: str
     dim: int
     count: int
@@ -144,7 +147,10 @@ class TableGradients(_message.Message):
     learning_rate: float
     shows: bytes
     clicks: bytes
-    def __init__(self, table: _Optional[str] = ..., dim: _Optional[int] = ..., count: _Optional[int] = ..., dtype: _Optional[_Union[Dtype, str]] = ..., ids: _Optional[bytes] = ..., gradients: _Optional[bytes] = ..., learning_rate: _Optional[float] = ..., shows: _Optional[bytes] = ..., clicks: _Optional[bytes] = ...) -> None: ...
+    weights: bytes
+    state: bytes
+    remove: bool
+    def __init__(self, table: _Optional[str] = ..., dim: _Optional[int] = ..., count: _Optional[int] = ..., dtype: _Optional[_Union[Dtype, str]] = ..., ids: _Optional[bytes] = ..., gradients: _Optional[bytes] = ..., learning_rate: _Optional[float] = ..., shows: _Optional[bytes] = ..., clicks: _Optional[bytes] = ..., weights: _Optional[bytes] = ..., state: _Optional[bytes] = ..., remove: bool = ...) -> None: ...
 
 class PushRequest(_message.Message):
     __slots__ = ("map_version", "client_id", "sequence", "tables")
@@ -291,6 +297,24 @@ class Rows(_message.Message):
     clicks: bytes
     lsn: bytes
     def __init__(self, ids: _Optional[bytes] = ..., weights: _Optional[bytes] = ..., state: _Optional[bytes] = ..., push_time: _Optional[bytes] = ..., push_count: _Optional[bytes] = ..., shows: _Optional[bytes] = ..., clicks: _Optional[bytes] = ..., lsn: _Optional[bytes] = ...) -> None: ...
+
+class ReadRowsRequest(_message.Message):
+    __slots__ = ("map_version", "table", "ids")
+    MAP_VERSION_FIELD_NUMBER: _ClassVar[int]
+    TABLE_FIELD_NUMBER: _ClassVar[int]
+    IDS_FIELD_NUMBER: _ClassVar[int]
+    map_version: int
+    table: str
+    ids: bytes
+    def __init__(self, map_version: _Optional[int] = ..., table: _Optional[str] = ..., ids: _Optional[bytes] = ...) -> None: ...
+
+class ReadRowsResponse(_message.Message):
+    __slots__ = ("rows", "lsn")
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    LSN_FIELD_NUMBER: _ClassVar[int]
+    rows: Rows
+    lsn: int
+    def __init__(self, rows: _Optional[_Union[Rows, _Mapping]] = ..., lsn: _Optional[int] = ...) -> None: ...
 
 class ListRowsRequest(_message.Message):
     __slots__ = ("table", "first_key", "rows_max", "ticket")

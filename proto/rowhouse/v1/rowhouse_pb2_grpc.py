@@ -74,6 +74,11 @@ class ParameterServiceStub(object):
                 request_serializer=rowhouse_dot_v1_dot_rowhouse__pb2.ListRowsRequest.SerializeToString,
                 response_deserializer=rowhouse_dot_v1_dot_rowhouse__pb2.ListRowsResponse.FromString,
                 _registered_method=True)
+        self.ReadRows = channel.unary_unary(
+                '/rowhouse.v1.ParameterService/ReadRows',
+                request_serializer=rowhouse_dot_v1_dot_rowhouse__pb2.ReadRowsRequest.SerializeToString,
+                response_deserializer=rowhouse_dot_v1_dot_rowhouse__pb2.ReadRowsResponse.FromString,
+                _registered_method=True)
         self.SaveTables = channel.unary_unary(
                 '/rowhouse.v1.ParameterService/SaveTables',
                 request_serializer=rowhouse_dot_v1_dot_rowhouse__pb2.SaveTablesRequest.SerializeToString,
@@ -170,6 +175,13 @@ class ParameterServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReadRows(self, request, context):
+        """Rows of given ids with everything that is kept of them.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def SaveTables(self, request, context):
         """Keeps a copy of every table as it is now, under a name, until it is dropped; SST files are linked.
         """
@@ -261,6 +273,11 @@ def add_ParameterServiceServicer_to_server(servicer, server):
                     servicer.ListRows,
                     request_deserializer=rowhouse_dot_v1_dot_rowhouse__pb2.ListRowsRequest.FromString,
                     response_serializer=rowhouse_dot_v1_dot_rowhouse__pb2.ListRowsResponse.SerializeToString,
+            ),
+            'ReadRows': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReadRows,
+                    request_deserializer=rowhouse_dot_v1_dot_rowhouse__pb2.ReadRowsRequest.FromString,
+                    response_serializer=rowhouse_dot_v1_dot_rowhouse__pb2.ReadRowsResponse.SerializeToString,
             ),
             'SaveTables': grpc.unary_unary_rpc_method_handler(
                     servicer.SaveTables,
@@ -514,6 +531,33 @@ class ParameterService(object):
             '/rowhouse.v1.ParameterService/ListRows',
             rowhouse_dot_v1_dot_rowhouse__pb2.ListRowsRequest.SerializeToString,
             rowhouse_dot_v1_dot_rowhouse__pb2.ListRowsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReadRows(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/rowhouse.v1.ParameterService/ReadRows',
+            rowhouse_dot_v1_dot_rowhouse__pb2.ReadRowsRequest.SerializeToString,
+            rowhouse_dot_v1_dot_rowhouse__pb2.ReadRowsResponse.FromString,
             options,
             channel_credentials,
             insecure,
