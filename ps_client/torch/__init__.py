@@ -17,12 +17,13 @@ from ps_client.torch.bag import EmbeddingBag
 from ps_client.torch.collection import EmbeddingBagCollection, EmbeddingCollection
 from ps_client.torch.config import EmbeddingBagConfig, EmbeddingConfig, PoolingType
 from ps_client.torch.dense import dense_part
+from ps_client.torch.embedding import Embedding
 from ps_client.torch.keyed import JaggedTensor, KeyedJaggedTensor, KeyedTensor
 from ps_client.torch.optimizer import RowOptimizer
 from ps_client.torch.state import load_training_state, save_training_state, saved_tables_of
 
 __all__ = [
-    "EmbeddingBag", "EmbeddingBagCollection", "EmbeddingBagConfig", "EmbeddingCollection", "EmbeddingConfig",
-    "JaggedTensor", "KeyedJaggedTensor", "KeyedTensor", "PoolingType", "RowOptimizer",
+    "Embedding", "EmbeddingBag", "EmbeddingBagCollection", "EmbeddingBagConfig", "EmbeddingCollection",
+    "EmbeddingConfig", "JaggedTensor", "KeyedJaggedTensor", "KeyedTensor", "PoolingType", "RowOptimizer",
     "dense_part", "load_training_state", "save_training_state", "saved_tables_of",
 ]  # fmt: skip

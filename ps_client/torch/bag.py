@@ -4,9 +4,7 @@
 Thread safety: that of the client; the module itself holds no state that changes.
 """
 
-import math
 from collections.abc import Mapping
-from numbers import Integral
 from typing import Final
 
 import torch
@@ -15,29 +13,21 @@ from torch import Tensor, nn
 
 from ps_client.step import StepProtocol
 from ps_client.table import find_table
-from ps_client.torch.handle import RowHandle, RowModule, outside_graphs
+from ps_client.torch.handle import RowHandle, RowModule, check_gradient_scale, outside_graphs
 from ps_client.torch.jagged import check_integers
 from ps_client.torch.lookup import look_up, prefetch
+from ps_client.torch.padding import check_padding, not_padding
 from ps_client.torch.pool import Bags, pooled
-from ps_client.validation import as_number
 
 MODES: Final = ("sum", "mean", "max")
-
-
-def check_gradient_scale(gradient_scale: float) -> float:
-    """The factor on pushed gradients: finite and above 0, else InvalidRequestError."""
-    scale = as_number("gradient_scale", gradient_scale)
-    if not (math.isfinite(scale) and scale > 0):
-        raise InvalidRequestError(f"gradient_scale is {scale}; it must be finite and above 0")
-    return scale
 
 
 class EmbeddingBag(RowModule):
     """Pooled rows of one table, as `torch.nn.EmbeddingBag`; backward pushes their gradients.
 
-    Its one parameter, `weight`, has no elements: it is there to be frozen (`requires_grad_(False)`), and the
-    optimizer of the table runs on the shards. In eval mode, where gradients are off, or frozen, it pulls
-    read-only and pushes nothing.
+    Its one parameter, `weight`, has no elements: it is there to be frozen (`requires_grad_(False)`), and it
+    says the output's dtype. The optimizer of the table runs on the shards. In eval mode, where gradients are
+    off, or frozen, it pulls read-only and pushes nothing.
 
     Parameters
     ----------
@@ -76,14 +66,11 @@ class EmbeddingBag(RowModule):
         super().__init__(client)
         if mode not in MODES:
             raise ValueError(f"mode is {mode!r}; it must be one of {MODES}")
-        if padding_idx is not None and not isinstance(padding_idx, Integral):
-            raise InvalidRequestError(f"padding_idx is {padding_idx!r}; it must be an integer")
-        if padding_idx is not None and not -(1 << 63) <= padding_idx < 1 << 64:
-            raise ValueError(f"padding_idx is {padding_idx}; it must be -2^63 to 2^64 - 1")
+        self.padding_idx = check_padding(padding_idx)
         declared = find_table(client.tables, table)
         self.weight = RowHandle(torch.empty(0, declared.dim))
         self.table, self.embedding_dim, self.mode = table, declared.dim, mode
-        self.padding_idx, self.include_last_offset = padding_idx, include_last_offset
+        self.include_last_offset = include_last_offset
         self.gradient_scale = check_gradient_scale(gradient_scale)
 
     def extra_repr(self) -> str:
@@ -112,7 +99,8 @@ class EmbeddingBag(RowModule):
         Returns
         -------
         Tensor
-            (B, dim) float32 on the device of `input`.
+            (B, dim) on the device of `input`, in the dtype of `weight`: float32 unless the module was moved
+            to another.
         """
         self._check(input, offsets, per_sample_weights)
         ids, weights, last = input.reshape(-1), per_sample_weights, self.include_last_offset
@@ -125,7 +113,8 @@ class EmbeddingBag(RowModule):
             assert offsets is not None
             ids, offsets, weights = self._without_padding(ids, offsets, weights)
         step = look_up(self, {self.table: ids}, gradient_scale=self.gradient_scale)
-        return pooled(step, [Bags(self.table, 0, ids.shape[0], offsets, self.mode, weights, last)])[0]
+        bags = Bags(self.table, 0, ids.shape[0], offsets, self.mode, weights, last)
+        return pooled(step, [bags])[0].to(self.weight.dtype)
 
     def prefetch(self, input: Tensor) -> None:
         """Start the pull of a later `forward`; the module's client must be a Pipeline.
@@ -137,7 +126,7 @@ class EmbeddingBag(RowModule):
         """
         ids = input.reshape(-1)
         if self.padding_idx is not None:
-            ids = ids[self._kept(ids)]
+            ids = ids[not_padding(ids, self.padding_idx)]
         prefetch(self, {self.table: ids})
 
     def _check(self, ids: Tensor, offsets: Tensor | None, weights: Tensor | None) -> None:
@@ -164,13 +153,8 @@ class EmbeddingBag(RowModule):
         self, ids: Tensor, offsets: Tensor, weights: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """The same bags without the padding id; offsets keep their form."""
-        kept = self._kept(ids)
+        assert self.padding_idx is not None
+        kept = not_padding(ids, self.padding_idx)
         before = kept.new_zeros(ids.shape[0] + 1, dtype=torch.int64)
         torch.cumsum(kept, dim=0, out=before[1:])
         return ids[kept], before[offsets.to(torch.int64)], None if weights is None else weights[kept]
-
-    def _kept(self, ids: Tensor) -> Tensor:
-        """Which ids are not the padding id."""
-        assert self.padding_idx is not None
-        signed = self.padding_idx - (1 << 64) if self.padding_idx >= 1 << 63 else self.padding_idx
-        return ids.to(torch.int64) != signed

@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from ps_client.step import StepProtocol
 from ps_client.table import find_table
 from ps_client.torch import jagged as light
-from ps_client.torch.bag import check_gradient_scale
-from ps_client.torch.handle import RemoteTables, RowModule, outside_graphs
+from ps_client.torch.handle import RemoteTables, RowModule, check_gradient_scale, outside_graphs
 from ps_client.torch.keyed import JaggedTensor, KeyedJaggedTensor, KeyedTensor
 from ps_client.torch.lookup import Step, look_up, prefetch
 from ps_client.torch.pool import Bags, pooled
@@ -146,6 +145,12 @@ class _Collection(RowModule):
         """One lookup of every feature of a batch."""
         return look_up(self, self._ids(batch), gradient_scale=self.gradient_scale)
 
+    def _in_own_dtype(self, outputs: list[Tensor]) -> list[Tensor]:
+        """Outputs in the dtype of their tables' handles: float32 unless the module was moved to another."""
+        handles = self.handles()
+        tables = [config.name for config in self._configs for _ in config.feature_names]
+        return [output.to(handles[name].dtype) for name, output in zip(tables, outputs, strict=True)]
+
     def _outputs(self, batch: Mapping[str, JaggedTensor]) -> list[tuple[TableConfig, JaggedTensor, int]]:
         """(config, the feature's batch, how many ids of the table are before it) of each output."""
         outputs = []
@@ -212,7 +217,7 @@ class EmbeddingBagCollection(_Collection):
         Returns
         -------
         KeyedTensor
-            (B, sum of dims) float32, one block per output name.
+            (B, sum of dims) in the module's dtype (float32), one block per output name.
 
         Raises
         ------
@@ -231,7 +236,7 @@ class EmbeddingBagCollection(_Collection):
             bags.append(
                 Bags(config.name, first, last, offsets - offsets[0], mode, weights, include_last=True)
             )
-        blocks = pooled(self._look_up(batch), bags)
+        blocks = self._in_own_dtype(pooled(self._look_up(batch), bags))
         lengths = [block.shape[1] for block in blocks]
         return KeyedTensor(self.embedding_names(), lengths, torch.cat(blocks, dim=1))
 
@@ -272,7 +277,7 @@ class EmbeddingCollection(_Collection):
         Returns
         -------
         dict
-            By output name, a JaggedTensor whose values are (L, dim) float32.
+            By output name, a JaggedTensor whose values are (L, dim) in the module's dtype (float32).
 
         Raises
         ------
@@ -283,7 +288,7 @@ class EmbeddingCollection(_Collection):
         batch = features.to_dict()
         outputs = self._outputs(batch)
         bags = [Bags(c.name, first, first + jagged.values().shape[0]) for c, jagged, first in outputs]
-        rows = pooled(self._look_up(batch), bags)
+        rows = self._in_own_dtype(pooled(self._look_up(batch), bags))
         return {
             name: JaggedTensor(values, lengths=jagged.lengths())
             for name, values, (_, jagged, _) in zip(self.embedding_names(), rows, outputs, strict=True)

@@ -8,6 +8,7 @@ no state_dict. Thread safety: that of torch's modules.
 """
 
 import functools
+import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, ParamSpec, Protocol, TypeVar
@@ -19,6 +20,7 @@ from rowhouse.error import InvalidRequestError
 from torch import nn
 
 from ps_client.step import StepProtocol
+from ps_client.validation import as_number
 
 Given = ParamSpec("Given")
 Answer = TypeVar("Answer")
@@ -153,6 +155,14 @@ class RowModule(_HandleOwner):
         if not (self.training and torch.is_grad_enabled()):
             return frozenset()
         return frozenset(table for table, handle in self.handles().items() if handle.requires_grad)
+
+
+def check_gradient_scale(gradient_scale: float) -> float:
+    """The factor on pushed gradients: finite and above 0, else InvalidRequestError."""
+    scale = as_number("gradient_scale", gradient_scale)
+    if not (math.isfinite(scale) and scale > 0):
+        raise InvalidRequestError(f"gradient_scale is {scale}; it must be finite and above 0")
+    return scale
 
 
 def outside_graphs(forward: Callable[Given, Answer]) -> Callable[Given, Answer]:

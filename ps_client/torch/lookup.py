@@ -91,7 +91,12 @@ class Step:
 
     def tensor(self, table: str) -> Tensor:
         """The distinct rows of one table, (u, D) float32 on `device`."""
-        return torch.from_numpy(self.unique[table].own_rows()).to(self.device)
+        found = self.unique[table]
+        if self.device.type != "cuda":
+            return torch.from_numpy(found.own_rows()).to(self.device)
+        pinned = torch.empty(found.rows.shape, pin_memory=True)  # torch keeps it until the copy is done
+        np.copyto(pinned.numpy(), found.rows)
+        return pinned.to(self.device, non_blocking=True)
 
     def push(self, sums: Mapping[str, NDArray[np.float32]]) -> None:
         """Push, or leave to the sink, new (u, D) float32 arrays, a gradient for each distinct id of each

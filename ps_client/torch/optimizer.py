@@ -90,7 +90,7 @@ class RowOptimizer(torch.optim.Optimizer):
     Parameters
     ----------
     modules
-        A model, or several: every EmbeddingBag, EmbeddingBagCollection and EmbeddingCollection in them.
+        A model, or several: every module of ps_client.torch in them.
 
     Raises
     ------
@@ -102,8 +102,8 @@ class RowOptimizer(torch.optim.Optimizer):
         ours = row_modules(modules)
         if not ours:
             raise InvalidRequestError(
-                "the modules hold no EmbeddingBag, EmbeddingBagCollection or EmbeddingCollection of "
-                "ps_client.torch"
+                "the modules hold no Embedding, EmbeddingBag, EmbeddingBagCollection or EmbeddingCollection "
+                "of ps_client.torch"
             )
         if any(module.sink is not None for module in ours):
             raise InvalidRequestError("the modules are another RowOptimizer's; one steps them")

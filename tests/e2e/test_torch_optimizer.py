@@ -232,5 +232,5 @@ def test_modules_have_one_optimizer_of_rows(tmp_path: Path) -> None:
         RowOptimizer(nn.Sequential(bag))
         with pytest.raises(InvalidRequestError, match="another RowOptimizer's"):
             RowOptimizer([bag])
-        with pytest.raises(InvalidRequestError, match="hold no EmbeddingBag"):
+        with pytest.raises(InvalidRequestError, match="hold no Embedding, EmbeddingBag"):
             RowOptimizer(nn.Linear(2, 2))

@@ -171,3 +171,14 @@ def test_a_loss_scaler_on_cuda_unscales_rows_and_skips_their_step() -> None:
         rows_now = torch.from_numpy(client.pull("user", np.arange(10)))
         torch.testing.assert_close(rows_now, theirs.weight.detach().cpu(), rtol=1e-5, atol=1e-6)
     assert shards[0].applied == 5
+
+
+@needs_cuda
+def test_pulls_one_after_another_do_not_share_pinned_memory() -> None:
+    """The copies to the GPU are not waited for."""
+    with local_client(make_shards(1)) as client:
+        bag = EmbeddingBag(client, "user", "sum")
+        batches = [torch.full((1, 1), place) for place in range(200)]
+        on_gpu = [bag(batch.cuda()) for batch in batches]
+        for batch, out in zip(batches, on_gpu, strict=True):
+            torch.testing.assert_close(out.cpu(), bag(batch))
