@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ps_client.step import StepProtocol
 from ps_client.table import find_table
 from ps_client.torch.handle import RowHandle, RowModule, check_gradient_scale, outside_graphs
-from ps_client.torch.jagged import check_integers
+from ps_client.torch.jagged_tensor import check_integers
 from ps_client.torch.lookup import look_up, prefetch
 from ps_client.torch.padding import check_padding, not_padding
 from ps_client.torch.pool import Bags, pooled

@@ -11,14 +11,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
-from rowhouse.error import ConfigError, InvalidRequestError
+from rowhouse.error import ConfigError, InvalidRequestError, PreconditionError
 from rowhouse.problem import with_article
 from torch import Tensor, nn
 
 from ps_client.step import StepProtocol
 from ps_client.table import find_table
-from ps_client.torch import jagged as light
+from ps_client.torch import keyed_jagged_tensor as own
 from ps_client.torch.handle import RemoteTables, RowModule, check_gradient_scale, outside_graphs
+from ps_client.torch.jagged_tensor import check_integers
 from ps_client.torch.keyed import JaggedTensor, KeyedJaggedTensor, KeyedTensor
 from ps_client.torch.lookup import Step, look_up, prefetch
 from ps_client.torch.pool import Bags, pooled
@@ -107,10 +108,19 @@ class _Collection(RowModule):
         """Names of the outputs, in their order."""
         return [name for names in self._names for name in names]
 
+    def embedding_names_by_table(self) -> list[list[str]]:
+        """Names of the outputs of each table."""
+        return self._names
+
+    @property
+    def device(self) -> torch.device:
+        """Where the handles are; outputs are where the ids are."""
+        return next(iter(self.handles().values())).device
+
     def _check_batch(self, features: object) -> None:
         needed = sorted({feature for config in self._configs for feature in config.feature_names})
         # Our own is taken beside torchrec's too, where that is installed.
-        if not isinstance(features, KeyedJaggedTensor | light.KeyedJaggedTensor):
+        if not isinstance(features, KeyedJaggedTensor | own.KeyedJaggedTensor):
             has = f" with the keys {list(features)}" if isinstance(features, Mapping) else ""
             raise InvalidRequestError(
                 f"the batch is {with_article(type(features).__name__)}{has}; it must be a "
@@ -121,10 +131,10 @@ class _Collection(RowModule):
                 f"features {missing} are not among the batch's keys {list(features.keys())}"
             )
 
-        if not isinstance(features, light.KeyedJaggedTensor):  # torchrec's is not checked when it is made
+        if not isinstance(features, own.KeyedJaggedTensor):  # torchrec's is not checked when it is made
             for name in ("lengths", "offsets"):
                 if (found := getattr(features, f"{name}_or_none")()) is not None:
-                    light.check_integers(name, found)
+                    check_integers(name, found)
 
     def prefetch(self, features: KeyedJaggedTensor) -> None:
         """Start the pull of a later `forward`; the module's client must be a Pipeline.
@@ -194,16 +204,24 @@ class EmbeddingBagCollection(_Collection):
     ) -> None:
         super().__init__(client, tables, gradient_scale)
         self.embedding_bags = self._remote()
-        self.is_weighted = is_weighted
+        self._is_weighted = is_weighted
         self._modes = {config.name: self._mode(config.name, config.pooling) for config in tables}
 
     def _mode(self, table: str, pooling: Any) -> str:
         name = str(getattr(pooling, "value", pooling)).upper()
         if name not in ("SUM", "MEAN"):
             raise ValueError(f"table {table!r}: pooling is {pooling!r}; it must be PoolingType.SUM or MEAN")
-        if self.is_weighted and name != "SUM":
+        if self._is_weighted and name != "SUM":
             raise ValueError(f"table {table!r}: weights need PoolingType.SUM; pooling is {pooling!r}")
         return name.lower()
+
+    def embedding_bag_configs(self) -> list[Any]:
+        """The configs that it was made of."""
+        return self._configs
+
+    def is_weighted(self) -> bool:
+        """Whether batches have weights."""
+        return self._is_weighted
 
     @outside_graphs
     def forward(self, features: KeyedJaggedTensor) -> KeyedTensor:
@@ -212,7 +230,8 @@ class EmbeddingBagCollection(_Collection):
         Parameters
         ----------
         features
-            The batch; features that no table names are left alone.
+            The batch; features that no table names are left alone. Where each feature has a batch of its own
+            size, `inverse_indices` spreads the outputs over the whole batch.
 
         Returns
         -------
@@ -225,18 +244,22 @@ class EmbeddingBagCollection(_Collection):
             Not a KeyedJaggedTensor, or one that lacks a feature of a table.
         """
         self._check_batch(features)
-        if self.is_weighted and features.weights_or_none() is None:
+        if self._is_weighted and features.weights_or_none() is None:
             raise ValueError("is_weighted is True, and the batch has no weights")
         batch = features.to_dict()
         bags = []
         for config, jagged, first in self._outputs(batch):
-            weights = jagged.weights() if self.is_weighted else None
+            weights = jagged.weights() if self._is_weighted else None
             offsets, last = jagged.offsets(), first + jagged.values().shape[0]
             mode = self._modes[config.name]
             bags.append(
                 Bags(config.name, first, last, offsets - offsets[0], mode, weights, include_last=True)
             )
         blocks = self._in_own_dtype(pooled(self._look_up(batch), bags))
+        if (inverse := features.inverse_indices_or_none()) is not None:
+            places = dict(zip(inverse[0], inverse[1], strict=True))
+            names = [feature for config in self._configs for feature in config.feature_names]
+            blocks = [block[places[name]] for name, block in zip(names, blocks, strict=True)]
         lengths = [block.shape[1] for block in blocks]
         return KeyedTensor(self.embedding_names(), lengths, torch.cat(blocks, dim=1))
 
@@ -250,6 +273,8 @@ class EmbeddingCollection(_Collection):
         A connected client, its pipeline or its trainer; or any other StepProtocol.
     tables
         One EmbeddingConfig (ours or torchrec's) per table; dims may differ.
+    need_indices
+        Whether the outputs have the ids, as their weights.
     gradient_scale
         Factor on the pushed gradients; see docs/client.md, "Several trainers".
 
@@ -261,9 +286,32 @@ class EmbeddingCollection(_Collection):
         The cluster has no such table, or its dim differs.
     """
 
-    def __init__(self, client: StepProtocol, tables: Sequence[Any], *, gradient_scale: float = 1.0) -> None:
+    def __init__(
+        self,
+        client: StepProtocol,
+        tables: Sequence[Any],
+        *,
+        need_indices: bool = False,
+        gradient_scale: float = 1.0,
+    ) -> None:
         super().__init__(client, tables, gradient_scale)
+        self._need_indices = need_indices
         self.embeddings = self._remote()
+
+    def embedding_configs(self) -> list[Any]:
+        """The configs that it was made of."""
+        return self._configs
+
+    def embedding_dim(self) -> int:
+        """The dim of its tables; PreconditionError where they differ."""
+        dims = {config.embedding_dim for config in self._configs}
+        if len(dims) > 1:
+            raise PreconditionError(f"the tables have the dims {sorted(dims)}; ask each config for its own")
+        return int(dims.pop())
+
+    def need_indices(self) -> bool:
+        """Whether the outputs have the ids, as their weights."""
+        return self._need_indices
 
     @outside_graphs
     def forward(self, features: KeyedJaggedTensor) -> dict[str, JaggedTensor]:
@@ -290,6 +338,8 @@ class EmbeddingCollection(_Collection):
         bags = [Bags(c.name, first, first + jagged.values().shape[0]) for c, jagged, first in outputs]
         rows = self._in_own_dtype(pooled(self._look_up(batch), bags))
         return {
-            name: JaggedTensor(values, lengths=jagged.lengths())
+            name: JaggedTensor(
+                values, weights=jagged.values() if self._need_indices else None, lengths=jagged.lengths()
+            )
             for name, values, (_, jagged, _) in zip(self.embedding_names(), rows, outputs, strict=True)
         }

@@ -2,8 +2,8 @@
 """What a collection is told about its tables.
 
 The names are torchrec's. A collection reads `name`, `embedding_dim`, `feature_names` and `pooling` and
-nothing else, so a torchrec config object does as well; its `num_embeddings` means nothing to a table
-that grows by itself. Thread safety: immutable.
+nothing else, so a torchrec config object does as well. `num_embeddings` bounds nothing: a table grows by
+itself. Thread safety: immutable.
 """
 
 from collections.abc import Sequence
@@ -30,11 +30,14 @@ class EmbeddingConfig:
         Its dim; must be what the shards declare.
     feature_names
         Features that are looked up in it.
+    num_embeddings
+        How many rows the model's author expects, or None. Nothing reads it here: ids may be any 64 bits.
     """
 
     name: str
     embedding_dim: int
     feature_names: Sequence[str]
+    num_embeddings: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

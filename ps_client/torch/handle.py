@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from rowhouse.error import InvalidRequestError
-from torch import nn
+from torch import fx, nn
 
 from ps_client.step import StepProtocol
 from ps_client.validation import as_number
@@ -166,7 +166,8 @@ def check_gradient_scale(gradient_scale: float) -> float:
 
 
 def outside_graphs(forward: Callable[Given, Answer]) -> Callable[Given, Answer]:
-    """A forward that `torch.compile` leaves out of its graphs: pulls and kernels are no operations of torch.
+    """A forward that `torch.compile` leaves out of its graphs, and that `torch.fx` traces as one call of its
+    module: pulls and kernels are no operations of torch.
 
     torch.compiler.disable would import torch._dynamo, in three seconds, into every program. So it is asked
     for only where torch._dynamo is loaded, as torch.compile has it.
@@ -180,6 +181,9 @@ def outside_graphs(forward: Callable[Given, Answer]) -> Callable[Given, Answer]:
 
     @functools.wraps(forward)
     def called(*arguments: Given.args, **named: Given.kwargs) -> Answer:
+        for given in (*arguments[1:], *named.values()):
+            if isinstance(given, fx.Proxy):
+                return _one_call(given.tracer, arguments, named)  # type: ignore[no-any-return]
         if "torch._dynamo" not in sys.modules:
             return forward(*arguments, **named)
         if not left_out:
@@ -187,6 +191,12 @@ def outside_graphs(forward: Callable[Given, Answer]) -> Callable[Given, Answer]:
         return left_out[0](*arguments, **named)
 
     return called
+
+
+def _one_call(tracer: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
+    """The node of a traced graph that stands for a module's forward."""
+    module, *others = arguments
+    return tracer.create_proxy("call_module", tracer.path_of_module(module), tuple(others), named)
 
 
 def row_modules(modules: nn.Module | Iterable[nn.Module]) -> list[RowModule]:

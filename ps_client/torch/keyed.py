@@ -11,13 +11,17 @@ from logging import getLogger
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ps_client.torch.jagged import JaggedTensor, KeyedJaggedTensor, KeyedTensor
+    from ps_client.torch.jagged_tensor import JaggedTensor
+    from ps_client.torch.keyed_jagged_tensor import KeyedJaggedTensor
+    from ps_client.torch.keyed_tensor import KeyedTensor
 else:
     try:
         from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, KeyedTensor
     except (ImportError, OSError) as failure:
         if isinstance(failure, OSError):
             getLogger(__name__).warning("torchrec is installed and does not load: %s", failure)
-        from ps_client.torch.jagged import JaggedTensor, KeyedJaggedTensor, KeyedTensor
+        from ps_client.torch.jagged_tensor import JaggedTensor
+        from ps_client.torch.keyed_jagged_tensor import KeyedJaggedTensor
+        from ps_client.torch.keyed_tensor import KeyedTensor
 
 __all__ = ["JaggedTensor", "KeyedJaggedTensor", "KeyedTensor"]

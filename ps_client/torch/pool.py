@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ps_client.kernel import are_bags, gather, sum_pooled
-from ps_client.torch.jagged import check_integers
+from ps_client.torch.jagged_tensor import check_integers
 from ps_client.torch.lookup import Found, Step, found_rows
 
 

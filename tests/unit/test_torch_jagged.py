@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The light jagged batches (ps_client/torch/jagged.py) on the module's own example and on its edges."""
+"""Our own jagged batches (ps_client/torch/*jagged_tensor.py) on the module's own example and on its edges."""
 
 import pytest
 import torch
 
-from ps_client.torch.jagged import JaggedTensor, KeyedJaggedTensor, KeyedTensor
+from ps_client.torch.jagged_tensor import JaggedTensor
+from ps_client.torch.keyed_jagged_tensor import KeyedJaggedTensor
+from ps_client.torch.keyed_tensor import KeyedTensor
 
 VALUES = torch.tensor([7, 4, 9, 3, 5, 8])
 LENGTHS = torch.tensor([1, 0, 2, 2, 1, 0])

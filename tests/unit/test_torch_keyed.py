@@ -9,9 +9,14 @@ from typing import Any
 
 import pytest
 
-from ps_client.torch import jagged, keyed
+from ps_client.torch import jagged_tensor, keyed, keyed_jagged_tensor, keyed_tensor
 
-NAMES = ("JaggedTensor", "KeyedJaggedTensor", "KeyedTensor")
+OURS = {
+    "JaggedTensor": jagged_tensor.JaggedTensor,
+    "KeyedJaggedTensor": keyed_jagged_tensor.KeyedJaggedTensor,
+    "KeyedTensor": keyed_tensor.KeyedTensor,
+}
+NAMES = tuple(OURS)
 
 
 class BrokenLibrary:
@@ -46,7 +51,7 @@ def test_ours_are_used_where_it_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     hide_torchrec(monkeypatch)
     monkeypatch.setitem(sys.modules, "torchrec", None)
     found = load()
-    assert all(found[name] is getattr(jagged, name) for name in NAMES)
+    assert all(found[name] is OURS[name] for name in NAMES)
 
 
 def test_a_torchrec_that_does_not_load_counts_as_absent(
@@ -56,5 +61,5 @@ def test_a_torchrec_that_does_not_load_counts_as_absent(
     monkeypatch.setattr(sys, "meta_path", [BrokenLibrary(), *sys.meta_path])
     with caplog.at_level(logging.WARNING):
         found = load()
-    assert all(found[name] is getattr(jagged, name) for name in NAMES)
+    assert all(found[name] is OURS[name] for name in NAMES)
     assert "torchrec is installed and does not load: undefined symbol" in caplog.text
