@@ -14,6 +14,7 @@ except ImportError as failure:
     raise ImportError(f"ps_client.torch needs PyTorch: {install_hint('torch')}") from failure
 
 from ps_client.torch.bag import EmbeddingBag
+from ps_client.torch.checkpoint import TablesState, lightning_callback, saved_tables_in
 from ps_client.torch.collection import EmbeddingBagCollection, EmbeddingCollection
 from ps_client.torch.config import EmbeddingBagConfig, EmbeddingConfig, PoolingType
 from ps_client.torch.dense import dense_part
@@ -25,5 +26,6 @@ from ps_client.torch.state import load_training_state, save_training_state, save
 __all__ = [
     "Embedding", "EmbeddingBag", "EmbeddingBagCollection", "EmbeddingBagConfig", "EmbeddingCollection",
     "EmbeddingConfig", "JaggedTensor", "KeyedJaggedTensor", "KeyedTensor", "PoolingType", "RowOptimizer",
-    "dense_part", "load_training_state", "save_training_state", "saved_tables_of",
+    "TablesState", "dense_part", "lightning_callback", "load_training_state", "save_training_state",
+    "saved_tables_in", "saved_tables_of",
 ]  # fmt: skip
