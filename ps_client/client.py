@@ -100,6 +100,21 @@ class Client(StepClient):
         tables = [Distinct(table, ids, np.empty(0, np.int64)) for table, ids in asked]
         return self._exchange.pull(tables, self._wire_dtype, read_only)
 
+    def _fetch_early(self, asked: Asked, read_only: bool) -> tuple[list[UniqueRows], dict[int, int]]:
+        tables = [distinct(table, ids) for table, ids in asked]
+        rows = [np.empty((0, t.table.dim), np.float32) for t in tables]
+        lsns = self._exchange.pull_changes(tables, self._wire_dtype, read_only, rows, {})
+        return [UniqueRows(t.ids, t.inverse, found) for t, found in zip(tables, rows, strict=True)], lsns
+
+    def _refresh(
+        self, asked: Asked, early: tuple[list[UniqueRows], dict[int, int]], read_only: bool
+    ) -> list[UniqueRows]:
+        found, lsns = early
+        tables = [Distinct(table, u.ids, u.inverse) for (table, _), u in zip(asked, found, strict=True)]
+        rows = [unique.own_rows() for unique in found]
+        self._exchange.pull_changes(tables, self._wire_dtype, read_only, rows, lsns)
+        return [UniqueRows(u.ids, u.inverse, new) for u, new in zip(found, rows, strict=True)]
+
     def _send(self, parts: Sequence[TableGradients]) -> None:
         for part in parts:
             rows_max = self.tables[part.table].push_rows_max

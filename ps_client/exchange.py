@@ -73,17 +73,22 @@ class _Push:
 
 @dataclass(frozen=True, slots=True)
 class _Pull:
-    """What the parts of one pull have in common; `rows` of each table are written as they come."""
+    """What the parts of one pull have in common; `rows` of each table are written as they come. With `since`,
+    LSNs by shard, it asks for rows that changed above them (above 0 where a shard has none). `lsns` gets the
+    LSN of each shard."""
 
     partition_map: PartitionMap
     wire_dtype: int
     read_only: bool
     rows: list[NDArray[np.float32]]
     within: Backoff
+    since: Mapping[int, int] | None
+    lsns: dict[int, int]
 
-    def request(self, pieces: Sequence[Piece]) -> PullRequest:
+    def request(self, shard: int, pieces: Sequence[Piece]) -> PullRequest:
         """The message for one shard."""
-        return pull_request(pieces, self.partition_map, self.wire_dtype, self.read_only)
+        since = None if self.since is None else self.since.get(shard, 0)
+        return pull_request(pieces, self.partition_map, self.wire_dtype, self.read_only, since)
 
 
 class Exchange:
@@ -97,8 +102,46 @@ class Exchange:
 
     def pull(self, tables: Sequence[Distinct], wire_dtype: int, read_only: bool) -> list[NDArray[np.float32]]:
         """Rows of each table's distinct ids: (u, dim) float32, possibly a read-only view of an answer."""
-        backoff = self._retry.start()
         rows = [np.empty((0, d.table.dim), np.float32) for d in tables]
+        self._pull(tables, wire_dtype, read_only, rows, None)
+        return rows
+
+    def pull_changes(
+        self,
+        tables: Sequence[Distinct],
+        wire_dtype: int,
+        read_only: bool,
+        rows: list[NDArray[np.float32]],
+        since: Mapping[int, int],
+    ) -> dict[int, int]:
+        """Write into `rows`, which may be written to, what changed above an LSN of each shard.
+
+        Parameters
+        ----------
+        tables, wire_dtype, read_only
+            As of `pull`.
+        rows
+            (u, dim) float32 of each table; without any `since` whatever they hold is replaced.
+        since
+            By shard; 0 where it has none.
+
+        Returns
+        -------
+        dict
+            By shard the LSN above which the rows may lack something now.
+        """
+        return self._pull(tables, wire_dtype, read_only, rows, since)
+
+    def _pull(
+        self,
+        tables: Sequence[Distinct],
+        wire_dtype: int,
+        read_only: bool,
+        rows: list[NDArray[np.float32]],
+        since: Mapping[int, int] | None,
+    ) -> dict[int, int]:
+        backoff = self._retry.start()
+        lsns: dict[int, int] = {}
         pieces = [Piece(i, d.table, d.ids, None) for i, d in enumerate(tables) if d.ids.shape[0]]
         while pieces:
             partition_map = self._cluster.partition_map
@@ -107,7 +150,7 @@ class Exchange:
                 if piece.positions is not None and not rows[piece.index].shape[0]:
                     count = tables[piece.index].ids.shape[0]
                     rows[piece.index] = np.empty((count, piece.table.dim), np.float32)
-            step = _Pull(partition_map, wire_dtype, read_only, rows, backoff)
+            step = _Pull(partition_map, wire_dtype, read_only, rows, backoff, since, lsns)
             outcomes = self._at_once(parts, partial(self._begin_pull, step), partial(self._pull_part, step))
             for (shard, part), outcome in zip(parts.items(), outcomes, strict=True):
                 if isinstance(outcome, StalePartitionMapError):
@@ -115,27 +158,33 @@ class Exchange:
                     self._reload(shard, partition_map, outcome, backoff)
                 elif outcome is not None:
                     raise outcome
-        return rows
+        return lsns
 
     def _begin_pull(self, step: _Pull, shard: int, pieces: Sequence[Piece]) -> Begun[PullResponse] | None:
-        return self._cluster.transports[shard].begin(step.request(pieces), step.within.remaining_s())
+        return self._cluster.transports[shard].begin(step.request(shard, pieces), step.within.remaining_s())
 
     def _pull_part(
         self, step: _Pull, shard: int, pieces: Sequence[Piece], begun: Begun[PullResponse] | None
     ) -> None:
         """The rows of one shard; `begun` is the first attempt."""
         transport = self._cluster.transports[shard]
-        request = step.request(pieces)
+        request = step.request(shard, pieces)
         response = self._persist(
             partial(transport.pull, request), self._retry.start(step.within.remaining_s()), begun
         )
         check_answer(transport.endpoint, request, response)
+        step.lsns[shard] = min(step.lsns.get(shard, response.lsn), response.lsn)
         for piece, answer in zip(pieces, response.tables, strict=True):
             values = dtype.widen(answer.rows, step.wire_dtype)
-            if piece.positions is None:
+            positions = piece.positions
+            if answer.changed is not None and values.shape[0] < piece.ids.shape[0]:
+                changed = np.unpackbits(answer.changed, count=piece.ids.shape[0], bitorder="little")
+                places = np.flatnonzero(changed)
+                positions = places if positions is None else positions[places]
+            if positions is None:
                 step.rows[piece.index] = values
             else:
-                scatter(as_read_only(values), piece.positions, step.rows[piece.index])
+                scatter(as_read_only(values), positions, step.rows[piece.index])
 
     def push(self, tables: Sequence[TableChange]) -> None:
         """Push distinct ids with their summed gradients, or rows by hand; Client.push_many says what an

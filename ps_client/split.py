@@ -182,16 +182,24 @@ def _check_counts(call: str, shard: int, counts: Sequence[int]) -> None:
 
 
 def pull_request(
-    pieces: Sequence[Piece], partition_map: PartitionMap, wire_dtype: int, read_only: bool
+    pieces: Sequence[Piece],
+    partition_map: PartitionMap,
+    wire_dtype: int,
+    read_only: bool,
+    changed_since: int | None = None,
 ) -> PullRequest:
     """The message that asks one shard for its pieces."""
     tables = tuple(TableIds(p.table.name, p.table.dim, p.ids) for p in pieces)
-    return PullRequest(partition_map.stamp, wire_dtype, read_only, tables)
+    return PullRequest(partition_map.stamp, wire_dtype, read_only, tables, changed_since)
 
 
 def check_answer(endpoint: str, request: PullRequest, response: PullResponse) -> None:
-    """InternalError unless the answer holds the request's tables, in order, with a row for each id."""
+    """InternalError unless the answer holds the request's tables, in order, with a row for each id; or, of
+    what changed, with a bit for each."""
     asked = [(t.table, (t.ids.shape[0], t.dim), request.dtype) for t in request.tables]
-    given = [(t.table, t.rows.shape, t.dtype) for t in response.tables]
-    if asked != given:
+    given: list[tuple[str, tuple[int, ...], int]] = []
+    for (_, (count, _dim), _code), t in zip(asked, response.tables, strict=False):
+        whole = t.changed is not None and t.changed.shape[0] == -(-count // 8)
+        given.append((t.table, (count if whole else t.rows.shape[0], t.rows.shape[1]), t.dtype))
+    if asked != given or len(asked) != len(response.tables):
         raise InternalError(f"shard at {endpoint} answered a pull of {asked[:3]} with {given[:3]}")

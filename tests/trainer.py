@@ -96,6 +96,10 @@ def _run(job: Job) -> None:
             on_uneven=job.on_uneven, journal=job.journal,  # type: ignore[arg-type]
         )  # fmt: skip
         for step in range(trainer.steps, job.steps):
+            if job.rank % 2 == 0:  # some prefetch, some do not
+                trainer.prefetch(
+                    {table["name"]: batch(table["name"], job.rank, step + 1) for table in TABLES}
+                )
             for rank in ranks:
                 if step < (job.steps_of[rank] if job.steps_of else job.steps):
                     trainer.push_many(gradients(trainer, rank, step))

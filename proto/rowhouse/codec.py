@@ -64,7 +64,8 @@ UNKNOWN_FIELDS_MAX: Final = 64
 # Wire type of each field, by field number: of a pull and a push, then of what is nested in them.
 _REQUEST = {1: _VARINT, 2: _VARINT, 3: _VARINT, 4: _BYTES}
 _TABLE_IDS = {1: _BYTES, 2: _VARINT, 3: _VARINT, 4: _BYTES}
-_TABLE_ROWS = {1: _BYTES, 2: _VARINT, 3: _VARINT, 4: _VARINT, 5: _BYTES}
+_PULL_REQUEST = {**_REQUEST, 5: _VARINT}
+_TABLE_ROWS = {1: _BYTES, 2: _VARINT, 3: _VARINT, 4: _VARINT, 5: _BYTES, 6: _BYTES}
 _TABLE_GRADIENTS = {
     1: _BYTES, 2: _VARINT, 3: _VARINT, 4: _VARINT, 5: _BYTES, 6: _BYTES, 7: _FIXED32, 8: _BYTES, 9: _BYTES,
     10: _BYTES, 11: _BYTES, 12: _VARINT,
@@ -113,6 +114,8 @@ def pull_request_parts(message: PullRequest) -> list[Part]:
     for t in message.tables:
         head = _text(1, t.table) + _integer(2, t.dim) + _integer(3, t.ids.shape[0])
         parts += _nested(4, [head, *_array(4, t.ids, np.dtype("<u8"))])
+    if message.changed_since is not None:
+        parts.append(_varint(5 << 3) + _varint(message.changed_since))
     return parts
 
 
@@ -126,7 +129,8 @@ def pull_response_parts(message: PullResponse) -> list[Part]:
     parts: list[Part] = [_integer(1, message.lsn)]
     for t in message.tables:
         head = _text(1, t.table) + _integer(2, t.rows.shape[1]) + _integer(3, t.rows.shape[0])
-        parts += _nested(2, [head + _integer(4, t.dtype), *_array(5, t.rows, STORAGE[t.dtype])])
+        inner = [head + _integer(4, t.dtype), *_array(5, t.rows, STORAGE[t.dtype])]
+        parts += _nested(2, inner if t.changed is None else [*inner, *_array(6, t.changed, np.dtype("u1"))])
     return parts
 
 
@@ -338,7 +342,13 @@ def _table_rows(fields: Fields) -> TableRows:
     table, count, code = _table_name(fields), _int(fields, 3), _int(fields, 4)
     what = f"table {table!r}: rows"
     rows = _view(_bytes(fields, 5), _storage(code, what), (count, _dim(fields, table)), what)
-    return TableRows(table, code, rows)
+    bits = _bytes(fields, 6)
+    if not len(bits):
+        return TableRows(table, code, rows)
+    changed = np.frombuffer(bits, np.uint8)
+    if (told := int(np.bitwise_count(changed).sum())) != count:
+        raise InvalidRequestError(f"{what}: {count} of them, and {told} are said to have changed")
+    return TableRows(table, code, rows, changed)
 
 
 def _events(fields: Fields, number: int, count: int, table: str) -> NDArray[np.float32] | None:
@@ -392,12 +402,13 @@ def _table_gradients(fields: Fields) -> TableGradients:
 
 def decode_pull_request(data: bytes | memoryview) -> PullRequest:
     """Decode `rowhouse.v1.PullRequest`; InvalidRequestError on malformed bytes."""
-    fields, nested = _collect(memoryview(data), _REQUEST, 4)
+    fields, nested = _collect(memoryview(data), _PULL_REQUEST, 4)
     tables = tuple(_table_ids(_collect(one, _TABLE_IDS)[0]) for one in nested)
     _check_total([t.ids.shape[0] for t in tables])
     dtype = _int(fields, 2)
     _storage(dtype, "pull")
-    return PullRequest(_int(fields, 1), dtype, bool(_int(fields, 3)), tables)
+    since = _int(fields, 5) if 5 in fields else None
+    return PullRequest(_int(fields, 1), dtype, bool(_int(fields, 3)), tables, since)
 
 
 def decode_pull_response(data: bytes | memoryview) -> PullResponse:

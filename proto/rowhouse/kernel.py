@@ -10,6 +10,7 @@ fp32 in the order of appearance, so a push has the same bits wherever it is summ
 Thread safety: pure functions.
 """
 
+from collections.abc import Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -91,6 +92,37 @@ def deduplicate(
             table[at] = found
         inverse[i] = table[at] - 1
     return distinct[:found]
+
+
+def places_among(
+    ids: NDArray[np.uint64], others: Sequence[NDArray[np.uint64]], salt: np.uint64 = _NO_SALT
+) -> NDArray[np.int64]:
+    """Positions in `ids` of those that are among any of the others.
+
+    Parameters
+    ----------
+    ids
+        (n,) uint64.
+    others
+        (m,) uint64 each.
+    salt
+        As of `deduplicate`.
+
+    Returns
+    -------
+    ndarray
+        Ascending, (k,) int64.
+    """
+    if not others or not ids.shape[0]:
+        return np.empty(0, np.int64)
+    joined = np.concatenate([*others, ids])
+    inverse = np.empty(joined.shape[0], np.int64)
+    deduplicate(as_read_only(joined), inverse, salt)
+    count = joined.shape[0] - ids.shape[0]
+    if not count:
+        return np.empty(0, np.int64)
+    known = inverse[:count].max() + 1  # numbers go up by first appearance, so those of the others come first
+    return np.flatnonzero(inverse[count:] < known).astype(np.int64)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")

@@ -27,21 +27,25 @@ class TableIds:
 
 @dataclass(frozen=True, slots=True)
 class PullRequest:
-    """One shard's part of a pull; `dtype` is the wire code wanted for the rows."""
+    """One shard's part of a pull; `dtype` is the wire code wanted for the rows. With `changed_since`
+    those rows only that records above that LSN may have changed."""
 
     map_version: int
     dtype: int
     read_only: bool
     tables: tuple[TableIds, ...]
+    changed_since: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class TableRows:
-    """Rows of one table: `rows` is (count, dim) of dtype.STORAGE[dtype]."""
+    """Rows of one table: `rows` is (count, dim) of dtype.STORAGE[dtype]. With `changed`, packed bits,
+    they are of those of n ids whose bit is set, the lowest first."""
 
     table: str
     dtype: int
     rows: NDArray[Any]
+    changed: NDArray[np.uint8] | None = None
 
 
 @dataclass(frozen=True, slots=True)

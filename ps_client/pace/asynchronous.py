@@ -13,7 +13,7 @@ Thread safety: calls may come from several event loops and threads.
 
 import asyncio
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from copy import deepcopy
 from functools import partial
@@ -28,6 +28,7 @@ from ps_client.client import Client
 from ps_client.connection import connect
 from ps_client.pace.pipeline import PREFETCH_MAX, PUSH_MAX
 from ps_client.report import Checkpoint, SavedTables, ShardStats
+from ps_client.row import Rows
 from ps_client.step import StepClient, UniqueRows
 from ps_client.table import Table
 
@@ -171,6 +172,35 @@ class AsyncClient:
     async def evict(self, table: str, timeout_s: float | None = None) -> int:
         """As Client.evict."""
         return await self._call(self._whole.evict, table, timeout_s)
+
+    async def read_rows(self, table: str, ids: ArrayLike) -> Rows:
+        """As Client.read_rows."""
+        return await self._call(self._whole.read_rows, table, deepcopy(ids))
+
+    async def list_rows(self, table: str) -> AsyncIterator[Rows]:
+        """As Client.list_rows; each page is awaited."""
+        pages = self._whole.list_rows(table)
+        while (page := await self._call(next, pages, None)) is not None:
+            yield page
+
+    async def assign(
+        self,
+        table: str,
+        ids: ArrayLike,
+        weights: ArrayLike,
+        *,
+        state: ArrayLike | None = None,
+        shows: ArrayLike | None = None,
+        clicks: ArrayLike | None = None,
+    ) -> None:
+        """As Client.assign. Cancelled under way it is applied all the same; `flush` waits for it."""
+        ids, weights, state, shows, clicks = deepcopy((ids, weights, state, shows, clicks))
+        given = {"state": state, "shows": shows, "clicks": clicks}
+        await self._call_kept(partial(self._whole.assign, table, ids, weights, **given))
+
+    async def delete(self, table: str, ids: ArrayLike) -> None:
+        """As Client.delete. Cancelled under way it is applied all the same; `flush` waits for it."""
+        await self._call_kept(partial(self._whole.delete, table, deepcopy(ids)))
 
     async def close(self) -> None:
         """Wait for the calls under way, then close the client; raises what failed in the background."""

@@ -27,7 +27,7 @@ from typing import Any, ClassVar, Final, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from rowhouse.error import ConfigError, LimitExceededError, PreconditionError
-from rowhouse.kernel import as_read_only, deduplicate
+from rowhouse.kernel import as_read_only, places_among
 from rowhouse.message import TableGradients
 
 from ps_client.interrupt import result_of, wait_for, whole
@@ -240,7 +240,7 @@ class Pipeline(StepClient):
         touched: dict[int, NDArray[np.int64]] = {}
         for index, ((table, _), unique) in enumerate(zip(step.asked, found, strict=True)):
             pushed = [push.ids[table.name] for push in late if table.name in push.ids]
-            positions = _members(unique.ids, pushed)
+            positions = places_among(unique.ids, pushed)
             if positions.shape[0]:
                 touched[index] = positions
         return touched
@@ -362,21 +362,11 @@ class Pipeline(StepClient):
 
 def _same(step: _Ahead, asked: Asked, read_only: bool) -> bool:
     """Whether a pull asks for what was prefetched."""
-    return (
-        not step.taken
-        and step.read_only == read_only
-        and [table.name for table, _ in step.asked] == [table.name for table, _ in asked]
-        and all(np.array_equal(a, b) for (_, a), (_, b) in zip(step.asked, asked, strict=True))
+    return not step.taken and step.read_only == read_only and same_ids(step.asked, asked)
+
+
+def same_ids(prefetched: Asked, asked: Asked) -> bool:
+    """Whether two steps ask for the same tables and ids."""
+    return [table.name for table, _ in prefetched] == [table.name for table, _ in asked] and all(
+        np.array_equal(a, b) for (_, a), (_, b) in zip(prefetched, asked, strict=True)
     )
-
-
-def _members(ids: NDArray[np.uint64], pushed: Sequence[NDArray[np.uint64]]) -> NDArray[np.int64]:
-    """Positions in `ids`, distinct, of those that are among `pushed`."""
-    if not pushed or not ids.shape[0]:
-        return np.empty(0, np.int64)
-    joined = np.concatenate([*pushed, ids])
-    inverse = np.empty(joined.shape[0], np.int64)
-    deduplicate(as_read_only(joined), inverse)
-    count = joined.shape[0] - ids.shape[0]
-    known = inverse[:count].max() + 1  # distinct numbers go up by first appearance, so the pushed come first
-    return np.flatnonzero(inverse[count:] < known).astype(np.int64)

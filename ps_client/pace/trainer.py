@@ -21,7 +21,7 @@ import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import ClassVar, Final, NoReturn
+from typing import ClassVar, Final, NoReturn, cast
 
 import xxhash
 from numpy.typing import ArrayLike
@@ -42,6 +42,7 @@ from ps_client.cluster import Cluster
 from ps_client.exchange import Exchange
 from ps_client.interrupt import whole
 from ps_client.lane import REFUSALS
+from ps_client.pace.ahead import Ahead, EarlyPuller
 from ps_client.pace.journal import read_journal, write_journal
 from ps_client.split import split_push
 from ps_client.step import Asked, StepClient, UniqueRows
@@ -133,6 +134,7 @@ class Trainer(StepClient):
         _check(group, rank, world_size, pace, staleness, deadline_s, on_lost, on_uneven)
         self._client, self._cluster, self._exchange = client, cluster, exchange
         self._wire_dtype = client._wire_dtype
+        self._ahead = Ahead(cast(EarlyPuller, client))
         self.group, self.rank, self.world_size, self.pace = group, rank, world_size, pace
         self._pace = PACES[pace]
         self._member = pb.Member(
@@ -206,7 +208,7 @@ class Trainer(StepClient):
 
     # ------------------------------------------------------------ a step
     def _fetch(self, asked: Asked, read_only: bool) -> list[UniqueRows]:
-        return self._client._fetch(asked, read_only)
+        return self._ahead.take(asked, read_only, partial(self._client._fetch, asked, read_only))
 
     def _send(self, parts: Sequence[TableGradients]) -> None:
         rates = {part.table: part.learning_rate for part in self._parts}
@@ -352,18 +354,37 @@ class Trainer(StepClient):
             self._finish()
         self._client.flush()
 
-    def prefetch(self, ids: Mapping[str, ArrayLike], *, read_only: bool = False) -> NoReturn:
-        """PreconditionError, always; see `pipeline`."""
-        self.pipeline()
+    def prefetch(self, ids: Mapping[str, ArrayLike], *, read_only: bool = False) -> None:
+        """Start the pull of a later step; returns at once.
+
+        A pull of the same ids then asks the shards which of the rows have changed since, and takes those
+        anew. So it gives what it would give without prefetch, under every pace.
+
+        Parameters
+        ----------
+        ids
+            (n,) integers by table name, as the pull will have them; copied.
+        read_only
+            As the pull will have it.
+
+        Raises
+        ------
+        InvalidRequestError
+            Wrong ids; LimitExceededError when 8 steps wait already.
+        """
+        self._check_usable()
+        asked = [(table, checked.copy()) for table, checked in self._asked(ids)]
+        self._ahead.start(asked, read_only)
 
     def pipeline(self, **_settings: object) -> NoReturn:
-        """PreconditionError, always: a row that is read ahead would lack the step that the others still end.
+        """PreconditionError, always: a pipeline pushes behind the model, and a step ends with all its pushes.
 
-        Trainers without a group, or of pace "async", use `Client.pipeline`: their pushes wait for nobody.
+        `prefetch` pulls ahead. Trainers without a group, or of pace "async", may use `Client.pipeline`: their
+        pushes wait for nobody.
         """
         raise PreconditionError(
-            "a trainer of a group has no pipeline: a row read ahead would lack the others' gradients of the "
-            "step before; pull within the step, or use Client.pipeline() without a trainer (as pace 'async')"
+            "a trainer of a group has no pipeline, because step() ends with all its pushes; prefetch() pulls "
+            "ahead, or use Client.pipeline() without a trainer (as pace 'async')"
         )
 
     def close(self) -> None:
@@ -382,6 +403,7 @@ class Trainer(StepClient):
         if self._closed:
             return
         self._closed = True
+        self._ahead.close()
         begun, parts = self._pending, self._parts
         self._parts, self._pending = [], None
         left = []

@@ -21,6 +21,7 @@ from logging import getLogger
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 from rowhouse import message
 from rowhouse.codec import Part, encode_push_request
 from rowhouse.control import method_of
@@ -51,6 +52,7 @@ from ps_server.shard.eviction import Moment, evict_by_policy, spared
 from ps_server.shard.group import Groups
 from ps_server.shard.listing import list_rows, read_rows
 from ps_server.shard.long_call import LongCalls
+from ps_server.shard.recent import RecentIds
 from ps_server.shard.request import (
     check_map,
     check_owned,
@@ -114,6 +116,7 @@ class Shard:
         self._applied_lsn = opened.lsn
         self._push_lock = threading.Lock()
         self._checkpoint_lock = threading.Lock()
+        self._recent = RecentIds()
         self._listed: set[str] = set()  # tables of which a listing was begun
         self._closing = threading.Event()
         self._closed = False
@@ -256,7 +259,8 @@ class Shard:
 
     # ------------------------------------------------------------ pull
     def pull(self, request: message.PullRequest) -> message.PullResponse:
-        """Rows of each table, in the order of its ids; never creates a row.
+        """Rows of each table, in the order of its ids; never creates a row. With `changed_since` those
+        only that records above it may have changed.
 
         Raises StalePartitionMapError, UnknownTableError, InvalidRequestError, PoisonedError, and
         CorruptionError when a row asked for is damaged on disk.
@@ -267,13 +271,21 @@ class Shard:
         for table, part in zip(tables, request.tables, strict=True):
             check_dim(table.config, part.dim)
         check_owned(request.tables, self.partition_map, self.index)
+        since = request.changed_since
+        if since is not None and not self._recent.kept:
+            with self._push_lock:
+                self._recent.begin(self._applied_lsn)
         lsn = self._applied_lsn
         answers = []
         for table, part in zip(tables, request.tables, strict=True):
+            ids, changed = part.ids, None
+            if since is not None:
+                chosen = self._recent.changed(part.table, ids, since)
+                ids, changed = ids[chosen], np.packbits(chosen, bitorder="little")
             with self._reading():
                 promote = not (request.read_only or self._read_only)
-                rows = table.pull(as_read_only(part.ids), promote=promote, code=request.dtype)
-            answers.append(message.TableRows(part.table, request.dtype, rows))
+                rows = table.pull(as_read_only(ids), promote=promote, code=request.dtype)
+            answers.append(message.TableRows(part.table, request.dtype, rows, changed))
         return message.PullResponse(lsn, tuple(answers))
 
     def prefetch(self, table: str, ids: Ids) -> int:
@@ -352,6 +364,7 @@ class Shard:
             if _removes(request):
                 self._log.sync(lsn)  # as an eviction's (_evict_chunk)
         self._failpoint("after log")
+        self._recent.note(lsn, {table.name: part.ids for table, part in parts})
         for table, part in parts:
             table.change(part, lsn, time_ms // 1000)
         self._sessions.record(request.client_id, request.sequence, lsn, time_ms)
@@ -554,6 +567,7 @@ class Shard:
                 payload = encode_eviction(table.name, ids)
                 self._log.append(Record(lsn, KIND_EVICT, int(self._now_s() * 1000), payload))
                 self._log.sync(lsn)  # a deletion has no LSN: the store must not have it before the log
+            self._recent.note(lsn, {table.name: ids})
             evicted = table.tier.remove(ids, lsn)
             table.counters.evicted_rows += evicted
             self._advance(lsn)

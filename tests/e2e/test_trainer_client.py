@@ -13,6 +13,7 @@ from rowhouse.error import (
     ConfigError,
     CorruptionError,
     InvalidRequestError,
+    LimitExceededError,
     PreconditionError,
     RowhouseError,
     StoreError,
@@ -209,10 +210,46 @@ def test_a_step_whose_end_is_not_known_is_told_at_the_end(clients: list[Client])
 
 def test_a_trainer_says_why_it_has_no_pipeline(clients: list[Client]) -> None:
     (alone,) = trainers_of(clients[:1])
-    with pytest.raises(PreconditionError, match=r"lack the others' gradients.*Client\.pipeline\(\)"):
+    with pytest.raises(
+        PreconditionError, match=r"step\(\) ends with all its pushes; prefetch\(\) pulls ahead"
+    ):
         alone.pipeline(staleness=1)
-    with pytest.raises(PreconditionError, match="a trainer of a group has no pipeline"):
-        EmbeddingBag(alone, "user", "sum").prefetch(torch.arange(6).reshape(2, 3))
+
+
+@pytest.mark.parametrize("pace", ["bsp", "ssp", "async"])
+def test_a_prefetched_row_is_as_new_as_one_pulled_now(clients: list[Client], pace: str) -> None:
+    """Whoever pushed since, and from whatever trainer; with a module too."""
+    one, two = trainers_of(clients, pace=pace)
+    bag = EmbeddingBag(one, "user", "sum").eval()
+    bag.prefetch(torch.from_numpy(IDS.astype(np.int64)).reshape(1, -1))
+    one.prefetch({"user": IDS})
+    before = one.pull("user", IDS[::-1])[::-1]
+    two.push("user", IDS[:1], ONES[:1])
+    clients[1].push("user", IDS[1:2], ONES[1:2])
+    ends = [threading.Thread(target=trainer.step) for trainer in (one, two)]
+    for end in ends:
+        end.start()
+    for end in ends:
+        end.join()
+    want = clients[1].pull("user", IDS)
+    assert not np.array_equal(want[0], before[0]) and not np.array_equal(want[1], before[1])
+    np.testing.assert_array_equal(one.pull("user", IDS), want)
+    out = bag(torch.from_numpy(IDS.astype(np.int64)).reshape(1, -1))
+    np.testing.assert_allclose(out.detach().numpy()[0], want.sum(axis=0), rtol=1e-5)
+    assert not one._ahead._steps
+
+
+def test_a_prefetch_has_its_bounds(clients: list[Client]) -> None:
+    (alone,) = trainers_of(clients[:1])
+    with pytest.raises(InvalidRequestError, match="ids"):
+        alone.prefetch({"user": [-1]})
+    for step in range(8):
+        alone.prefetch({"user": IDS + step})
+    with pytest.raises(LimitExceededError, match="8 prefetched steps"):
+        alone.prefetch({"user": IDS})
+    alone.close()
+    with pytest.raises(PreconditionError, match="closed"):
+        alone.prefetch({"user": IDS})
 
 
 def test_learning_rates_of_a_step_must_agree(clients: list[Client]) -> None:

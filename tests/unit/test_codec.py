@@ -97,6 +97,23 @@ def test_pull_request_equals_the_stub(read_only: bool) -> None:
     np.testing.assert_array_equal(back.tables[0].ids, IDS)
 
 
+@pytest.mark.parametrize("since", [0, 300])
+def test_a_pull_of_changes_equals_the_stub(since: int) -> None:
+    ours = message.PullRequest(5, dtype.FLOAT16, False, (message.TableIds("a", 16, IDS),), since)
+    data = codec.encode_pull_request(ours)
+    stub = pb.PullRequest.FromString(data)
+    assert stub.SerializeToString(deterministic=True) == data and stub.changed_since == since
+    assert codec.decode_pull_request(data).changed_since == since
+    rows, bits = np.arange(4, dtype=np.float32).reshape(2, 2), np.array([0b101], np.uint8)
+    data = codec.encode_pull_response(message.PullResponse(9, (message.TableRows("a", 1, rows, bits),)))
+    answer = pb.PullResponse.FromString(data)
+    assert answer.SerializeToString(deterministic=True) == data and answer.tables[0].changed == b"\x05"
+    np.testing.assert_array_equal(codec.decode_pull_response(data).tables[0].changed, bits)
+    answer.tables[0].changed = b"\x07"
+    with pytest.raises(InvalidRequestError, match="2 of them, and 3 are said"):
+        codec.decode_pull_response(answer.SerializeToString())
+
+
 def test_responses_equal_the_stubs() -> None:
     rows = message.TableRows("a", dtype.FLOAT32, np.arange(6, dtype=np.float32).reshape(3, 2))
     data = codec.encode_pull_response(message.PullResponse(9, (rows,)))

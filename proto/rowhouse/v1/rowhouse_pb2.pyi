@@ -91,30 +91,34 @@ class TableIds(_message.Message):
     def __init__(self, table: _Optional[str] = ..., dim: _Optional[int] = ..., count: _Optional[int] = ..., ids: _Optional[bytes] = ...) -> None: ...
 
 class PullRequest(_message.Message):
-    __slots__ = ("map_version", "dtype", "read_only", "tables")
+    __slots__ = ("map_version", "dtype", "read_only", "tables", "changed_since")
     MAP_VERSION_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     READ_ONLY_FIELD_NUMBER: _ClassVar[int]
     TABLES_FIELD_NUMBER: _ClassVar[int]
+    CHANGED_SINCE_FIELD_NUMBER: _ClassVar[int]
     map_version: int
     dtype: Dtype
     read_only: bool
     tables: _containers.RepeatedCompositeFieldContainer[TableIds]
-    def __init__(self, map_version: _Optional[int] = ..., dtype: _Optional[_Union[Dtype, str]] = ..., read_only: bool = ..., tables: _Optional[_Iterable[_Union[TableIds, _Mapping]]] = ...) -> None: ...
+    changed_since: int
+    def __init__(self, map_version: _Optional[int] = ..., dtype: _Optional[_Union[Dtype, str]] = ..., read_only: bool = ..., tables: _Optional[_Iterable[_Union[TableIds, _Mapping]]] = ..., changed_since: _Optional[int] = ...) -> None: ...
 
 class TableRows(_message.Message):
-    __slots__ = ("table", "dim", "count", "dtype", "rows")
+    __slots__ = ("table", "dim", "count", "dtype", "rows", "changed")
     TABLE_FIELD_NUMBER: _ClassVar[int]
     DIM_FIELD_NUMBER: _ClassVar[int]
     COUNT_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     ROWS_FIELD_NUMBER: _ClassVar[int]
+    CHANGED_FIELD_NUMBER: _ClassVar[int]
     table: str
     dim: int
     count: int
     dtype: Dtype
     rows: bytes
-    def __init__(self, table: _Optional[str] = ..., dim: _Optional[int] = ..., count: _Optional[int] = ..., dtype: _Optional[_Union[Dtype, str]] = ..., rows: _Optional[bytes] = ...) -> None: ...
+    changed: bytes
+    def __init__(self, table: _Optional[str] = ..., dim: _Optional[int] = ..., count: _Optional[int] = ..., dtype: _Optional[_Union[Dtype, str]] = ..., rows: _Optional[bytes] = ..., changed: _Optional[bytes] = ...) -> None: ...
 
 class PullResponse(_message.Message):
     __slots__ = ("lsn", "tables")
