@@ -216,6 +216,10 @@ def outside_graphs(forward: Callable[Given, Answer]) -> Callable[Given, Answer]:
 def _one_call(tracer: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
     """The node of a traced graph that stands for a module's forward."""
     module, *others = arguments
+    if tracer.root is module:
+        raise InvalidRequestError(
+            f"{type(module).__name__} has no graph of its own; trace a model that has it inside"
+        )
     return tracer.create_proxy("call_module", tracer.path_of_module(module), tuple(others), named)
 
 

@@ -164,6 +164,8 @@ def look_up(module: RowModule, ids: Mapping[str, Tensor], *, gradient_scale: flo
     """
     trained = module.trained_tables()
     device = next(iter(ids.values())).device if ids else torch.device("cpu")
+    if device.type == "meta":  # shapes only: nothing is pulled, and nothing pushed
+        return Step(module.client, {}, trained, gradient_scale, device, module.sink)
     if trained and module.sink is None and _is_half(device.type):
         raise InvalidRequestError(
             f"{type(module).__name__}: a training step under autocast in float16 needs a loss scaler, and "

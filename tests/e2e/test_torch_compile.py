@@ -103,6 +103,7 @@ def test_the_dense_part_is_exported_with_rows_as_inputs(tmp_path: Path) -> None:
         dense, inputs = dense_part(model, *batch)
         names = ["bags", "rows.b.values", "rows.b.lengths", "bag", "bag.2", "input.0", "input.2"]
         assert dense.input_names == names and len(inputs) == len(names)
+        assert not any(module.training for module in dense.modules())
         assert not any(part.requires_grad for part in inputs)
         torch.testing.assert_close(dense(*inputs), model(*batch))
         dynamic = {"tensors": tuple({0: torch.export.Dim.AUTO} for _ in inputs)}
@@ -113,6 +114,26 @@ def test_the_dense_part_is_exported_with_rows_as_inputs(tmp_path: Path) -> None:
         with torch.no_grad():
             next(model.head.parameters()).zero_()
         torch.testing.assert_close(dense(*inputs), before)  # its weights are its own
+
+
+@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # torch.onnx asks torch.export for it
+def test_the_dense_part_runs_in_onnx_with_batches_of_any_size(tmp_path: Path) -> None:
+    for package in ("onnx", "onnxscript"):
+        pytest.importorskip(package, reason=f"torch.onnx.export needs {package}")
+    runtime = pytest.importorskip("onnxruntime", reason="nothing here runs an ONNX model")
+    with connected(tmp_path) as client:
+        model = Model(client).eval()
+        dense, inputs = dense_part(model, *batch_of(4, 1))
+        assert not dense.training  # else torch warns of what training mode would do
+        file, names = tmp_path / "dense.onnx", dense.input_names
+        dynamic = {"tensors": tuple({0: torch.export.Dim.AUTO} for _ in inputs)}
+        torch.onnx.export(dense, inputs, file, input_names=names, dynamic_shapes=dynamic, verbose=False)
+        session = runtime.InferenceSession(file)
+        assert [one.name for one in session.get_inputs()] == names
+        for batch in (batch_of(4, 1), batch_of(7, 2)):
+            given = [part.numpy() for part in dense_part(model, *batch)[1]]
+            (out,) = session.run(None, dict(zip(names, given, strict=True)))
+            torch.testing.assert_close(torch.from_numpy(out), model(*batch))
 
 
 def test_ids_that_only_bags_read_are_no_inputs(tmp_path: Path) -> None:
