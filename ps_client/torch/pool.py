@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ps_client.kernel import are_bags, gather, sum_pooled
+from ps_client.torch.handle import outside_graphs
 from ps_client.torch.jagged_tensor import check_integers
 from ps_client.torch.lookup import Found, Step, found_rows
 
@@ -177,6 +178,7 @@ class _Pooled(torch.autograd.Function):
         return tuple(outputs)
 
     @staticmethod
+    @outside_graphs
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[None, None, None]:
         step: Step = ctx.step

@@ -91,6 +91,39 @@ def test_a_compiled_model_trains_as_the_model_does(tmp_path: Path, kept: bool) -
         np.testing.assert_allclose(ours, want, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore")  # tracing optimizers, torch warns of much that is its own
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_compiled_training_step_pushes_as_the_step_does(tmp_path: Path, kept: bool) -> None:
+    found = []
+    for compiled in (False, True):
+        with connected(tmp_path / str(compiled)) as client:
+            torch.manual_seed(3)
+            model = Model(client)
+            dense = torch.optim.SGD(model.head.parameters(), lr=0.1)
+            optimizer = RowOptimizer(model) if kept else None
+
+            def step(
+                *batch: Any, model: nn.Module = model, optimizer: RowOptimizer | None = optimizer
+            ) -> Tensor:
+                loss: Tensor = model(*batch).square().mean()
+                torch.autograd.backward(loss)
+                if optimizer is not None:
+                    optimizer.step()
+                    optimizer.zero_grad()
+                return loss.detach()
+
+            call, losses = torch.compile(step, backend="aot_eager") if compiled else step, []
+            for number in range(4):
+                losses.append(float(call(*batch_of(5 + number % 2, number))))
+                dense.step()
+                dense.zero_grad()
+            rows = [client.pull(name, np.arange(50)) for name in ("user", "item")]
+        found.append((losses, rows))
+    np.testing.assert_allclose(found[1][0], found[0][0], rtol=1e-5)
+    for ours, want in zip(found[1][1], found[0][1], strict=True):
+        np.testing.assert_allclose(ours, want, rtol=1e-4, atol=1e-6)
+
+
 def test_the_compiler_is_not_imported_where_it_is_not_used() -> None:
     script = "import sys, ps_client.torch\nassert 'torch._dynamo' not in sys.modules"
     subprocess.run([sys.executable, "-c", script], check=True, timeout=600)
