@@ -39,8 +39,6 @@ def check_configs(client: StepProtocol, configs: Sequence[TableConfig]) -> None:
     UnknownTableError, ConfigError
         The cluster has no such table, or its dim, dtype or initial rows differ.
     """
-    if not configs:
-        raise InvalidRequestError("tables is empty; a collection needs one config at least")
     for config in configs:
         if not all(hasattr(config, key) for key in ("name", "embedding_dim", "feature_names")):
             raise InvalidRequestError(
@@ -91,7 +89,7 @@ class _Collection(RowModule):
     @property
     def device(self) -> torch.device:
         """Where the handles are; rows are on the shards, and outputs where the ids of a batch are."""
-        return next(iter(self.handles().values())).device
+        return next((handle.device for handle in self.handles().values()), torch.device("cpu"))
 
     def reset_parameters(self) -> None:
         """Nothing, with a warning in the log: a row that no push has touched has its initial value, and

@@ -151,9 +151,8 @@ def test_the_dense_part_is_exported_with_rows_as_inputs(tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # torch.onnx asks torch.export for it
 def test_the_dense_part_runs_in_onnx_with_batches_of_any_size(tmp_path: Path) -> None:
-    for package in ("onnx", "onnxscript"):
-        pytest.importorskip(package, reason=f"torch.onnx.export needs {package}")
-    runtime = pytest.importorskip("onnxruntime", reason="nothing here runs an ONNX model")
+    pytest.importorskip("onnxscript", reason="onnxscript is not installed (34 MB with what it needs)")
+    runtime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (73 MB)")
     with connected(tmp_path) as client:
         model = Model(client).eval()
         dense, inputs = dense_part(model, *batch_of(4, 1))
@@ -224,19 +223,3 @@ def test_a_model_is_made_on_the_meta_device(tmp_path: Path) -> None:
         torch.autograd.backward(model(*batch_of(4, 1)).sum())
         model.bag.requires_grad_(False)
         assert not model.bag(torch.tensor([[1]])).requires_grad
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_onnx_gives_the_answers_of_the_dense_part(tmp_path: Path) -> None:
-    pytest.importorskip("onnxscript", reason="onnxscript is not installed (70 MB with what it needs)")
-    runtime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (50 MB)")
-    with connected(tmp_path / "data") as client:
-        model = nn.Sequential(EmbeddingBag(client, "user"), nn.Linear(DIM, 2)).eval()
-        dense, inputs = dense_part(model, torch.tensor([[7, 42], [3, 7]]))
-        batch = {"tensors": tuple({0: torch.export.Dim.AUTO} for _ in inputs)}
-        path, names = str(tmp_path / "dense.onnx"), dense.input_names
-        torch.onnx.export(dense, inputs, path, input_names=names, dynamic_shapes=batch)
-        rows = torch.randn(5, DIM)
-        session = runtime.InferenceSession(path)
-        (answer,) = session.run(None, {session.get_inputs()[0].name: rows.numpy()})
-        torch.testing.assert_close(torch.from_numpy(answer), dense(rows))
