@@ -8,7 +8,8 @@ several tables comes out as `feature@table`. Thread safety: that of the client.
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from logging import getLogger
+from typing import Any
 
 import torch
 from rowhouse.error import ConfigError, InvalidRequestError, PreconditionError
@@ -18,27 +19,14 @@ from torch import Tensor, nn
 from ps_client.step import StepProtocol
 from ps_client.table import find_table
 from ps_client.torch import keyed_jagged_tensor as own
+from ps_client.torch.config import TableConfig, check_declared
 from ps_client.torch.handle import RemoteTables, RowModule, check_gradient_scale, outside_graphs
 from ps_client.torch.jagged_tensor import check_integers
 from ps_client.torch.keyed import JaggedTensor, KeyedJaggedTensor, KeyedTensor
 from ps_client.torch.lookup import Step, look_up, prefetch
 from ps_client.torch.pool import Bags, pooled
 
-
-class TableConfig(Protocol):
-    """What a collection reads of a config: one of config.py, or torchrec's."""
-
-    @property
-    def name(self) -> str:
-        """Name of the table."""
-
-    @property
-    def embedding_dim(self) -> int:
-        """Its dim."""
-
-    @property
-    def feature_names(self) -> Sequence[str]:
-        """Features looked up in it."""
+_log = getLogger(__name__)
 
 
 def check_configs(client: StepProtocol, configs: Sequence[TableConfig]) -> None:
@@ -47,9 +35,9 @@ def check_configs(client: StepProtocol, configs: Sequence[TableConfig]) -> None:
     Raises
     ------
     ValueError
-        A table is configured twice, or has a feature twice, or no feature.
+        A table is configured twice, or has a feature twice.
     UnknownTableError, ConfigError
-        The cluster has no such table, or its dim differs.
+        The cluster has no such table, or its dim, dtype or initial rows differ.
     """
     for config in configs:
         if not all(hasattr(config, key) for key in ("name", "embedding_dim", "feature_names")):
@@ -61,15 +49,14 @@ def check_configs(client: StepProtocol, configs: Sequence[TableConfig]) -> None:
         raise ValueError(f"table {twice[0]!r} is configured more than once")
     for config in configs:
         features = list(config.feature_names)
-        if not features or len(set(features)) != len(features):
-            raise ValueError(
-                f"table {config.name!r}: feature_names are {features}; at least one, and distinct"
-            )
-        dim = find_table(client.tables, config.name).dim
-        if dim != config.embedding_dim:
+        if len(set(features)) != len(features):
+            raise ValueError(f"table {config.name!r}: feature_names are {features}; they must be distinct")
+        table = find_table(client.tables, config.name)
+        if table.dim != config.embedding_dim:
             raise ConfigError(
-                f"table {config.name!r}: embedding_dim is {config.embedding_dim}; the shards say {dim}"
+                f"table {config.name!r}: embedding_dim is {config.embedding_dim}; the shards say {table.dim}"
             )
+        check_declared(config, table)
 
 
 def output_names(configs: Sequence[TableConfig]) -> list[list[str]]:
@@ -85,16 +72,30 @@ class _Collection(RowModule):
         super().__init__(client)
         self._configs = list(tables)
         check_configs(client, self._configs)
+        for config in self._configs:
+            if not config.feature_names:  # torchrec's, which takes the table's name, and tells the config
+                config.feature_names = [config.name]  # type: ignore[misc]
         self._names = output_names(self._configs)
         self.gradient_scale = check_gradient_scale(gradient_scale)
 
-    def _remote(self) -> RemoteTables:
-        return RemoteTables({config.name: config.embedding_dim for config in self._configs})
+    def _remote(self, device: torch.device | str | None) -> RemoteTables:
+        return RemoteTables({config.name: config.embedding_dim for config in self._configs}, device)
 
     def handles(self) -> Mapping[str, nn.Parameter]:
         """The handle of each table, by table name."""
         tables = next(child for child in self.children() if isinstance(child, RemoteTables))
-        return {name: tables[name].weight for name in tables}
+        return {name: table.weight for name, table in tables.items()}
+
+    @property
+    def device(self) -> torch.device:
+        """Where the handles are; rows are on the shards, and outputs where the ids of a batch are."""
+        return next((handle.device for handle in self.handles().values()), torch.device("cpu"))
+
+    def reset_parameters(self) -> None:
+        """Nothing, with a warning in the log: a row that no push has touched has its initial value, and
+        trained rows stay as they are."""
+        tables = ", ".join(repr(config.name) for config in self._configs)
+        _log.warning("reset_parameters() leaves the rows of %s as the shards have them", tables)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.extra_repr()})"
@@ -109,13 +110,8 @@ class _Collection(RowModule):
         return [name for names in self._names for name in names]
 
     def embedding_names_by_table(self) -> list[list[str]]:
-        """Names of the outputs of each table."""
+        """Names of the outputs, table by table."""
         return self._names
-
-    @property
-    def device(self) -> torch.device:
-        """Where the handles are; outputs are where the ids are."""
-        return next(iter(self.handles().values())).device
 
     def _check_batch(self, features: object) -> None:
         needed = sorted({feature for config in self._configs for feature in config.feature_names})
@@ -181,6 +177,8 @@ class EmbeddingBagCollection(_Collection):
         A connected client, its pipeline or its trainer; or any other StepProtocol.
     tables
         One EmbeddingBagConfig (ours or torchrec's) per table.
+    device
+        Where the handles of the tables are, as torchrec's `device` says for its tables.
     is_weighted
         Whether the batch has weights; they multiply the rows, with PoolingType.SUM only.
     gradient_scale
@@ -199,13 +197,22 @@ class EmbeddingBagCollection(_Collection):
         client: StepProtocol,
         tables: Sequence[Any],
         *,
+        device: torch.device | str | None = None,
         is_weighted: bool = False,
         gradient_scale: float = 1.0,
     ) -> None:
         super().__init__(client, tables, gradient_scale)
-        self.embedding_bags = self._remote()
+        self.embedding_bags = self._remote(device)
         self._is_weighted = is_weighted
         self._modes = {config.name: self._mode(config.name, config.pooling) for config in tables}
+
+    def embedding_bag_configs(self) -> list[Any]:
+        """The configs, as they were given."""
+        return self._configs
+
+    def is_weighted(self) -> bool:
+        """Whether the batch's weights multiply the rows."""
+        return self._is_weighted
 
     def _mode(self, table: str, pooling: Any) -> str:
         name = str(getattr(pooling, "value", pooling)).upper()
@@ -214,14 +221,6 @@ class EmbeddingBagCollection(_Collection):
         if self._is_weighted and name != "SUM":
             raise ValueError(f"table {table!r}: weights need PoolingType.SUM; pooling is {pooling!r}")
         return name.lower()
-
-    def embedding_bag_configs(self) -> list[Any]:
-        """The configs that it was made of."""
-        return self._configs
-
-    def is_weighted(self) -> bool:
-        """Whether batches have weights."""
-        return self._is_weighted
 
     @outside_graphs
     def forward(self, features: KeyedJaggedTensor) -> KeyedTensor:
@@ -273,8 +272,10 @@ class EmbeddingCollection(_Collection):
         A connected client, its pipeline or its trainer; or any other StepProtocol.
     tables
         One EmbeddingConfig (ours or torchrec's) per table; dims may differ.
+    device
+        Where the handles of the tables are, as torchrec's `device` says for its tables.
     need_indices
-        Whether the outputs have the ids, as their weights.
+        Whether each output has its ids as weights.
     gradient_scale
         Factor on the pushed gradients; see docs/client.md, "Several trainers".
 
@@ -291,27 +292,28 @@ class EmbeddingCollection(_Collection):
         client: StepProtocol,
         tables: Sequence[Any],
         *,
+        device: torch.device | str | None = None,
         need_indices: bool = False,
         gradient_scale: float = 1.0,
     ) -> None:
         super().__init__(client, tables, gradient_scale)
+        self.embeddings = self._remote(device)
         self._need_indices = need_indices
-        self.embeddings = self._remote()
 
     def embedding_configs(self) -> list[Any]:
-        """The configs that it was made of."""
+        """The configs, as they were given."""
         return self._configs
 
+    def need_indices(self) -> bool:
+        """Whether each output has its ids as weights."""
+        return self._need_indices
+
     def embedding_dim(self) -> int:
-        """The dim of its tables; PreconditionError where they differ."""
+        """The dim of the tables; PreconditionError where they differ."""
         dims = {config.embedding_dim for config in self._configs}
         if len(dims) > 1:
             raise PreconditionError(f"the tables have the dims {sorted(dims)}; ask each config for its own")
         return int(dims.pop())
-
-    def need_indices(self) -> bool:
-        """Whether the outputs have the ids, as their weights."""
-        return self._need_indices
 
     @outside_graphs
     def forward(self, features: KeyedJaggedTensor) -> dict[str, JaggedTensor]:
@@ -339,7 +341,7 @@ class EmbeddingCollection(_Collection):
         rows = self._in_own_dtype(pooled(self._look_up(batch), bags))
         return {
             name: JaggedTensor(
-                values, weights=jagged.values() if self._need_indices else None, lengths=jagged.lengths()
+                values, jagged.values() if self._need_indices else None, lengths=jagged.lengths()
             )
             for name, values, (_, jagged, _) in zip(self.embedding_names(), rows, outputs, strict=True)
         }

@@ -189,7 +189,7 @@ def dense_part(model: nn.Module, *batch: Any) -> tuple[DensePart, tuple[Tensor, 
     while True:
         parts = [part if _plain(part) else _Withheld(number) for number, part in enumerate(batch)]
         dense, inputs = (
-            DensePart(bare, calls, parts, sorted(kept)),
+            DensePart(bare, calls, parts, sorted(kept)).eval(),
             (*rows, *(batch[n] for n in sorted(kept))),
         )
         try:

@@ -78,11 +78,14 @@ class RemoteTable(_HandleOwner):
     ----------
     dim
         The table's dim.
+    device
+        Where the handle is.
     """
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, device: torch.device | str | None = None) -> None:
         super().__init__()
-        self.weight = RowHandle(torch.empty(0, dim))
+        self.weight = RowHandle(torch.empty(0, dim, device=device))
+        self.embedding_dim = dim
 
 
 class RemoteTables(nn.Module):
@@ -92,11 +95,13 @@ class RemoteTables(nn.Module):
     ----------
     dims
         Dim of each table by name.
+    device
+        Where the handles are.
     """
 
-    def __init__(self, dims: Mapping[str, int]) -> None:
+    def __init__(self, dims: Mapping[str, int], device: torch.device | str | None = None) -> None:
         super().__init__()
-        self._modules.update({name: RemoteTable(dim) for name, dim in dims.items()})
+        self._modules.update({name: RemoteTable(dim, device) for name, dim in dims.items()})
 
     def __getitem__(self, name: str) -> RemoteTable:
         table = self._modules[name]
@@ -108,6 +113,21 @@ class RemoteTables(nn.Module):
 
     def __len__(self) -> int:
         return len(self._modules)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._modules
+
+    def keys(self) -> Iterable[str]:
+        """Names of the tables."""
+        return self._modules.keys()
+
+    def values(self) -> Iterable[RemoteTable]:
+        """The tables."""
+        return [self[name] for name in self]
+
+    def items(self) -> Iterable[tuple[str, RemoteTable]]:
+        """Name and table of each."""
+        return [(name, self[name]) for name in self]
 
 
 class GradientSink(Protocol):
@@ -196,6 +216,10 @@ def outside_graphs(forward: Callable[Given, Answer]) -> Callable[Given, Answer]:
 def _one_call(tracer: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
     """The node of a traced graph that stands for a module's forward."""
     module, *others = arguments
+    if tracer.root is module:
+        raise InvalidRequestError(
+            f"{type(module).__name__} has no graph of its own; trace a model that has it inside"
+        )
     return tracer.create_proxy("call_module", tracer.path_of_module(module), tuple(others), named)
 
 

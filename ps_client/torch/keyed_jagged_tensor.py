@@ -269,7 +269,10 @@ class KeyedJaggedTensor(Jagged):
 
     def offset_per_key(self) -> list[int]:
         """(F + 1): where each feature's values start, and where the last one's end."""
-        if self._bounds is None:
+        if self._bounds is None and self._values.is_meta:  # nobody knows: equal shares, as torchrec's
+            count = max(len(self._keys), 1)
+            self._bounds = [self._values.shape[0] * number // count for number in range(len(self._keys) + 1)]
+        elif self._bounds is None:
             self._bounds = self.offsets()[self._piece_bounds()].tolist()
         return self._bounds
 

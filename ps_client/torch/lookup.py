@@ -24,7 +24,7 @@ from rowhouse.error import InvalidRequestError
 from torch import Tensor
 
 from ps_client.step import StepProtocol, UniqueRows
-from ps_client.torch.handle import GradientSink, RowModule
+from ps_client.torch.handle import GradientSink, RowModule, outside_graphs
 
 _SIGNED = {torch.int64, torch.int32, torch.int16, torch.int8}
 _UNSIGNED = {torch.uint8, torch.uint16, torch.uint32, torch.uint64}
@@ -123,6 +123,7 @@ class _Rows(torch.autograd.Function):
         return tuple(rows.values())
 
     @staticmethod
+    @outside_graphs
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[None, None]:
         step: Step = ctx.step
@@ -164,6 +165,8 @@ def look_up(module: RowModule, ids: Mapping[str, Tensor], *, gradient_scale: flo
     """
     trained = module.trained_tables()
     device = next(iter(ids.values())).device if ids else torch.device("cpu")
+    if device.type == "meta":  # shapes only: nothing is pulled, and nothing pushed
+        return Step(module.client, {}, trained, gradient_scale, device, module.sink)
     if trained and module.sink is None and _is_half(device.type):
         raise InvalidRequestError(
             f"{type(module).__name__}: a training step under autocast in float16 needs a loss scaler, and "

@@ -29,7 +29,7 @@ from torch import nn
 from ps_client.split import distinct
 from ps_client.step import StepProtocol
 from ps_client.table import Table, find_table
-from ps_client.torch.handle import row_modules
+from ps_client.torch.handle import outside_graphs, row_modules
 
 
 @dataclass(slots=True)
@@ -153,6 +153,7 @@ class RowOptimizer(torch.optim.Optimizer):
                 self.add_param_group(self._group(client, name, None))
             self._kept[id(client), name].add(ids, sums)
 
+    @outside_graphs
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Push the gradients kept since the last step, and keep none.
 
@@ -181,6 +182,7 @@ class RowOptimizer(torch.optim.Optimizer):
             push.client.push_unique(push.gradients, push.rates)
         return loss
 
+    @outside_graphs
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drop the gradients kept since the last step.
 

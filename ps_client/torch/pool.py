@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ps_client.kernel import are_bags, gather, sum_pooled
+from ps_client.torch.handle import outside_graphs
 from ps_client.torch.jagged_tensor import check_integers
 from ps_client.torch.lookup import Found, Step, found_rows
 
@@ -75,6 +76,8 @@ def pooled(step: Step, bags: Sequence[Bags]) -> list[Tensor]:
     list
         (B, D) float32 by bags, on the step's device; zeros for an empty bag.
     """
+    if step.device.type == "meta":
+        return [_shaped(step, one) for one in bags]
     starts = [_starts(step, one) for one in bags]
     if any(start is None for start in starts):
         found = found_rows(step)
@@ -85,6 +88,13 @@ def pooled(step: Step, bags: Sequence[Bags]) -> list[Tensor]:
     # The anchor is what makes the outputs require gradients: ids and rows from outside have none.
     outputs: tuple[Tensor, ...] = _Pooled.apply(torch.empty(0, requires_grad=True), step, poolings)  # type: ignore[no-untyped-call]
     return list(outputs)
+
+
+def _shaped(step: Step, bags: Bags) -> Tensor:
+    """An output on the meta device, which has a shape and no values."""
+    count = bags.last - bags.first if bags.offsets is None else bags.offsets.shape[0] - bags.include_last
+    dim = step.client.tables[bags.table].dim
+    return torch.empty(count, dim, device="meta", requires_grad=bags.table in step.trained)
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +178,7 @@ class _Pooled(torch.autograd.Function):
         return tuple(outputs)
 
     @staticmethod
+    @outside_graphs
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[None, None, None]:
         step: Step = ctx.step

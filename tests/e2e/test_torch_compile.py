@@ -91,6 +91,39 @@ def test_a_compiled_model_trains_as_the_model_does(tmp_path: Path, kept: bool) -
         np.testing.assert_allclose(ours, want, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore")  # tracing optimizers, torch warns of much that is its own
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_compiled_training_step_pushes_as_the_step_does(tmp_path: Path, kept: bool) -> None:
+    found = []
+    for compiled in (False, True):
+        with connected(tmp_path / str(compiled)) as client:
+            torch.manual_seed(3)
+            model = Model(client)
+            dense = torch.optim.SGD(model.head.parameters(), lr=0.1)
+            optimizer = RowOptimizer(model) if kept else None
+
+            def step(
+                *batch: Any, model: nn.Module = model, optimizer: RowOptimizer | None = optimizer
+            ) -> Tensor:
+                loss: Tensor = model(*batch).square().mean()
+                torch.autograd.backward(loss)
+                if optimizer is not None:
+                    optimizer.step()
+                    optimizer.zero_grad()
+                return loss.detach()
+
+            call, losses = torch.compile(step, backend="aot_eager") if compiled else step, []
+            for number in range(4):
+                losses.append(float(call(*batch_of(5 + number % 2, number))))
+                dense.step()
+                dense.zero_grad()
+            rows = [client.pull(name, np.arange(50)) for name in ("user", "item")]
+        found.append((losses, rows))
+    np.testing.assert_allclose(found[1][0], found[0][0], rtol=1e-5)
+    for ours, want in zip(found[1][1], found[0][1], strict=True):
+        np.testing.assert_allclose(ours, want, rtol=1e-4, atol=1e-6)
+
+
 def test_the_compiler_is_not_imported_where_it_is_not_used() -> None:
     script = "import sys, ps_client.torch\nassert 'torch._dynamo' not in sys.modules"
     subprocess.run([sys.executable, "-c", script], check=True, timeout=600)
@@ -103,6 +136,7 @@ def test_the_dense_part_is_exported_with_rows_as_inputs(tmp_path: Path) -> None:
         dense, inputs = dense_part(model, *batch)
         names = ["bags", "rows.b.values", "rows.b.lengths", "bag", "bag.2", "input.0", "input.2"]
         assert dense.input_names == names and len(inputs) == len(names)
+        assert not any(module.training for module in dense.modules())
         assert not any(part.requires_grad for part in inputs)
         torch.testing.assert_close(dense(*inputs), model(*batch))
         dynamic = {"tensors": tuple({0: torch.export.Dim.AUTO} for _ in inputs)}
@@ -113,6 +147,25 @@ def test_the_dense_part_is_exported_with_rows_as_inputs(tmp_path: Path) -> None:
         with torch.no_grad():
             next(model.head.parameters()).zero_()
         torch.testing.assert_close(dense(*inputs), before)  # its weights are its own
+
+
+@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # torch.onnx asks torch.export for it
+def test_the_dense_part_runs_in_onnx_with_batches_of_any_size(tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript", reason="onnxscript is not installed (34 MB with what it needs)")
+    runtime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (73 MB)")
+    with connected(tmp_path) as client:
+        model = Model(client).eval()
+        dense, inputs = dense_part(model, *batch_of(4, 1))
+        assert not dense.training  # else torch warns of what training mode would do
+        file, names = tmp_path / "dense.onnx", dense.input_names
+        dynamic = {"tensors": tuple({0: torch.export.Dim.AUTO} for _ in inputs)}
+        torch.onnx.export(dense, inputs, file, input_names=names, dynamic_shapes=dynamic, verbose=False)
+        session = runtime.InferenceSession(file)
+        assert [one.name for one in session.get_inputs()] == names
+        for batch in (batch_of(4, 1), batch_of(7, 2)):
+            given = [part.numpy() for part in dense_part(model, *batch)[1]]
+            (out,) = session.run(None, dict(zip(names, given, strict=True)))
+            torch.testing.assert_close(torch.from_numpy(out), model(*batch))
 
 
 def test_ids_that_only_bags_read_are_no_inputs(tmp_path: Path) -> None:
@@ -170,19 +223,3 @@ def test_a_model_is_made_on_the_meta_device(tmp_path: Path) -> None:
         torch.autograd.backward(model(*batch_of(4, 1)).sum())
         model.bag.requires_grad_(False)
         assert not model.bag(torch.tensor([[1]])).requires_grad
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_onnx_gives_the_answers_of_the_dense_part(tmp_path: Path) -> None:
-    pytest.importorskip("onnxscript", reason="onnxscript is not installed (70 MB with what it needs)")
-    runtime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (50 MB)")
-    with connected(tmp_path / "data") as client:
-        model = nn.Sequential(EmbeddingBag(client, "user"), nn.Linear(DIM, 2)).eval()
-        dense, inputs = dense_part(model, torch.tensor([[7, 42], [3, 7]]))
-        batch = {"tensors": tuple({0: torch.export.Dim.AUTO} for _ in inputs)}
-        path, names = str(tmp_path / "dense.onnx"), dense.input_names
-        torch.onnx.export(dense, inputs, path, input_names=names, dynamic_shapes=batch)
-        rows = torch.randn(5, DIM)
-        session = runtime.InferenceSession(path)
-        (answer,) = session.run(None, {session.get_inputs()[0].name: rows.numpy()})
-        torch.testing.assert_close(torch.from_numpy(answer), dense(rows))

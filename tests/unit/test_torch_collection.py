@@ -177,7 +177,6 @@ def bag_config(**changes: Any) -> EmbeddingBagConfig:
     ("tables", "weighted", "kind", "text"),
     [
         ([bag_config(), bag_config()], False, ValueError, "table 'user' is configured more than once"),
-        ([bag_config(feature_names=[])], False, ValueError, r"feature_names are \[\]"),
         ([bag_config(feature_names=["u", "u"])], False, ValueError, r"feature_names are \['u', 'u'\]"),
         ([bag_config(name="usr")], False, UnknownTableError, "did you mean 'user'"),
         ([bag_config(embedding_dim=8)], False, ConfigError, "embedding_dim is 8; the shards say 4"),

@@ -6,11 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from rowhouse.error import PreconditionError
+from rowhouse.error import InvalidRequestError, PreconditionError
 from torch import Tensor, fx, nn
 
 from ps_client import Client
 from ps_client.torch import (
+    Embedding,
     EmbeddingBag,
     EmbeddingBagCollection,
     EmbeddingBagConfig,
@@ -103,6 +104,32 @@ def test_fx_traces_a_model_with_our_modules_as_single_calls() -> None:
         torch.testing.assert_close(graph(dense, batch()), model(dense, batch()))
         single: Any = fx.symbolic_trace(nn.Sequential(EmbeddingBag(client, "user"), nn.Linear(4, 1)))
         assert single(VALUES.reshape(2, 3)).shape == (2, 1)
+
+
+def test_a_module_of_ours_is_no_graph_by_itself() -> None:
+    with (
+        local_client(make_shards(1)) as client,
+        pytest.raises(InvalidRequestError, match="EmbeddingBagCollection has no graph of its own; trace a"),
+    ):
+        fx.symbolic_trace(EmbeddingBagCollection(client, [USER]))
+
+
+def test_on_the_meta_device_outputs_have_shapes_and_nothing_is_pulled_or_pushed() -> None:
+    shards, meta = make_shards(1), torch.device("meta")
+    with local_client(shards) as client:
+        pooled = EmbeddingBagCollection(client, [USER, ITEM], device=meta)(batch().to(meta))
+        assert pooled.values().shape == (2, 11) and pooled.values().is_meta
+        torch.autograd.backward(pooled.values().sum())
+        rows = EmbeddingCollection(client, [PLAIN, ITEM])(batch().to(meta))
+        assert {key: one.values().shape for key, one in rows.items()} == {
+            "u": (2, 4),
+            "v": (2, 4),
+            "i": (2, 3),
+        }
+        assert EmbeddingBag(client, "user")(VALUES.reshape(2, 3).to(meta)).shape == (2, 4)
+        assert not EmbeddingBag(client, "user").eval()(VALUES.reshape(2, 3).to(meta)).requires_grad
+        assert Embedding(client, "user")(VALUES.reshape(2, 3).to(meta)).shape == (2, 3, 4)
+    assert not shards[0].pulls and not shards[0].pushes
 
 
 class Bags(nn.Module):
