@@ -127,8 +127,8 @@ class RemoteStorage(_Storage):  # type: ignore[misc]
         Returns
         -------
         tuple
-            How many are missing; their keys, positions and scores; (n,) bool whether each is there; (n,) int64
-            scores; (n, max_embedding_dim or max_value_dim) float32, zeros where nothing is.
+            How many are missing; their keys, positions and scores; (n,) bool whether each is there; (n,)
+            int64 scores; (n, max_embedding_dim or max_value_dim) float32, zeros for missing ones.
         """
         device, count = unique_keys.device, unique_keys.shape[0]
         whole = str(getattr(copy_mode, "value", copy_mode)) == "value"
