@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 
-OTHERS = {"ray"}
+OTHERS = {"lightning", "ray"}
 """Packages of other projects that a page or a message may tell a person to install."""
 
 COMMAND = re.compile(r"\bpip install\s+([^`\"\n;#]*)")

@@ -55,6 +55,8 @@ def test_every_torch_name_and_its_arguments_are_in_the_document(name: str) -> No
     assert f"`{name}`" in TEXT or f"`{name}(" in TEXT or f"{name}." in TEXT, name
     if name.startswith("Embedding"):
         row = next(line for line in TEXT.splitlines() if line.startswith(f"| `{name}` |"))
+        if name.endswith("Config"):  # their fields have a table
+            row = TEXT
         for argument in list(inspect.signature(getattr(modules, name)).parameters):
             assert argument in row, f"docs/client.md, {name}: {argument} is missing"
 
