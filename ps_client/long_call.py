@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
-from rowhouse.error import DeadlineExceededError, RowhouseError, StillRunningError
+from rowhouse.error import DeadlineExceededError, InvalidRequestError, RowhouseError, StillRunningError
 
 from ps_client.retry import Retry
 
@@ -63,9 +63,13 @@ def ask_until_ended(
 
     Raises
     ------
+    InvalidRequestError
+        `timeout_s` is not above 0.
     DeadlineExceededError
         `timeout_s` have gone by; the shard goes on with the call.
     """
+    if timeout_s is not None and not timeout_s > 0:
+        raise InvalidRequestError(f"timeout_s is {timeout_s!r}; it must be above 0, or None")
     backoff, began_s = retry.start(timeout_s), retry.clock()
     told_s = began_s
     while True:

@@ -13,6 +13,7 @@ from rowhouse.error import (
     BusyError,
     ConfigError,
     DeadlineExceededError,
+    InvalidRequestError,
     StillRunningError,
     StoreError,
     UnavailableError,
@@ -218,6 +219,14 @@ def test_a_timeout_that_was_asked_for_is_an_end() -> None:
         DeadlineExceededError, match=r"at work; not waited for any longer than timeout_s, 3; it"
     ):
         clock.ask(timeout_s=3)
+
+
+@pytest.mark.parametrize("timeout_s", [0, -1, float("nan")])
+def test_a_timeout_that_is_none_is_refused_before_the_call(timeout_s: float) -> None:
+    clock = Clock("done", each_s=0.5)
+    with pytest.raises(InvalidRequestError, match="timeout_s is"):
+        clock.ask(timeout_s=timeout_s)
+    assert clock.outcomes == ["done"]
 
 
 def test_a_refusal_ends_it_and_so_does_somebody_who_waits_no_more() -> None:
