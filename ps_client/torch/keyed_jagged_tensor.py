@@ -26,10 +26,12 @@ from typing import Any, Self
 
 import torch
 from rowhouse.error import InvalidRequestError
-from torch import Tensor
+from torch import Tensor, fx
 from torch.utils import _pytree
 
 from ps_client.torch.jagged_tensor import Change, Jagged, JaggedTensor, empty_like, pieces_text
+
+fx.wrap("empty_like")  # one step of a traced graph
 
 Strides = Sequence[Sequence[int]] | Tensor
 

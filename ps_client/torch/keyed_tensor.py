@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.fx._pytree import register_pytree_flatten_spec
 from torch.fx._symbolic_trace import ProxyableClassMeta
 from torch.utils import _pytree
 
@@ -168,4 +169,10 @@ def _parts_of(keyed: KeyedTensor) -> tuple[list[Any], Any]:
     return [keyed.values()], (keyed.keys(), keyed.length_per_key(), keyed.key_dim())
 
 
+def _in_order_of(keyed: KeyedTensor, spec: Any) -> list[Tensor]:
+    keys, _, _ = spec.context
+    return [keyed.values() if keyed.keys() == keys else _regrouped([keyed], [keys])[0]]
+
+
 _pytree.register_pytree_node(KeyedTensor, _parts_of, _keyed_of)
+register_pytree_flatten_spec(KeyedTensor, _in_order_of)  # an exported program takes keys in any order

@@ -9,6 +9,7 @@ import pytest
 import torch
 from rowhouse.error import InvalidRequestError
 from torch import Tensor, fx, nn
+from torch.fx._pytree import tree_flatten_spec
 from torch.utils import _pytree
 
 from ps_client.torch.jagged_tensor import JaggedTensor
@@ -170,6 +171,26 @@ def test_they_are_trees_of_tensors(made: Any) -> None:
     assert torch.equal(doubled.values(), made.values() * 2)
     if isinstance(made, KeyedTensor | KeyedJaggedTensor):
         assert doubled.keys() == made.keys()
+
+
+def test_blocks_in_another_order_fit_the_tree_of_an_export() -> None:
+    made = KeyedTensor(["a", "b"], [1, 2], torch.tensor([[1.0, 2.0, 3.0]]))
+    other = KeyedTensor(["b", "a"], [2, 1], torch.tensor([[2.0, 3.0, 1.0]]))
+    _, spec = _pytree.tree_flatten(made)
+    (values,) = tree_flatten_spec(other, spec)
+    assert torch.equal(values, made.values()) and torch.equal(tree_flatten_spec(made, spec)[0], made.values())
+
+
+class Like(nn.Module):
+    """Makes room for a batch inside a traced graph."""
+
+    def forward(self, batch: KeyedJaggedTensor) -> KeyedJaggedTensor:
+        return KeyedJaggedTensor.empty_like(batch).copy_(batch)
+
+
+def test_fx_traces_copies() -> None:
+    graph: Any = fx.symbolic_trace(Like())
+    assert lists(graph(keyed(BATCH))) == list(BATCH.items())
 
 
 class Regrouping(nn.Module):
