@@ -144,7 +144,9 @@ def _add_rows_commands(commands: Any) -> None:
                 "them, state, shows and clicks; rows keep what the file lacks"
             )  # fmt: skip
         if name == "list":
-            command.add_argument("--limit", type=int, default=20, metavar="ROWS", help="(20); 0: all")
+            command.add_argument(
+                "--limit", type=_limit_flag, default=20, metavar="ROWS", help="(20), to 10,000"
+            )
         if name == "delete":
             command.add_argument("--ids-from", metavar="FILE", type=Path, help="text file with an id a line")
             command.add_argument("--yes", action="store_true", help="delete without asking")
@@ -153,6 +155,12 @@ def _add_rows_commands(commands: Any) -> None:
         )
         command.add_argument("--timeout-s", type=float, help="the most seconds for one call (60)")
         command.add_argument("--json", action="store_true", help="print JSON instead of a table")
+
+
+def _limit_flag(text: str) -> int:
+    if not (text.isdecimal() and text.isascii() and 1 <= int(text) <= 10_000):
+        raise argparse.ArgumentTypeError(f"{text!r}; it must be 1 to 10,000: psctl export has all rows")
+    return int(text)
 
 
 def _id_flag(text: str) -> int:

@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         match arguments.action:
             case "list":
                 found = client.list_rows(arguments.table)
-                _show(islice(_one_by_one(found), arguments.limit or None), arguments, console)
+                _show(islice(_one_by_one(found), arguments.limit), arguments, console)
             case "read":
                 rows = client.read_rows(arguments.table, np.array(arguments.ids, np.uint64))
                 _show(_one_by_one([rows]), arguments, console)

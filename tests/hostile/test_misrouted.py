@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from rowhouse import dtype
 from rowhouse.error import InvalidRequestError
-from rowhouse.message import Contribution, PullRequest, PushRequest, TableGradients, TableIds
+from rowhouse.message import Contribution, PullRequest, PushRequest, TableEdit, TableGradients, TableIds
 from rowhouse.placement import PartitionMap
 from rowhouse.v1 import rowhouse_pb2 as pb
 
@@ -67,6 +67,14 @@ def test_every_call_names_an_id_of_another_shard(shard: GrpcTransport, wrong: in
         shard.push(push, 60.0)
     with pytest.raises(InvalidRequestError, match=text):
         shard.contribute(Contribution(MEMBER, replace(push, client_id=5)), 60.0)
+    removal = TableEdit("user", 0, ids)
+    assigned = TableEdit("user", dtype.FLOAT32, ids, np.ones((ids.shape[0], 4), np.float32))
+    for edit in (removal, assigned):
+        with pytest.raises(InvalidRequestError, match=text):
+            shard.push(replace(push, tables=(), edits=(edit,)), 60.0)
+    read = pb.ReadRowsRequest(map_version=MAP.version, table="user", ids=ids.tobytes())
+    with pytest.raises(InvalidRequestError, match=text):
+        shard.call("ReadRows", read, 60.0)
     stats = shard.call("GetStats", pb.GetStatsRequest(), 60.0)
     assert stats.tables[0].pushed_ids == 0 and stats.tables[0].pulled_ids == 0, "nothing was changed"
 
@@ -77,3 +85,10 @@ def test_its_own_ids_are_served(shard: GrpcTransport) -> None:
     before = shard.pull(pull, 60.0).tables[0].rows
     shard.push(PushRequest(MAP.version, 99, 1, (gradients(own),)), 60.0)
     np.testing.assert_array_equal(shard.pull(pull, 60.0).tables[0].rows, before - np.float32(0.5))
+
+
+def test_rows_by_hand_are_no_part_of_a_step(shard: GrpcTransport) -> None:
+    own = IDS[OWNERS == 1][:3]
+    edits = PushRequest(MAP.version, MEMBER.group, 1, (), (TableEdit("user", 0, own),))
+    with pytest.raises(InvalidRequestError, match="rows by hand are no part of a step"):
+        shard.contribute(Contribution(MEMBER, edits), 60.0)
