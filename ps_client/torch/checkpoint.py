@@ -16,7 +16,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any, Final
 
-from rowhouse.error import CorruptionError, InvalidRequestError, PreconditionError, RowhouseError
+from rowhouse.error import CorruptionError, InvalidRequestError, PreconditionError
 from torch import distributed
 
 from ps_client.client import Client
@@ -41,8 +41,9 @@ class TablesState:
     name
         What the copies' names begin with: letters, digits, dots, dashes and underscores, at most 40.
     keep
-        How many copies of this object the shards keep: when one more is made the oldest is dropped. At least
-        as many as there are checkpoints at a time. None: all, until `client.drop_tables`.
+        How many copies of this object the shards keep beside the newest, whose checkpoint is perhaps not
+        written yet: when one more is made the oldest is dropped. At least as many as there are checkpoints at
+        a time, where those go by age. None: all, until `client.drop_tables`.
 
     Raises
     ------
@@ -75,10 +76,10 @@ class TablesState:
         if distributed.get_rank() == 0:
             try:
                 said = [self._saved()]
-            except RowhouseError as failure:
+            except Exception as failure:  # whatever it is: the others wait
                 said = [failure]
         distributed.broadcast_object_list(said)
-        if isinstance(said[0], RowhouseError):
+        if isinstance(said[0], Exception):
             raise said[0]
         answer: dict[str, Any] = said[0]
         self._kept = list(answer["kept"])
@@ -87,7 +88,7 @@ class TablesState:
     def _saved(self) -> dict[str, Any]:
         saved = self._client.save_tables(f"{self._name}-{secrets.token_hex(4)}")
         self._kept.append(saved.name)
-        while self._keep is not None and len(self._kept) > self._keep:
+        while self._keep is not None and len(self._kept) > self._keep + 1:
             self._client.drop_tables(self._kept.pop(0))
         return {"tables": json.dumps(saved.to_document()), "kept": list(self._kept)}
 
@@ -124,12 +125,14 @@ def saved_tables_in(state: Mapping[str, Any]) -> SavedTables:
         raise CorruptionError(f"the checkpoint names no saved tables: {error}") from None
 
 
-def lightning_callback(client: Client, name: str = "checkpoint", *, keep: int | None = None) -> Any:
+def lightning_callback(client: Client, name: str = "checkpoint") -> Any:
     """A callback for a Lightning Trainer: its checkpoints name a copy of the tables, and are checked on load.
+
+    Every copy stays until `client.drop_tables`: which checkpoints Lightning keeps does not go by age.
 
     Parameters
     ----------
-    client, name, keep
+    client, name
         As of TablesState.
 
     Returns
@@ -157,4 +160,4 @@ def lightning_callback(client: Client, name: str = "checkpoint", *, keep: int | 
 
         state_key = "rowhouse"
 
-    return TablesCallback(client, name, keep=keep)
+    return TablesCallback(client, name)

@@ -55,7 +55,7 @@ def copies(config: dict[str, Any]) -> list[str]:
 
 
 def test_a_state_names_a_copy_and_is_checked(client: Client, config: dict[str, Any]) -> None:
-    tables = TablesState(client, "mine", keep=2)
+    tables = TablesState(client, "mine", keep=1)  # beside the newest
     push(client)
     state = tables.state_dict()
     name = saved_tables_in(state).name
@@ -66,7 +66,7 @@ def test_a_state_names_a_copy_and_is_checked(client: Client, config: dict[str, A
         tables.load_state_dict(state)
     second, third = tables.state_dict(), tables.state_dict()
     assert copies(config) == sorted(third["kept"]) and name not in third["kept"] and len(third["kept"]) == 2
-    again = TablesState(client, "mine", keep=2)  # as after a restart: it knows what the checkpoint knew
+    again = TablesState(client, "mine", keep=1)  # as after a restart: it knows what the checkpoint knew
     again.load_state_dict(third)
     assert saved_tables_in(second).name not in again.state_dict()["kept"]
 
