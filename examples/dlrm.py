@@ -13,7 +13,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from examples.metric import auc
 from ps_client import connect
 from ps_client.torch import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor
 
@@ -74,7 +73,9 @@ def main(endpoints: str) -> None:
             trainer.step()  # the gradients of all trainers are applied to the rows
         dense, columns, labels = clicks(0)  # that nobody was trained on
         with torch.no_grad():
-            print(f"trainer {rank}: AUC {auc(labels.numpy(), parallel(dense, columns).numpy()):.3f}")
+            logits = parallel(dense, columns)
+        right = (logits[labels > 0][:, None] > logits[labels == 0]).float().mean()  # pairs in the right order
+        print(f"trainer {rank}: AUC {right:.3f}")
     dist.destroy_process_group()
 
 

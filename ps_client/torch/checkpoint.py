@@ -21,6 +21,7 @@ from torch import distributed
 
 from ps_client.client import Client
 from ps_client.report import SavedTables
+from ps_client.torch.state import check_client
 
 _LIGHTNING: Final = ("lightning.pytorch", "pytorch_lightning")
 """Two packages of the same code, whose classes are not each other's."""
@@ -52,6 +53,7 @@ class TablesState:
     """
 
     def __init__(self, client: Client, name: str = "checkpoint", *, keep: int | None = None) -> None:
+        check_client(client)
         if not re.fullmatch(r"[A-Za-z0-9._-]{1,40}", name):
             raise InvalidRequestError(
                 f"name is {name!r}; it must have 1 to 40 letters, digits, dots, - and _"

@@ -51,6 +51,7 @@ def save_training_state(
     StoreError
         The file or a shard's copy could not be written.
     """
+    check_client(client)
     path = Path(path)
     earlier = _read(path)[0] if path.exists() else None
     stem = re.sub(r"[^A-Za-z0-9_-]", "-", path.stem)[:40]
@@ -63,6 +64,15 @@ def save_training_state(
     if earlier is not None:
         client.drop_tables(earlier.name)
     return saved
+
+
+def check_client(client: object) -> None:
+    """InvalidRequestError unless it is a client: a trainer or a pipeline is not the one that saves."""
+    if not isinstance(client, Client):
+        raise InvalidRequestError(
+            f"client is {client!r}; it must be the client that connect() gave, also where a pipeline or a "
+            "trainer of it trains"
+        )
 
 
 def load_training_state(path: str | Path, client: Client) -> dict[str, Any]:
@@ -87,6 +97,7 @@ def load_training_state(path: str | Path, client: Client) -> dict[str, Any]:
     CorruptionError, StoreError
         The file is damaged, or is no training state; it cannot be read.
     """
+    check_client(client)
     saved, state = _read(Path(path))
     client.check_tables(saved)
     return state

@@ -75,6 +75,9 @@ def test_what_is_wrong_is_said(client: Client) -> None:
     for name in ("", "a/b", "x" * 41):
         with pytest.raises(InvalidRequestError, match="name"):
             TablesState(client, name)
+    trainer = client.trainer(group="g", rank=0, world_size=1)  # it is what modules take
+    with pytest.raises(InvalidRequestError, match="it must be the client that connect"):
+        TablesState(trainer)  # type: ignore[arg-type]
     with pytest.raises(InvalidRequestError, match="keep"):
         TablesState(client, keep=0)
     for state in ({}, {"tables": "{"}, {"tables": "{}"}):
