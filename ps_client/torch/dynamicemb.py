@@ -2,8 +2,8 @@
 """The `Storage` of NVIDIA's dynamicemb over a client: the memory behind its cache on the GPU.
 
 dynamicemb keeps hot rows on the GPU and steps them there; a Storage has all of them. The contract is that of
-corelib/dynamicemb/dynamicemb/types.py of NVIDIA/recsys-examples (read in November 2026): a value is an
-embedding with the optimizer's state behind it, and a score of 64 bits says what a cache evicts first.
+corelib/dynamicemb/dynamicemb/types.py of NVIDIA/recsys-examples of May 2026 (later ones differ): a value is
+an embedding with the optimizer's state behind it, and a score of 64 bits says what a cache evicts first.
 
     table's row, dim D + S + 3 │ embedding D │ state S │ score, 3 pieces of 24 bits │
 
@@ -172,14 +172,18 @@ class RemoteStorage(_Storage):  # type: ignore[misc]
         scores
             (n,) int64; None: 0.
         preserve_existing
-            Leave rows alone that are there.
+            Rows that are there keep their scores; their values are replaced all the same.
         """
         ids, given = id_bits(keys), values.detach().to("cpu", torch.float32).numpy()
-        marks = np.zeros(ids.shape[0], np.int64) if scores is None else scores.cpu().numpy().astype(np.int64)
+        marks = (
+            np.zeros(ids.shape[0], np.int64) if scores is None else np.array(scores.cpu().numpy(), np.int64)
+        )
         for number, places in self._by_table(table_ids):
             if preserve_existing:
-                there = self._client.read_rows(self._tables[number].name, ids[places]).ids
-                places = places[~np.isin(ids[places], there)]  # noqa: PLW2901
+                there = self._client.read_rows(self._tables[number].name, ids[places])
+                known = dict(zip(there.ids.tolist(), _scores_of(there).tolist(), strict=True))
+                for place in places[np.isin(ids[places], there.ids)]:
+                    marks[place] = known[int(ids[place])]
             rows = self._as_row(number, given[places], marks[places])
             self._client.assign(self._tables[number].name, ids[places], rows)
 

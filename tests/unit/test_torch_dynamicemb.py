@@ -65,9 +65,10 @@ def test_what_was_inserted_is_found_as_in_a_dictionary(storage: RemoteStorage) -
         given, keep = values(keys.shape[0], step), bool(step % 3 == 2)
         storage.insert(keys, tables, given, scores if step % 4 else None, keep)
         for place, (key, table) in enumerate(zip(keys.tolist(), tables.tolist(), strict=True)):
-            if not (keep and (key, table) in oracle):
-                score = int(scores[place]) if step % 4 else 0
-                oracle[key, table] = (padded(given[place], table), score)
+            score = int(scores[place]) if step % 4 else 0
+            if keep and (key, table) in oracle:
+                score = oracle[key, table][1]
+            oracle[key, table] = (padded(given[place], table), score)
         asked = torch.tensor(KEYS + KEYS)
         numbers = torch.tensor([0] * 6 + [1] * 6)
         frequency = torch.arange(12)
