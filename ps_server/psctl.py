@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from rowhouse.control import FREEZE_MODES
 from rowhouse.error import RowhouseError
+from rowhouse.problem import id_in
 from rowhouse.program import run_program, screen
 
 from ps_server.config.endpoint import check_endpoint
@@ -164,9 +165,9 @@ def _limit_flag(text: str) -> int:
 
 
 def _id_flag(text: str) -> int:
-    if not (text.isdecimal() and text.isascii() and int(text) < 1 << 64):
+    if (value := id_in(text)) is None:
         raise argparse.ArgumentTypeError(f"{text!r} is no id: 0 to 2^64 - 1")
-    return int(text)
+    return value
 
 
 def _add_plan_flags(command: argparse.ArgumentParser) -> None:

@@ -5,7 +5,7 @@ They mirror rowhouse.proto field by field; codec.py turns them into its exact en
 Arrays of a decoded message are views of the received buffer: read-only, valid as long as it lives.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -116,15 +116,11 @@ class TableEdit:
     shows: NDArray[np.float32] | None = None
     clicks: NDArray[np.float32] | None = None
 
-    def _mapped(self, change: Callable[[NDArray[Any]], NDArray[Any]]) -> "TableEdit":
-        arrays = (self.ids, self.weights, self.state, self.shows, self.clicks)
-        ids, *others = (None if array is None else change(array) for array in arrays)
-        assert ids is not None
-        return TableEdit(self.table, self.dtype, ids, *others)
-
     def chosen(self, places: NDArray[np.int64]) -> "TableEdit":
         """The rows at `places`, (m,) int64, copied."""
-        return self._mapped(lambda array: array.take(places, axis=0))
+        arrays = (self.weights, self.state, self.shows, self.clicks)
+        taken = [None if array is None else array.take(places, axis=0) for array in arrays]
+        return TableEdit(self.table, self.dtype, self.ids.take(places), *taken)
 
     @property
     def nbytes(self) -> int:

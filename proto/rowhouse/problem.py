@@ -100,3 +100,8 @@ def with_article(noun: str) -> str:
 def counted(count: int, noun: str) -> str:
     """How many there are: "1 shard", "2 shards"."""
     return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def id_in(word: str) -> int | None:
+    """The id that a word of decimal digits is; None for any other word."""
+    return int(word) if word.isdecimal() and word.isascii() and int(word) < 1 << 64 else None

@@ -4,25 +4,23 @@
 Thread safety: that of the client; the module itself holds no state that changes.
 """
 
-from collections.abc import Mapping
 from typing import Final
 
 import torch
 from rowhouse.error import InvalidRequestError
-from torch import Tensor, nn
+from torch import Tensor
 
 from ps_client.step import StepProtocol
-from ps_client.table import find_table
-from ps_client.torch.handle import RowHandle, RowModule, check_gradient_scale, outside_graphs
+from ps_client.torch.handle import outside_graphs
 from ps_client.torch.jagged_tensor import check_integers
-from ps_client.torch.lookup import look_up, prefetch
-from ps_client.torch.padding import check_padding, not_padding
+from ps_client.torch.lookup import look_up
+from ps_client.torch.one_table import OneTable
 from ps_client.torch.pool import Bags, pooled
 
 MODES: Final = ("sum", "mean", "max")
 
 
-class EmbeddingBag(RowModule):
+class EmbeddingBag(OneTable):
     """Pooled rows of one table, as `torch.nn.EmbeddingBag`; backward pushes their gradients.
 
     Its one parameter, `weight`, has no elements: it is there to be frozen (`requires_grad_(False)`), and it
@@ -63,23 +61,14 @@ class EmbeddingBag(RowModule):
         include_last_offset: bool = False,
         gradient_scale: float = 1.0,
     ) -> None:
-        super().__init__(client)
+        super().__init__(client, table, padding_idx, gradient_scale)
         if mode not in MODES:
             raise ValueError(f"mode is {mode!r}; it must be one of {MODES}")
-        self.padding_idx = check_padding(padding_idx)
-        declared = find_table(client.tables, table)
-        self.weight = RowHandle(torch.empty(0, declared.dim))
-        self.table, self.embedding_dim, self.mode = table, declared.dim, mode
-        self.include_last_offset = include_last_offset
-        self.gradient_scale = check_gradient_scale(gradient_scale)
+        self.mode, self.include_last_offset = mode, include_last_offset
 
     def extra_repr(self) -> str:
         """What `print` shows between the parentheses."""
         return f"{self.table!r}, dim={self.embedding_dim}, mode={self.mode!r}"
-
-    def handles(self) -> Mapping[str, nn.Parameter]:
-        """`weight`, by the name of its table."""
-        return {self.table: self.weight}
 
     @outside_graphs
     def forward(
@@ -116,19 +105,6 @@ class EmbeddingBag(RowModule):
         bags = Bags(self.table, 0, ids.shape[0], offsets, self.mode, weights, last)
         return pooled(step, [bags])[0].to(self.weight.dtype)
 
-    def prefetch(self, input: Tensor) -> None:
-        """Start the pull of a later `forward`; the module's client must be a Pipeline.
-
-        Parameters
-        ----------
-        input
-            The ids as `forward` will have them, in the same mode (training or evaluation).
-        """
-        ids = input.reshape(-1)
-        if self.padding_idx is not None:
-            ids = ids[not_padding(ids, self.padding_idx)]
-        prefetch(self, {self.table: ids})
-
     def _check(self, ids: Tensor, offsets: Tensor | None, weights: Tensor | None) -> None:
         for name, given in (("input", ids), ("offsets", offsets), ("per_sample_weights", weights)):
             if not (isinstance(given, Tensor) or (given is None and name != "input")):
@@ -153,8 +129,7 @@ class EmbeddingBag(RowModule):
         self, ids: Tensor, offsets: Tensor, weights: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """The same bags without the padding id; offsets keep their form."""
-        assert self.padding_idx is not None
-        kept = not_padding(ids, self.padding_idx)
+        kept = self.not_padding(ids)
         before = kept.new_zeros(ids.shape[0] + 1, dtype=torch.int64)
         torch.cumsum(kept, dim=0, out=before[1:])
         return ids[kept], before[offsets.to(torch.int64)], None if weights is None else weights[kept]

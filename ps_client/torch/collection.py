@@ -133,7 +133,7 @@ class _Collection(RowModule):
                     check_integers(name, found)
 
     def prefetch(self, features: KeyedJaggedTensor) -> None:
-        """Start the pull of a later `forward`; the module's client must be a Pipeline.
+        """Start the pull of a later `forward`; the module's client must be a Pipeline or a Trainer.
 
         Parameters
         ----------

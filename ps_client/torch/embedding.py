@@ -4,21 +4,17 @@
 Thread safety: that of the client; the module itself holds no state that changes.
 """
 
-from collections.abc import Mapping
-
-import torch
 from rowhouse.error import InvalidRequestError
-from torch import Tensor, nn
+from torch import Tensor
 
 from ps_client.step import StepProtocol
-from ps_client.table import find_table
-from ps_client.torch.handle import RowHandle, RowModule, check_gradient_scale, outside_graphs
-from ps_client.torch.lookup import look_up, prefetch
-from ps_client.torch.padding import check_padding, not_padding
+from ps_client.torch.handle import outside_graphs
+from ps_client.torch.lookup import look_up
+from ps_client.torch.one_table import OneTable
 from ps_client.torch.pool import Bags, pooled
 
 
-class Embedding(RowModule):
+class Embedding(OneTable):
     """The row of each id, as `torch.nn.Embedding`; backward pushes the gradients of the distinct ids.
 
     Its one parameter, `weight`, has no elements: it is there to be frozen (`requires_grad_(False)`), and it
@@ -51,20 +47,11 @@ class Embedding(RowModule):
         padding_idx: int | None = None,
         gradient_scale: float = 1.0,
     ) -> None:
-        super().__init__(client)
-        self.padding_idx = check_padding(padding_idx)
-        declared = find_table(client.tables, table)
-        self.weight = RowHandle(torch.empty(0, declared.dim))
-        self.table, self.embedding_dim = table, declared.dim
-        self.gradient_scale = check_gradient_scale(gradient_scale)
+        super().__init__(client, table, padding_idx, gradient_scale)
 
     def extra_repr(self) -> str:
         """What `print` shows between the parentheses."""
         return f"{self.table!r}, dim={self.embedding_dim}"
-
-    def handles(self) -> Mapping[str, nn.Parameter]:
-        """`weight`, by the name of its table."""
-        return {self.table: self.weight}
 
     @outside_graphs
     def forward(self, input: Tensor) -> Tensor:
@@ -85,23 +72,10 @@ class Embedding(RowModule):
             raise InvalidRequestError(f"input is a {type(input).__name__}; it must be a tensor")
         ids, places = input.reshape(-1), None
         if self.padding_idx is not None:
-            places = not_padding(ids, self.padding_idx).nonzero()[:, 0]
+            places = self.not_padding(ids).nonzero()[:, 0]
             ids = ids[places]
         step = look_up(self, {self.table: ids}, gradient_scale=self.gradient_scale)
         rows = pooled(step, [Bags(self.table, 0, ids.shape[0])])[0].to(self.weight.dtype)
         if places is not None:
             rows = rows.new_zeros(input.numel(), self.embedding_dim).index_copy(0, places, rows)
         return rows.reshape(*input.shape, self.embedding_dim)
-
-    def prefetch(self, input: Tensor) -> None:
-        """Start the pull of a later `forward`; the module's client must be a Pipeline.
-
-        Parameters
-        ----------
-        input
-            The ids as `forward` will have them, in the same mode (training or evaluation).
-        """
-        ids = input.reshape(-1)
-        if self.padding_idx is not None:
-            ids = ids[not_padding(ids, self.padding_idx)]
-        prefetch(self, {self.table: ids})

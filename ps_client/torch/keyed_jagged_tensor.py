@@ -147,8 +147,8 @@ class KeyedJaggedTensor(Jagged):
         inverse_indices: tuple[Sequence[str], Tensor] | None = None,
     ) -> Self:
         """From lengths; the per-key offsets are computed at once."""
-        more: dict[str, Any] = {"stride": stride, "stride_per_key_per_rank": stride_per_key_per_rank}
-        return cls(keys, values, weights, lengths=lengths, **more, inverse_indices=inverse_indices).sync()
+        given = (lengths, None, stride, stride_per_key_per_rank)
+        return cls(keys, values, weights, *given, inverse_indices=inverse_indices).sync()
 
     @classmethod
     def from_offsets_sync(
@@ -162,8 +162,8 @@ class KeyedJaggedTensor(Jagged):
         inverse_indices: tuple[Sequence[str], Tensor] | None = None,
     ) -> Self:
         """From offsets; the per-key offsets are computed at once."""
-        more: dict[str, Any] = {"stride": stride, "stride_per_key_per_rank": stride_per_key_per_rank}
-        return cls(keys, values, weights, offsets=offsets, **more, inverse_indices=inverse_indices).sync()
+        given = (None, offsets, stride, stride_per_key_per_rank)
+        return cls(keys, values, weights, *given, inverse_indices=inverse_indices).sync()
 
     @staticmethod
     def from_jt_dict(jt_dict: Mapping[str, JaggedTensor]) -> "KeyedJaggedTensor":

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from rowhouse import dtype
 from rowhouse.error import InvalidRequestError
-from rowhouse.problem import counted
+from rowhouse.problem import counted, id_in
 from rowhouse.program import show_table
 
 from ps_client import Client, Rows, connect
@@ -130,13 +130,14 @@ def _ids_in(path: Any) -> NDArray[np.uint64]:
     if path is None:
         return np.empty(0, np.uint64)
     try:
-        lines = path.read_text(encoding="utf-8").split()
+        words = path.read_text(encoding="utf-8").split()
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidRequestError(f"{path}: {error}") from None
-    for number, line in enumerate(lines, 1):
-        if not (line.isdecimal() and line.isascii() and int(line) < 1 << 64):
-            raise InvalidRequestError(f"{path}: word {number} is {line!r}; an id is 0 to 2^64 - 1")
-    return np.array([int(line) for line in lines], np.uint64)
+    ids = [id_in(word) for word in words]
+    if None in ids:
+        number = ids.index(None)
+        raise InvalidRequestError(f"{path}: word {number + 1} is {words[number]!r}; an id is 0 to 2^64 - 1")
+    return np.array(ids, np.uint64)
 
 
 def _agreed(question: str) -> bool:
