@@ -106,7 +106,7 @@ with connect(sys.argv[1]) as client:
         dense(bag(torch.arange(20).reshape(4, 5) + 100 * dist.get_rank())).sum().backward()
     state = TablesState(client).state_dict()
     dcp.save({"dense": dense.state_dict(), "tables": state}, checkpoint_id=sys.argv[2])
-    print(state["tables"], flush=True)
+    sys.stdout.write(state["tables"] + "\\n")  # as a whole: print may write the end of the line later
 dist.destroy_process_group()
 """
 
