@@ -15,8 +15,9 @@ from typing import Final
 
 from rowhouse.error import BusyError, ConfigError
 
-STORE_FILES: Final = 512
-"""Files of rows that RocksDB keeps open at most (max_open_files)."""
+STORE_FILES: Final = 4096
+"""Files of rows that RocksDB keeps open at most (max_open_files). They have 64 MiB each: 700 hold a billion
+rows. Those beyond are opened anew for each read."""
 
 OWN_FILES: Final = 32
 """A log segment, the store's own logs and manifest, and the files of a compaction."""
@@ -49,6 +50,11 @@ def raise_file_limit(wanted: int) -> int:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
         soft = most
     return soft
+
+
+def store_files() -> int:
+    """Files of rows that a store may keep open: half of what the process may have. Raises the soft limit."""
+    return min(STORE_FILES, max(raise_file_limit(2 * STORE_FILES) // 2, 1))
 
 
 def require_files(tables: int) -> None:

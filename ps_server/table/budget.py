@@ -20,8 +20,9 @@ from rowhouse.error import ConfigError
 STORE_SHARE: Final = 0.25
 """Share of memory_budget for RocksDB (block cache, memtables)."""
 
-STORE_BYTES_MAX: Final = 1 << 30
-"""More than 1 GiB of store buffers serves cold rows little: the operating system caches files anyway."""
+STORE_BYTES_MAX: Final = 320 << 20
+"""More serves nobody: half of it are memtables, and blocks of rows are cached by the operating system alone
+(store.py). The other half holds the top of each file's index, 10 MB for a billion rows."""
 
 UNCOUNTED_BYTES, UNCOUNTED_SHARE, UNCOUNTED_MAX = 32 << 20, 1 / 8, 256 << 20
 """Kept free: copies of one request, rows on their way to the store, RocksDB's flush and compaction buffers,

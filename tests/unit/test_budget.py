@@ -64,7 +64,7 @@ def test_a_floor_too_small_for_a_batch_is_a_config_error() -> None:
 def test_a_budget_is_split_without_a_remainder_and_back(budget: int) -> None:
     store, rows = split(budget)
     kept_free = budget - store - rows
-    assert store == min(budget // 4, 1 << 30)
+    assert store == min(budget // 4, 320 << 20)
     if budget >= 192 << 20:
         assert kept_free == (32 << 20) + min(budget // 8, 256 << 20)
     assert (kept_free > 0) == (budget > 64 << 20)

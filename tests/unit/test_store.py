@@ -3,6 +3,7 @@
 
 import subprocess
 import sys
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from rowhouse.error import CorruptionError, DirectoryInUseError, StoreError
 
-from ps_server.disk.store import Store
+from ps_server.disk.store import DISK_THREADS, PARALLEL_KEYS_MIN, READ_THREADS, Store
 from tests.conftest import ROOT
 
 WIDTHS = {"row.a": 8, "row.b": 3}
@@ -42,6 +43,45 @@ def test_gets_what_was_put_in_any_order_and_size(tmp_path: Path) -> None:
     assert not store.families["row.b"].get(keys[:10])[0].any(), "families are apart"
     store.families["row.a"].delete(keys[:3])
     assert store.families["row.a"].get(keys[:5])[0].tolist() == [False] * 3 + [True] * 2
+    store.close()
+
+
+def test_more_threads_read_where_the_last_read_waited_for_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = make(tmp_path)
+    family = store.families["row.a"]
+    keys, values = rows(PARALLEL_KEYS_MIN)
+    family.put(keys, values)
+    used: list[int] = []
+    read_in_parts = store._readers.map
+
+    def counting(fetch: Any, parts: list[Any]) -> Any:
+        used.append(len(parts))
+        return read_in_parts(fetch, parts)
+
+    monkeypatch.setattr(store._readers, "map", counting)
+    for blocks in (0, keys.shape[0], keys.shape[0], 0, 0):
+        counter = count(step=blocks)  # one part alone has read as many as there are keys
+        monkeypatch.setattr("ps_server.disk.store._disk_reads", lambda c=counter: next(c))
+        present, found = family.get(keys)
+        assert present.all()
+        np.testing.assert_array_equal(found, values)
+    assert used == [READ_THREADS, READ_THREADS, DISK_THREADS, DISK_THREADS, READ_THREADS]
+    store.close()
+
+
+def test_reads_of_rows_leave_nothing_in_the_store_s_cache(tmp_path: Path) -> None:
+    store = make(tmp_path)
+    family = store.families["row.a"]
+    keys, values = rows(20_000)
+    family.put(keys, values)
+    family.flush()
+    family.get(keys[:1])
+    before = store._cache.get_usage()
+    family.get(keys)
+    assert sum(chunk.shape[0] for chunk, _ in family.scan(1000)) == keys.shape[0]
+    assert store._cache.get_usage() == before
     store.close()
 
 
