@@ -39,6 +39,8 @@ class Settings:
         Folder of drawn batches, and of data that goes away after the run.
     peers
         Peers with an environment of their own that take part (benchmarks/peer/roster.py).
+    folder
+        Where the workload `scale` keeps its data, so that a run that was broken off goes on; None: `scratch`.
     discard
         Tables in `scratch` need not be closed: the process ends without them, as that of a worker does.
     """
@@ -52,6 +54,7 @@ class Settings:
     cache: Path
     scratch: Path
     peers: tuple[str, ...] = ()
+    folder: Path | None = None
     discard: bool = False
 
 

@@ -130,6 +130,10 @@ WORKLOADS: Final[tuple[Workload, ...]] = (
         name="table.size", summary="load, reopen, pull, step at 1e5 to 5e7 rows (sizes up to 2 × --rows)",
         peer="", function="benchmarks.table_size:measure", goal=_at_most(1.1, "figure"),
     ),
+    Workload(
+        name="scale", summary="very many rows, few in memory: load, pull, train, kill (--rows, --dir)",
+        peer="rocksdict multi_get on the same files", function="benchmarks.scale:measure", goal=None,
+    ),
     *_pair(
         "wire.pull", "pull over TCP", "the best remote server",
         "benchmarks.wire:measure_pull", (_at_least(1.25), _at_least(1.6)),

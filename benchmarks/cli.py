@@ -54,7 +54,13 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--seconds", type=float, metavar="S", help="seconds of one side in one run")
     run.add_argument("--warmup-batches", type=_positive, metavar="COUNT")
     run.add_argument("--ids", type=_positive, metavar="COUNT", help="ids of the workloads in memory")
-    run.add_argument("--rows", type=_positive, metavar="COUNT", help="rows on disk of the cold workloads")
+    run.add_argument(
+        "--rows", type=_positive, metavar="COUNT", help="rows on disk of the cold workloads, such as 1e9"
+    )
+    run.add_argument(
+        "--dir", type=Path, metavar="DIR",
+        help="keep the data of `scale` there; a run that was broken off goes on there",
+    )  # fmt: skip
     run.add_argument("--log-bytes", type=_positive, metavar="BYTES", help="push log of table.reopen")
     run.add_argument(
         "--peers", metavar="NAME,…", help="servers of others, installed on demand: all, none, or of "
@@ -88,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _positive(text: str) -> int:
-    value = int(text)
+    value = int(float(text))
     if value < 1:
         raise argparse.ArgumentTypeError(f"it is {value}; it must be 1 or more")
     return value
@@ -99,7 +105,12 @@ def _settings(arguments: argparse.Namespace) -> Settings:
     given = {key: getattr(arguments, key) for key in defaults}
     chosen = {key: defaults[key] if value is None else value for key, value in given.items()}
     peers = chosen_peers(arguments.peers, arguments.quick)
-    return Settings(cache=BUILD / "batches", scratch=arguments.scratch.absolute(), peers=peers, **chosen)
+    kept: Path | None = arguments.dir.absolute() if arguments.dir else None
+    if kept:
+        kept.mkdir(parents=True, exist_ok=True)
+    return Settings(
+        cache=BUILD / "batches", scratch=arguments.scratch.absolute(), peers=peers, folder=kept, **chosen
+    )  # fmt: skip
 
 
 def _list(as_json: bool) -> int:
@@ -132,7 +143,7 @@ def _run(arguments: argparse.Namespace) -> int:
     except ValueError as error:
         print(f"benchmarks: {error}", file=sys.stderr)
         return 2
-    hidden = ("cache", "scratch", "discard")
+    hidden = ("cache", "scratch", "folder", "discard")
     kept = {key: value for key, value in settings_json(settings).items() if key not in hidden}
     head = result.describe_run(kept, ROOT)
     console = Console(stderr=True)

@@ -108,23 +108,50 @@ class StoredRows:
         Column family of rows.
     cache_bytes
         Block cache.
+    direct
+        Read past the operating system's cache.
     """
 
     name: Final = f"{NAME} multi_get on the same files, same cache, keys ascending, one thread"
 
-    def __init__(self, folder: Path, family: str, cache_bytes: int) -> None:
+    def __init__(self, folder: Path, family: str, cache_bytes: int, *, direct: bool = False) -> None:
         options, families = Options.load_latest(str(folder), cache=Cache(cache_bytes))
+        options.set_use_direct_reads(direct)
+        self._folder = folder
         self._database: Any = Rdict(
             str(folder), options, column_families=families, access_type=AccessType.read_only(False)
         )
         self._family: Any = self._database.get_column_family(family)
 
+    def values(self, keys: NDArray[np.uint64]) -> list[bytes | None]:
+        """Values of `keys` as they are stored; None where there is none."""
+        found: list[bytes | None] = self._family[key_list(keys)]
+        return found
+
     def get(self, keys: NDArray[np.uint64]) -> NDArray[np.float32]:
-        """Weights of `keys`, which must all be there; (n, DIM) float32."""
+        """Weights of `keys`, which must all be there, of an fp32 table; (n, DIM) float32."""
         values = self._family[key_list(keys)]
         width = len(values[0])
         stored = np.frombuffer(b"".join(values), np.uint8).reshape(-1, width)
         return np.ascontiguousarray(stored[:, : 4 * DIM]).view(np.float32)
+
+    def files(self, share: float) -> list[Path]:
+        """Files that hold the first `share` of all keys, and those of `meta`, which are small."""
+        end = min(int(share * (1 << 64)), (1 << 64) - 1).to_bytes(8, "big")
+        found = self._database.live_files()
+        return [self._folder / file["name"].lstrip("/") for file in found if file["start_key"] <= end]
+
+    def levels(self) -> dict[str, int]:
+        """Files of each level that has any."""
+        lines = self._family.property_value("rocksdb.levelstats").splitlines()[2:]
+        return {level: int(files) for level, files, _ in (line.split() for line in lines) if files != "0"}
+
+    def index_filter_bytes(self) -> int:
+        """Bytes of index and filter blocks in the files."""
+        text = self._family.property_value("rocksdb.aggregated-table-properties")
+        facts = dict(part.strip().split("=", 1) for part in text.split(";") if "=" in part)
+        index = next(value for key, value in facts.items() if key.startswith("index block size"))
+        return int(index) + int(facts["filter block size"])
 
     def close(self) -> None:
         """Close the database."""

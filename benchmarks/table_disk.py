@@ -87,8 +87,8 @@ def small_budget(rows: int) -> tuple[int, int]:
 
 
 def read_files(folder: Path) -> None:
-    """Bring every row file into the page cache, so that no side pays for the first read."""
-    for path in sorted(folder.rglob("*.sst")):
+    """Bring every row file of a folder (or one file) into the page cache: no side pays for the first read."""
+    for path in sorted(folder.rglob("*.sst")) if folder.is_dir() else [folder]:
         with path.open("rb", buffering=0) as file:
             while file.read(READ_BYTES):
                 pass

@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import traceback
+from collections import deque
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Final, NoReturn
@@ -19,6 +20,8 @@ from benchmarks.catalog import Workload, select
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 ERROR_LINES_MAX: Final = 5
+PROGRESS: Final = "progress: "
+"""Begins a line of a workload's standard error that tells how far it is; such lines are shown."""
 
 
 def settings_json(settings: Settings) -> dict[str, Any]:
@@ -28,7 +31,7 @@ def settings_json(settings: Settings) -> dict[str, Any]:
 
 def settings_from(value: dict[str, Any]) -> Settings:
     """The settings that `settings_json` gave."""
-    paths = {key: Path(value[key]) for key in ("cache", "scratch")}
+    paths = {key: Path(value[key]) for key in ("cache", "scratch", "folder") if value[key]}
     return Settings(**{**value, **paths, "peers": tuple(value["peers"])})
 
 
@@ -40,13 +43,20 @@ def run_workload(workload: Workload, settings: Settings) -> list[Bar]:
     document = {"name": workload.name, "settings": settings_json(replace(settings, scratch=folder / "data"))}
     (folder / "data").mkdir(exist_ok=True)
     request.write_text(json.dumps(document), encoding="utf-8")
-    done = subprocess.run(
+    last: deque[str] = deque(maxlen=ERROR_LINES_MAX)
+    with subprocess.Popen(
         [sys.executable, "-m", "benchmarks.worker", str(request), str(answer)],
-        cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False,
-    )  # fmt: skip
-    if done.returncode or not answer.exists():
-        last = "\n".join(done.stderr.strip().splitlines()[-ERROR_LINES_MAX:])
-        return [_failed(workload, f"failed with exit code {done.returncode}: {last}")]
+        cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    ) as child:  # fmt: skip
+        assert child.stderr is not None
+        for line in child.stderr:
+            if line.startswith(PROGRESS):
+                print(line.removeprefix(PROGRESS), end="", file=sys.stderr, flush=True)
+            else:
+                last.append(line.rstrip())
+    if child.returncode or not answer.exists():
+        text = "\n".join(last).strip()
+        return [_failed(workload, f"failed with exit code {child.returncode}: {text}")]
     return [Bar.from_json(bar) for bar in json.loads(answer.read_text(encoding="utf-8"))]
 
 

@@ -57,14 +57,15 @@ it back; so it is given up after each."""
 READ_THREADS: Final = 2
 DISK_THREADS: Final = 16
 """Threads of a multi-get whose files are in memory, and of one that waits for the disk. Thousands of rows/s
-in batches of 26,624 of 40 M fp16 rows: in memory 132 with one thread, 247 with two, 180 with 16; from the disk
-14 to 23 with two, 31 to 55 with 8, 38 to 61 with 16 (this disk does 65,000 reads/s at most)."""
+in batches of 26,624 of 40 M fp16 rows: in memory 132 with one thread, 247 with two, 180 with 16; from the
+disk 14 to 23 with two, 31 to 55 with 8, 38 to 61 with 16; this disk does 65,000 reads/s at most."""
 
 DISK_SHARE: Final = 0.05
 """Share of a multi-get's keys that came from the disk from which on the next one uses DISK_THREADS."""
 
 PARALLEL_KEYS_MIN: Final = 2048
-"""A multi-get of fewer keys is faster in one piece than handed to two threads."""
+DISK_KEYS_MIN: Final = 64
+"""A multi-get of fewer keys is faster in one piece than handed to two threads; from the disk, to 16."""
 
 SCRATCH_PREFIX: Final = "rowhouse-read-"
 _SCRATCH_PATH: Final = re.compile(rf"\S*/{SCRATCH_PREFIX}[^/\s]+(?=/)")
@@ -240,7 +241,8 @@ class RowFamily:
         """
         order = np.argsort(keys)  # neighbours share blocks: each is found and decompressed once
         wanted = key_bytes(keys[order])
-        parts = self._threads if len(wanted) >= PARALLEL_KEYS_MIN else 1
+        least = PARALLEL_KEYS_MIN if self._threads == READ_THREADS else DISK_KEYS_MIN
+        parts = self._threads if len(wanted) >= least else 1
         size = -(-len(wanted) // parts) or 1
         chunks = [wanted[i : i + size] for i in range(0, len(wanted), size)]
         read: Callable[[Any], Any] = self._family.__getitem__
@@ -251,7 +253,7 @@ class RowFamily:
             return values, _disk_reads() - before
 
         answers = list((self._readers.map if parts > 1 else map)(fetch, chunks))
-        if parts > 1:  # where the files are may change; what is read does not depend on it
+        if len(wanted) >= DISK_KEYS_MIN:  # where the files are may change; what is read does not depend on it
             from_disk = sum(reads for _, reads in answers)
             self._threads = DISK_THREADS if from_disk > DISK_SHARE * len(wanted) else READ_THREADS
         found = [value for values, _ in answers for value in values]
