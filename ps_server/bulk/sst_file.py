@@ -5,6 +5,7 @@ Imports no more than RocksDB and NumPy, because the processes beside a load (sst
 Thread safety: none; each thread has a FileMaker of its own.
 """
 
+import ctypes
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,6 +24,10 @@ BYTES_PER_KEY: Final = 24
 
 PIECE_ROWS: Final = 4096
 """Rows that are put in order at a time; they stay in the processor's cache until RocksDB has them."""
+
+_PUNCH_HOLE_KEEP_SIZE: Final = 0x03
+_FALLOCATE: Final = ctypes.CDLL(None).fallocate
+_FALLOCATE.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
 
 Extent: TypeAlias = tuple[int, int, int]
 """(0 in memory or 1 on disk, byte at which it begins, rows)."""
@@ -144,17 +149,20 @@ class FileMaker:
         return Made(files=series.files, rows=series.rows, twice=None, keys=np.concatenate(kept))
 
     def _read(self, part: Part, job: Job) -> Records:
-        """The records of a part, in no order, in this object's buffer."""
+        """The records of a part, in no order, in this object's buffer. Where no other part reads them, the
+        memory and the disk that they were in are given back."""
         width, at = job.record_bytes, 0
         sources = [self._memory_fd]
         if any(place for place, _, _ in part.extents):
-            sources.append(os.open(job.disk, os.O_RDONLY | os.O_CLOEXEC))
+            sources.append(os.open(job.disk, os.O_RDWR | os.O_CLOEXEC))
         try:
             for place, begin, rows in part.extents:
                 self._make_room(at, max(at + rows * width, part.rows * width))
                 records = self._buffer[at : at + rows * width].reshape(rows, width)
                 read_at(sources[place], records.reshape(-1).data, begin)
                 at += rows * width if part.whole else _keep(records, part) * width
+                if part.whole:
+                    _give_back(sources[place], begin, rows * width)
         finally:
             for source in sources[1:]:
                 os.close(source)
@@ -213,6 +221,11 @@ def _keep(records: Records, part: Part) -> int:
     rows = int(inside.sum())
     records[:rows] = records[inside]
     return rows
+
+
+def _give_back(fd: int, begin: int, length: int) -> None:
+    """Have the file system free these bytes of a file; where it cannot, they stay until the file goes."""
+    _FALLOCATE(fd, _PUNCH_HOLE_KEEP_SIZE, begin, length)
 
 
 def read_at(fd: int, data: memoryview, at: int) -> None:

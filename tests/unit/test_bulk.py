@@ -331,3 +331,25 @@ def test_files_of_other_processes_are_the_same(
     assert report.files > 8
     assert np.array_equal(column(exported(directory, "item"), "id"), ids[np.argsort(mix64(ids))])
     assert verify_directory(directory).damage == []
+
+
+def test_scratch_space_is_given_back_while_files_are_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ps_server.bulk.load.FILE_BYTES", 1 << 20)
+    monkeypatch.setattr("ps_server.bulk.spool.BUCKETS", 32)  # so extents are long, as those of many rows are
+    directory = stopped(tmp_path)
+    rows, dim = 400_000, DIMS["item"]
+    ids = some_ids(rows)
+    taken: list[int] = []
+
+    def look(_rows: int) -> None:
+        taken.append(
+            sum(path.stat().st_blocks * 512 for path in (directory / "load").rglob("*") if path.is_file())
+        )
+
+    weights = np.random.default_rng(1).standard_normal((rows, dim)).astype(np.float32)
+    bulk_load(directory, "item", [(ids, weights)], memory_bytes=4 << 20, workers=0, progress=look)
+    assert len(taken) > 3, "several files"
+    spooled = taken[0]
+    assert max(taken) < 1.5 * spooled, taken  # 1.9 when nothing is given back
