@@ -2,8 +2,9 @@
 """The `Storage` of NVIDIA's dynamicemb over a client: the memory behind its cache on the GPU.
 
 dynamicemb keeps hot rows on the GPU and steps them there; a Storage has all of them. The contract is that of
-corelib/dynamicemb/dynamicemb/types.py of NVIDIA/recsys-examples of May 2026 (later ones differ): a value is
-an embedding with the optimizer's state behind it, and a score of 64 bits says what a cache evicts first.
+corelib/dynamicemb of NVIDIA/recsys-examples at commit 43465aea (2026): types.py, and what its callers use
+beyond (older commits differ). A value is an embedding with the optimizer's state behind it, and a score of 64
+bits says what a cache evicts first.
 
     table's row, dim D + S + 3 │ embedding D │ state S │ score, 3 pieces of 24 bits │
 
@@ -13,7 +14,6 @@ client.
 
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,6 +26,7 @@ from torch import Tensor
 from ps_client.client import Client
 from ps_client.row import Rows
 from ps_client.table import Table, find_table
+from ps_client.torch.dynamicemb_file import RowFiles
 from ps_client.torch.lookup import id_bits
 
 try:
@@ -49,15 +50,19 @@ class RemoteStorage(_Storage):  # type: ignore[misc]
     embedding_dims
         Weights per embedding of each. What the table's dim has beyond, but for the 3 numbers of the score, is
         the optimizer's state.
-    initial_state
-        What the state of a new row begins with.
+    optimizer
+        dynamicemb's optimizer, which it passes to `external_storage`: it says what a new row's state begins
+        with, and dumps keep its settings. None: states begin with 0, and dumps keep no settings.
 
     Raises
     ------
     UnknownTableError, ConfigError
-        The cluster has no such table; or its dim is too small, its dtype not fp32, or its optimizer keeps a
-        state.
+        The cluster has no such table; or its dim is too small or does not fit the optimizer, its dtype is not
+        fp32, or its optimizer keeps a state.
     """
+
+    _state: Final = None
+    """dynamicemb's write-back of a cache asks here for a state on the GPU."""
 
     def __init__(
         self,
@@ -65,17 +70,18 @@ class RemoteStorage(_Storage):  # type: ignore[misc]
         tables: Sequence[str],
         embedding_dims: Sequence[int],
         *,
-        initial_state: float = 0.0,
+        optimizer: Any = None,
     ) -> None:
         if len(tables) != len(embedding_dims) or not tables:
             raise InvalidRequestError(
                 f"{len(tables)} tables and {len(embedding_dims)} embedding_dims; as many"
             )
-        self._client, self._initial_state = client, float(initial_state)
+        self._client, self._optimizer = client, optimizer
         self._tables = [find_table(client.tables, name) for name in tables]
         self._dims = list(embedding_dims)
         for table, dim in zip(self._tables, self._dims, strict=True):
-            _check_table(table, dim)
+            _check_table(table, dim, optimizer)
+        self._dims_of: dict[bool, Tensor] = {}
 
     # ------------------------------------------------------------ shapes
     def embedding_dtype(self) -> torch.dtype:
@@ -99,9 +105,32 @@ class RemoteStorage(_Storage):  # type: ignore[misc]
         states = [self.value_dim(number) - dim for number, dim in enumerate(self._dims)]
         return self.max_embedding_dim() + max(states)
 
+    def embedding_dims(self, on_device: bool = False) -> Tensor:
+        """Each table's `embedding_dim`.
+
+        Parameters
+        ----------
+        on_device
+            Whether it is on the current GPU, where there is one.
+
+        Returns
+        -------
+        Tensor
+            (tables,) int64, the same one at each call.
+        """
+        cuda = on_device and torch.cuda.is_available()
+        if cuda not in self._dims_of:
+            self._dims_of[cuda] = torch.tensor(self._dims, device="cuda" if cuda else "cpu")
+        return self._dims_of[cuda]
+
+    def all_dims_vec4(self) -> bool:
+        """Whether 4 divides every `embedding_dim` and every `value_dim`."""
+        sizes = self._dims + [self.value_dim(number) for number in range(len(self._dims))]
+        return all(size % 4 == 0 for size in sizes)
+
     def init_optimizer_state(self) -> float:
         """What the state of a new row begins with."""
-        return self._initial_state
+        return 0.0 if self._optimizer is None else float(self._optimizer.get_initial_optim_states())
 
     # ------------------------------------------------------------ rows
     def find(
@@ -110,8 +139,8 @@ class RemoteStorage(_Storage):  # type: ignore[misc]
         table_ids: Tensor,
         copy_mode: Any,
         lfu_accumulated_frequency: Tensor | None = None,
-    ) -> tuple[int, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Rows that are there.
+    ) -> tuple[int, Tensor, Tensor, Tensor, Tensor | None, Tensor, Tensor, Tensor]:
+        """Rows that are there; nothing is written.
 
         Parameters
         ----------
@@ -122,13 +151,15 @@ class RemoteStorage(_Storage):  # type: ignore[misc]
         copy_mode
             dynamicemb's CopyMode: EMBEDDING for the embeddings alone, VALUE with the state.
         lfu_accumulated_frequency
-            (n,) int64, the scores to give back for missing keys; None: 0.
+            (n,) integers, how often each key came since; None where scores are no frequencies.
 
         Returns
         -------
         tuple
-            How many are missing; their keys, positions and scores; (n,) bool whether each is there; (n,)
-            int64 scores; (n, max_embedding_dim or max_value_dim) float32, zeros for missing ones.
+            How many are missing; their keys, positions, table ids and frequencies (None where none were
+            given); (n,) bool whether each is there; (n,) int64 scores, with the frequencies added, 0 for
+            missing ones; (n, max_embedding_dim or max_value_dim) float32, zeros for missing ones. All on the
+            device of `unique_keys`.
         """
         device, count = unique_keys.device, unique_keys.shape[0]
         whole = str(getattr(copy_mode, "value", copy_mode)) == "value"
@@ -143,13 +174,17 @@ class RemoteStorage(_Storage):  # type: ignore[misc]
             founds[at], scores[at] = True, _scores_of(rows)
             values[at] = self._as_value(number, rows.weights)[:, :width]
         missing = np.flatnonzero(~founds)
-        wanted = lfu_accumulated_frequency
-        missing_scores = (
-            np.zeros(missing.shape[0], np.int64) if wanted is None else wanted.cpu().numpy()[missing]
+        missing_scores = None
+        if lfu_accumulated_frequency is not None:
+            frequencies = lfu_accumulated_frequency.cpu().numpy()
+            missing_scores = torch.from_numpy(frequencies[missing]).to(device)
+            scores[founds] += frequencies[founds].astype(np.int64)
+        keys = torch.from_numpy(ids.view(np.int64)[missing]).to(device, unique_keys.dtype)
+        numbers = table_ids.cpu().numpy().astype(np.int64)
+        at_missing, of_missing, there, all_scores, all_values = (
+            torch.from_numpy(part).to(device) for part in (missing, numbers[missing], founds, scores, values)
         )
-        parts = [ids.view(np.int64)[missing], missing, missing_scores, founds, scores, values]
-        moved = [torch.from_numpy(np.ascontiguousarray(part)).to(device) for part in parts]
-        return (missing.shape[0], *moved)  # type: ignore[return-value]
+        return len(missing), keys, at_missing, of_missing, missing_scores, there, all_scores, all_values
 
     def insert(
         self,
@@ -170,14 +205,15 @@ class RemoteStorage(_Storage):  # type: ignore[misc]
         values
             (n, max_value_dim), as `find` gives them.
         scores
-            (n,) int64; None: 0.
+            (n,) integers; None: 0.
         preserve_existing
             Rows that are there keep their scores; their values are replaced all the same.
         """
         ids, given = id_bits(keys), values.detach().to("cpu", torch.float32).numpy()
-        marks = (
-            np.zeros(ids.shape[0], np.int64) if scores is None else np.array(scores.cpu().numpy(), np.int64)
-        )
+        marks = np.zeros(ids.shape[0], np.int64)
+        if scores is not None:
+            marks = scores.cpu().numpy().astype(np.int64)
+        self._check_rows(ids.shape[0], table_ids, given, marks)
         for number, places in self._by_table(table_ids):
             if preserve_existing:
                 there = self._client.read_rows(self._tables[number].name, ids[places])
@@ -186,6 +222,18 @@ class RemoteStorage(_Storage):  # type: ignore[misc]
                     marks[place] = known[int(ids[place])]
             rows = self._as_row(number, given[places], marks[places])
             self._client.assign(self._tables[number].name, ids[places], rows)
+
+    def _check_rows(
+        self, count: int, table_ids: Tensor, values: NDArray[np.float32], scores: NDArray[np.int64]
+    ) -> None:
+        shapes = [tuple(part.shape) for part in (table_ids, values, scores)]
+        if shapes != [(count,), (count, self.max_value_dim()), (count,)]:
+            raise InvalidRequestError(
+                f"{count} keys with table_ids, values and scores of shapes {shapes}; they must be "
+                f"({count},), ({count}, {self.max_value_dim()}) and ({count},)"
+            )
+        for _ in self._by_table(table_ids):  # a wrong table id is refused before anything is assigned
+            pass
 
     def _by_table(self, table_ids: Tensor) -> Iterator[tuple[int, NDArray[np.int64]]]:
         """Positions of the keys of each table."""
@@ -250,33 +298,46 @@ class RemoteStorage(_Storage):  # type: ignore[misc]
         embedding_file_path: str,
         score_file_path: str | None,
         opt_file_path: str | None,
-        timestamp: int,
+        include_optim: bool = True,
+        include_meta: bool = True,
+        current_score: int | None = None,
+        timestamp: int = 0,
     ) -> None:
-        """Write a table as files of little-endian int64 keys and scores and float32 rows, with facts in JSON.
+        """Write the rows of a table that are the rank's whom `emb_key_path` names (see `dynamicemb_file`).
 
         Parameters
         ----------
         table_id
             Number of the table.
         meta_file_path, emb_key_path, embedding_file_path, score_file_path, opt_file_path
-            The files; None: not written.
+            The files; None: not written. The first has the optimizer's settings and `current_score`, in JSON.
+        include_optim
+            Whether the states are written.
+        include_meta
+            Whether the first file is written; dynamicemb has rank 0 write it.
+        current_score
+            What `load` gives back.
         timestamp
-            Kept in the JSON.
+            Not used: scores are written as they are.
         """
-        paths = (emb_key_path, embedding_file_path, opt_file_path, score_file_path)
+        files = RowFiles(
+            keys=emb_key_path,
+            embeddings=embedding_file_path,
+            scores=score_file_path,
+            states=opt_file_path if include_optim else None,
+        )
+        width = self._saved_state_dim(table_id)
         try:
-            count = 0
-            with ExitStack() as opened:
-                files = [
-                    None if path is None else opened.enter_context(Path(path).open("wb")) for path in paths
-                ]
-                for parts in self.export_keys_values(torch.device("cpu"), table_id=table_id):
-                    count += parts[0].shape[0]
-                    for file, part in zip(files, parts, strict=True):
-                        if file is not None and part is not None:
-                            part.numpy().tofile(file)
-            facts = {"rows": count, "dim": self._dims[table_id], "value_dim": self.value_dim(table_id)}
-            Path(meta_file_path).write_text(json.dumps({**facts, "timestamp": timestamp}), encoding="utf-8")
+            files.write(
+                (keys, embeddings, None if states is None else states[:, :width], scores)
+                for keys, embeddings, states, scores in self.export_keys_values(
+                    torch.device("cpu"), table_id=table_id
+                )
+            )
+            if include_meta:
+                facts = {} if self._optimizer is None else dict(self._optimizer.get_opt_args())
+                facts |= {} if current_score is None else {"step_score": current_score}
+                Path(meta_file_path).write_text(json.dumps(facts), encoding="utf-8")
         except OSError as error:
             raise StoreError(f"table {self._tables[table_id].name!r}: dump: {error}") from error
 
@@ -288,41 +349,63 @@ class RemoteStorage(_Storage):  # type: ignore[misc]
         embedding_file_path: str,
         score_file_path: str | None,
         opt_file_path: str | None,
-        include_optim: bool,
-        timestamp: int,
-    ) -> None:
-        """Assign the rows that `dump` wrote.
+        include_optim: bool = True,
+        timestamp: int = 0,
+    ) -> int | None:
+        """Assign the rows that `dump` wrote: of all ranks' files together, each row by one rank.
 
         Parameters
         ----------
         table_id
             Number of the table.
         meta_file_path, emb_file_path, embedding_file_path, score_file_path, opt_file_path
-            The files; the second has the keys. Without scores they are 0, without states the initial one.
+            The files; the second has the keys. Without scores they are 0. Without states, or with those of
+            another kind of optimizer, states begin anew.
         include_optim
-            Whether the states are taken.
+            Whether the states are taken, and with them the optimizer's settings.
         timestamp
-            Not read: every row of the files is loaded.
+            Not used: scores are taken as they are.
+
+        Returns
+        -------
+        int or None
+            The `current_score` of the dump.
         """
-        dim, state = self._dims[table_id], self.value_dim(table_id) - self._dims[table_id]
+        optimizer, dim = self._optimizer, self._dims[table_id]
         try:
-            keys = np.fromfile(emb_file_path, "<i8")
-            rows = np.fromfile(embedding_file_path, "<f4").reshape(-1, dim)
-            scores = (
-                np.fromfile(score_file_path, "<i8") if score_file_path else np.zeros(keys.shape[0], "<i8")
+            meta = Path(meta_file_path)
+            facts = json.loads(meta.read_text(encoding="utf-8")) if meta.exists() else {}
+            if optimizer is not None and (kind := facts.get("opt_type")) is not None:
+                include_optim = include_optim and kind == optimizer.get_opt_args()["opt_type"]
+            files = RowFiles(
+                keys=emb_file_path,
+                embeddings=embedding_file_path,
+                scores=score_file_path,
+                states=opt_file_path if include_optim else None,
             )
-            states = np.full((keys.shape[0], state), self._initial_state, np.float32)
-            if include_optim and opt_file_path and state:
-                states = np.fromfile(opt_file_path, "<f4").reshape(-1, state)
+            keys, rows, states, scores = files.read(dim, self._saved_state_dim(table_id))
+        except InvalidRequestError:
+            raise
         except (OSError, ValueError) as error:
             raise StoreError(f"table {self._tables[table_id].name!r}: load: {error}") from error
         values = np.zeros((keys.shape[0], self.max_value_dim()), np.float32)
-        if not keys.shape[0] == rows.shape[0] == states.shape[0] == scores.shape[0]:
-            raise InvalidRequestError(f"{meta_file_path}: its files have unequal numbers of rows")
         values[:, :dim] = rows
-        values[:, self.max_embedding_dim() : self.max_embedding_dim() + state] = states
+        start = self.max_embedding_dim()
+        values[:, start:] = self.init_optimizer_state()
+        if states is not None:
+            values[:, start : start + states.shape[1]] = states
+            if optimizer is not None and "opt_type" in facts:
+                optimizer.set_opt_args(facts)
         numbers = torch.full(keys.shape, table_id)
         self.insert(torch.from_numpy(keys), numbers, torch.from_numpy(values), torch.from_numpy(scores))
+        score: int | None = facts.get("step_score")
+        return score
+
+    def _saved_state_dim(self, table_id: int) -> int:
+        """Numbers of a row's state in files: dynamicemb leaves out what only aligns it on the GPU."""
+        dim = self._dims[table_id]
+        saved = 0 if self._optimizer is None else int(self._optimizer.get_ckpt_state_dim(dim))
+        return saved or self.value_dim(table_id) - dim
 
 
 def _scores_of(rows: Rows) -> NDArray[np.int64]:
@@ -331,7 +414,7 @@ def _scores_of(rows: Rows) -> NDArray[np.int64]:
     return scores.view(np.int64)
 
 
-def _check_table(table: Table, dim: int) -> None:
+def _check_table(table: Table, dim: int, optimizer: Any) -> None:
     kind = table.config.get("optimizer", {}).get("kind")
     if table.dtype != "fp32" or kind not in ("sgd", "fobos"):
         raise ConfigError(
@@ -342,4 +425,9 @@ def _check_table(table: Table, dim: int) -> None:
         raise ConfigError(
             f"table {table.name!r} has dim {table.dim}; for embeddings of {dim} it must have at least "
             f"{dim + SCORE_WORDS}, and the optimizer's state more: 3 numbers are the score"
+        )
+    if optimizer is not None and table.dim != (wanted := dim + optimizer.get_state_dim(dim) + SCORE_WORDS):
+        raise ConfigError(
+            f"table {table.name!r} has dim {table.dim}; for embeddings of {dim}, the optimizer's state of "
+            f"{optimizer.get_state_dim(dim)} and the score of {SCORE_WORDS} it must be {wanted}"
         )
