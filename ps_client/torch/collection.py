@@ -65,6 +65,50 @@ def output_names(configs: Sequence[TableConfig]) -> list[list[str]]:
     return [[f"{f}@{c.name}" if shared[f] > 1 else f for f in c.feature_names] for c in configs]
 
 
+def examples_of(features: Any, needed: Sequence[str]) -> dict[str, Tensor]:
+    """Which of a feature's own examples each example of the whole batch is; {} where they are the same.
+
+    Parameters
+    ----------
+    features
+        A KeyedJaggedTensor, ours or torchrec's.
+    needed
+        The features that are looked up.
+
+    Raises
+    ------
+    InvalidRequestError
+        The inverse indices name examples that are not there, or are needed and missing.
+    """
+    sizes = dict(zip(features.keys(), features.stride_per_key(), strict=True))
+    if (inverse := features.inverse_indices_or_none()) is None:
+        if len({sizes[feature] for feature in needed}) > 1:
+            raise InvalidRequestError(
+                f"the features have batches of the sizes { {name: sizes[name] for name in needed} }; without "
+                "inverse_indices, which spread them over one batch, they must be equal"
+            )
+        return {}
+    names, index = inverse
+    check_integers("inverse_indices", index)
+    if index.dim() != 2 or index.shape[0] != len(names):
+        raise InvalidRequestError(
+            f"inverse_indices of {len(names)} features have the shape {tuple(index.shape)}; they must be one "
+            "row of examples for each"
+        )
+    places = dict(zip(names, index, strict=True))
+    if lacking := [feature for feature in needed if feature not in places]:
+        raise InvalidRequestError(f"inverse_indices lack the features {lacking}")
+    if index.numel() and not index.is_meta:
+        ends = torch.stack([torch.stack([row.min(), row.max()]) for row in places.values()]).tolist()
+        for name, (least, greatest) in zip(places, ends, strict=True):
+            if name in needed and not 0 <= least <= greatest < sizes[name]:
+                raise InvalidRequestError(
+                    f"inverse_indices of {name!r} are {least} to {greatest}; they must be 0 to "
+                    f"{sizes[name] - 1}, because the feature has {sizes[name]} examples"
+                )
+    return places
+
+
 class _Collection(RowModule):
     """What both collections share: the configs, and one lookup for all of them."""
 
@@ -131,6 +175,8 @@ class _Collection(RowModule):
             for name in ("lengths", "offsets"):
                 if (found := getattr(features, f"{name}_or_none")()) is not None:
                     check_integers(name, found)
+            if features.variable_stride_per_key():
+                own.check_sizes(features.stride_per_key_per_rank())
 
     def prefetch(self, features: KeyedJaggedTensor) -> None:
         """Start the pull of a later `forward`; the module's client must be a Pipeline or a Trainer.
@@ -240,9 +286,12 @@ class EmbeddingBagCollection(_Collection):
         Raises
         ------
         InvalidRequestError
-            Not a KeyedJaggedTensor, or one that lacks a feature of a table.
+            Not a KeyedJaggedTensor, or one that lacks a feature of a table; or batches of different sizes
+            with no or wrong `inverse_indices`.
         """
         self._check_batch(features)
+        names = [feature for config in self._configs for feature in config.feature_names]
+        places = examples_of(features, names)
         if self._is_weighted and features.weights_or_none() is None:
             raise ValueError("is_weighted is True, and the batch has no weights")
         batch = features.to_dict()
@@ -255,9 +304,7 @@ class EmbeddingBagCollection(_Collection):
                 Bags(config.name, first, last, offsets - offsets[0], mode, weights, include_last=True)
             )
         blocks = self._in_own_dtype(pooled(self._look_up(batch), bags))
-        if (inverse := features.inverse_indices_or_none()) is not None:
-            places = dict(zip(inverse[0], inverse[1], strict=True))
-            names = [feature for config in self._configs for feature in config.feature_names]
+        if places:
             blocks = [block[places[name]] for name, block in zip(names, blocks, strict=True)]
         lengths = [block.shape[1] for block in blocks]
         return KeyedTensor(self.embedding_names(), lengths, torch.cat(blocks, dim=1))
@@ -309,8 +356,10 @@ class EmbeddingCollection(_Collection):
         return self._need_indices
 
     def embedding_dim(self) -> int:
-        """The dim of the tables; PreconditionError where they differ."""
+        """The dim of the tables; PreconditionError where they differ, or there are none."""
         dims = {config.embedding_dim for config in self._configs}
+        if not dims:
+            raise PreconditionError("the collection has no tables, and so no embedding_dim")
         if len(dims) > 1:
             raise PreconditionError(f"the tables have the dims {sorted(dims)}; ask each config for its own")
         return int(dims.pop())

@@ -36,6 +36,18 @@ fx.wrap("empty_like")  # one step of a traced graph
 Strides = Sequence[Sequence[int]] | Tensor
 
 
+def check_sizes(strides: Sequence[Sequence[int]]) -> None:
+    """InvalidRequestError where a batch of a feature has a size below 0.
+
+    Parameters
+    ----------
+    strides
+        Sizes by feature and rank.
+    """
+    if any(size < 0 for row in strides for size in row):
+        raise InvalidRequestError(f"stride_per_key_per_rank is {strides}; sizes must be at least 0")
+
+
 class KeyedJaggedTensor(Jagged):
     """F features of a batch of B; see the module's example.
 
@@ -102,10 +114,16 @@ class KeyedJaggedTensor(Jagged):
         """B, once there are as many lengths as it needs."""
         pieces, count = self.lengths().numel(), len(self._keys)
         if self._strides:
+            check_sizes(self._strides)
             wanted = sum(sum(row) for row in self._strides)
             if len(self._strides) != count or wanted != pieces:
                 raise InvalidRequestError(
                     f"{pieces} lengths do not fit {count} keys and stride_per_key_per_rank {self._strides}"
+                )
+            if self._inverse and self._inverse[1].dim() != 2:
+                raise InvalidRequestError(
+                    f"inverse_indices have the shape {tuple(self._inverse[1].shape)}; they must be one row "
+                    "of examples for each key"
                 )
             whole = self._inverse[1].shape[1] if self._inverse else None
             return whole or max(sum(row) for row in self._strides)

@@ -46,6 +46,8 @@ def test_collections_say_what_they_are_made_of() -> None:
         other = EmbeddingConfig(name="item", embedding_dim=3, feature_names=["i"])
         with pytest.raises(PreconditionError, match=r"\[3, 4\]"):
             EmbeddingCollection(client, [PLAIN, other]).embedding_dim()
+        with pytest.raises(PreconditionError, match="no tables"):
+            EmbeddingCollection(client, []).embedding_dim()
 
 
 def test_the_ids_come_as_weights_where_they_are_asked_for() -> None:
@@ -74,6 +76,51 @@ def test_features_may_have_batches_of_their_own_size(spread: bool) -> None:
     (push,) = shards[0].pushes
     sums = dict(zip(push.tables[0].ids.tolist(), push.tables[0].gradients[:, 0].tolist(), strict=True))
     assert sums == ({1: 1.0, 2: 1.0, 3: 2.0, 9: 3.0} if spread else {9: 3.0})
+
+
+PAIR = torch.tensor([[0, 1, 1], [0, 0, 0]])
+
+
+@pytest.mark.parametrize(
+    ("inverse", "text"),
+    [
+        (None, r"batches of the sizes \{'u': 2, 'v': 1\}; without inverse_indices"),
+        ((["u", "v"], PAIR.float()), "inverse_indices are a tensor of torch.float32"),
+        ((["u"], PAIR), r"1 features have the shape \(2, 3\)"),
+        ((["u", "i"], PAIR), r"inverse_indices lack the features \['v'\]"),
+        ((["u", "v"], PAIR - 1), "inverse_indices of 'u' are -1 to 0; they must be 0 to 1"),
+        ((["v", "u"], PAIR), "inverse_indices of 'v' are 0 to 1; they must be 0 to 0"),
+    ],
+)
+def test_examples_that_are_not_there_are_refused_before_a_pull(
+    inverse: tuple[list[str], Tensor] | None, text: str
+) -> None:
+    made = KeyedJaggedTensor(
+        ["u", "v"], torch.tensor([1, 2, 3, 9]), lengths=torch.tensor([2, 1, 1]),
+        stride_per_key_per_rank=[[2], [1]], inverse_indices=inverse,
+    )  # fmt: skip
+    shards = make_shards(1)
+    with local_client(shards) as client:
+        with pytest.raises(InvalidRequestError, match=text):
+            EmbeddingBagCollection(client, [USER])(made)
+        assert not shards[0].pulls
+        one = EmbeddingBagConfig(name="user", embedding_dim=4, feature_names=["v"])
+        if inverse is None:  # a single feature has one size
+            assert EmbeddingBagCollection(client, [one])(made).values().shape == (1, 4)
+
+
+def test_batches_of_sizes_below_0_are_refused() -> None:
+    for inverse in (None, (["u", "v"], torch.tensor([[0], [0]]))):
+        with pytest.raises(InvalidRequestError, match=r"\[\[3\], \[-1\]\]; sizes must be at least 0"):
+            KeyedJaggedTensor(
+                ["u", "v"], torch.tensor([1, 2]), lengths=torch.tensor([1, 1]),
+                stride_per_key_per_rank=[[3], [-1]], inverse_indices=inverse,
+            )  # fmt: skip
+    with pytest.raises(InvalidRequestError, match=r"inverse_indices .* shape \(2,\)"):
+        KeyedJaggedTensor(
+            ["u", "v"], torch.tensor([1, 2]), lengths=torch.tensor([1, 1]),
+            stride_per_key_per_rank=[[1], [1]], inverse_indices=(["u", "v"], torch.tensor([0, 0])),
+        )  # fmt: skip
 
 
 class Model(nn.Module):
