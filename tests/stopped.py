@@ -72,10 +72,14 @@ def flip(path: Path, offset: int) -> None:
     path.write_bytes(data)
 
 
-def write_values(directory: Path, family: str, keys: NDArray[np.uint64], values: NDArray[np.uint8]) -> None:
-    """Put raw values into a family of a stopped shard, whatever their length."""
+def write_values(
+    directory: Path, family: str, keys: NDArray[np.uint64], values: NDArray[np.uint8], *, counted: bool = True
+) -> None:
+    """Put raw values into a family of a stopped shard, whatever their length; `counted` as they must be."""
     widths = {**read_descriptor(directory).families(), family: values.shape[1]}
     store = open_store(directory, widths, read_only=False)
-    store.families[family].put(keys, values)
+    rows = store.families[family]
+    here = np.concatenate([keys[:0], *(found for found, _ in rows.scan(10_000, with_values=False))])
+    rows.put(keys, values, ~np.isin(keys, here) if counted else False)
     store.families[family].flush()
     store.close()

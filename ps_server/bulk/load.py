@@ -310,7 +310,7 @@ def _write_and_ingest(
 
     def ingest() -> None:
         failpoint("mid SST ingest")
-        opened.rows.ingest(files)
+        opened.rows.ingest(files, written - replaced)
         failpoint("mid SST ingest")
 
     if files:

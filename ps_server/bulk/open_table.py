@@ -6,7 +6,7 @@ Thread safety: one load per shard at a time; the rest as shard.py says.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -17,7 +17,6 @@ from rowhouse.placement import PartitionMap
 from rowhouse.problem import nearest
 
 from ps_server.disk import checkpoint
-from ps_server.disk.checkpoint import CheckpointState
 from ps_server.disk.directory import Descriptor, held, open_store, read_descriptor
 from ps_server.disk.row import RowLayout
 from ps_server.disk.store import RowFamily, Store
@@ -133,13 +132,12 @@ def _of_stopped(directory: Path, name: str, descriptor: Descriptor, store: Store
         )
     layout, rows = descriptor.layouts[name], store.families[f"row.{name}"]
 
-    def commit(ingest: Callable[[], None], added: int) -> None:
-        before = state.rows.get(name)
-        if before is None:
-            before = sum(keys.shape[0] for keys, _ in rows.scan(SCAN_ROWS, with_values=False))
-        _write_count(store, state, name, None)  # after a kill the next start counts
+    if rows.count is None:
+        rows.count = state.rows.get(name)
+
+    def commit(ingest: Callable[[], None], _added: int) -> None:
+        checkpoint.note_row_format(store, name)
         ingest()
-        _write_count(store, state, name, before + added)
 
     return OpenTable(
         name=name, layout=layout, rows=rows,
@@ -147,7 +145,3 @@ def _of_stopped(directory: Path, name: str, descriptor: Descriptor, store: Store
         state_of=descriptor.states.get(name),
         initial_state=None if layout.state_size else np.empty(0, np.float32), commit=commit,
     )  # fmt: skip
-
-
-def _write_count(store: Store, state: CheckpointState, table: str, rows: int | None) -> None:
-    checkpoint.write(store, replace(state, rows={**state.rows, table: rows}), {})

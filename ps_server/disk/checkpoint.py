@@ -19,6 +19,7 @@ import xxhash
 from rowhouse import dtype
 from rowhouse.error import ConfigError, CorruptionError
 
+from ps_server.disk.row import ROW_FORMAT_VERSION, ROW_FORMATS_READ
 from ps_server.disk.segment import Owner
 from ps_server.disk.store import Store
 
@@ -44,7 +45,8 @@ class CheckpointState:
         Last (sequence, LSN, time in ms) of each client id, least recent first; ids as decimal text.
         Directories of earlier versions have no time.
     rows
-        Rows in the store per table, or None where they were not counted.
+        Directories of earlier versions: rows in the store per table at a clean stop, or None where they were
+        not counted. Now the store itself tells (RowFamily.count).
     frozen
         Freeze mode of each table that a command gave another one than the config's: off, refuse or ignore.
     configured
@@ -65,7 +67,7 @@ class Life:
     Attributes
     ----------
     clean
-        Stopped cleanly: the store is all there is, and the counts of rows are right.
+        Stopped cleanly: the store is all there is.
     durability
         Of that run.
     boot_id
@@ -166,6 +168,15 @@ def read_shard(store: Store) -> dict[str, Any] | None:
     return _unsealed(data, "the shard's descriptor") if data else None
 
 
+def note_row_format(store: Store, table: str) -> None:
+    """Have the directory say that a table's rows are of this version, before its family is written to; so an
+    earlier version, which would not keep the number of rows, refuses the directory."""
+    known = read_shard(store) or {}
+    if known["tables"][table]["row_format_version"] != ROW_FORMAT_VERSION:
+        known["tables"][table]["row_format_version"] = ROW_FORMAT_VERSION
+        store.put_meta({SHARD_KEY: _sealed(known)})
+
+
 _KEPT_FOR = {
     "show_click": ("sums of shows and clicks", "show_click"),
     "push_count": ("numbers of pushes", "least_frequent"),
@@ -227,6 +238,8 @@ def check_shard(store: Store, identity: dict[str, Any], *, read_only: bool) -> O
         if read_only and name not in tables:
             raise ConfigError(f"table {name!r} is not in this data directory; open it for writing once")
         before = {**layout, **tables.get(name, {})}  # an older directory does not know every key
+        if before["row_format_version"] in ROW_FORMATS_READ:
+            before["row_format_version"] = layout["row_format_version"]
         if changed := {key for key, value in layout.items() if before[key] != value}:
             raise ConfigError(f"table {name!r}: {_in_words(changed, layout, before)}{_way(changed)}")
         tables[name] = layout

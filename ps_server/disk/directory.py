@@ -19,7 +19,7 @@ from rowhouse.problem import counted
 
 from ps_server.disk import checkpoint
 from ps_server.disk.data_dir import is_made, missing_shards
-from ps_server.disk.row import ROW_FORMAT_VERSION, RowLayout
+from ps_server.disk.row import ROW_FORMATS_READ, RowLayout
 from ps_server.disk.store import Store
 
 MAINTENANCE_CACHE_BYTES: Final = 64 << 20
@@ -156,9 +156,10 @@ def read_descriptor(directory: Path, *, paranoid: bool = True) -> Descriptor:
         version = layout.pop("row_format_version")
         if (state_of := layout.pop("state_of", None)) is not None:
             states[name] = state_of
-        if version != ROW_FORMAT_VERSION:
+        if version not in ROW_FORMATS_READ:
             raise CorruptionError(
-                f"table {name!r} has row format {version}; this version reads {ROW_FORMAT_VERSION}"
+                f"table {name!r} has row format {version}; this version reads {ROW_FORMATS_READ[0]} to "
+                f"{ROW_FORMATS_READ[-1]}"
             )
         layouts[name] = RowLayout(**layout)
     return Descriptor(

@@ -24,7 +24,9 @@ LSN_BYTES: Final = 6
 INDEX_BYTES_PER_ROW: Final = 14
 """Index bytes charged per row: 8 per entry at the least load, 0.6 (just after a segment grew), is 13.4."""
 
-ROW_FORMAT_VERSION: Final = 1
+ROW_FORMAT_VERSION: Final = 2
+ROW_FORMATS_READ: Final = (1, 2)
+"""Version 1 has no record of the number of rows; its rows are the same."""
 
 TIME_MAX_S: Final = 2**32 - 1
 """The newest moment that a row's time of its last push can be (in 2106); the oldest is 1970."""

@@ -8,7 +8,9 @@ Block checksums (xxh3) are on and verified on every read.
 Invariants: 1. every error of rocksdict leaves here as an error of rowhouse.error; 2. keys are
 mix64(id), big-endian, so scans go by partition; 3. a value of another length than the table's is
 CorruptionError, never served; 4. what is opened read-only is not written to, and may be where nobody can
-write. Thread safety: every method may be called from any thread.
+write; 5. a family's record of its number of rows, where it has one, is right after any kill, because each
+write of rows has it in itself, and a kill leaves the first writes of a family.
+Thread safety: every method may be called from any thread; those that write to a family, by one at a time.
 """
 
 import re
@@ -21,7 +23,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from functools import partial
+from functools import cached_property, partial
 from itertools import chain, islice, starmap
 from pathlib import Path
 from typing import Any, Final, TypeVar, cast
@@ -36,6 +38,11 @@ from ps_server.disk.open_file import store_files
 
 META: Final = "meta"
 KEY_BYTES: Final = 8
+COUNT_KEY: Final = b"\xff" * KEY_BYTES + b"\0"
+"""No row's, and behind the last row's. Its value is the number of rows
+in the family (docs/row_format.md)."""
+
+COUNT_BYTES: Final = 8
 BLOCK_BYTES: Final = 4 * 1024
 """A cold row costs its block. Bytes per row on disk, and cold multi-gets per CPU second (5 M random ids, dim
 16, 128 MiB cache, files in the page cache), fp32 / fp16 SGD with LSNs that vary: 4 KiB 74.5 / 44.1 and
@@ -236,6 +243,7 @@ class RowFamily:
         self._write_options.disable_wal = True  # type: ignore[method-assign, assignment] # the stub is wrong
         self._family.set_read_options(_row_read_options())
         self._threads = READ_THREADS
+        self._recorded: int | None = None
 
     def get(self, keys: Keys) -> tuple[NDArray[np.bool_], Values]:
         """present (n,) bool of `keys` ((n,) uint64, images of mix64), and the values of those that are here,
@@ -272,25 +280,73 @@ class RowFamily:
             raise self._wrong_length(int(keys[wrong]), len(values[wrong]))
         return np.frombuffer(data, np.uint8).reshape(len(values), self.value_bytes)
 
-    def put(self, keys: Keys, values: Values) -> None:
-        """Write rows without the write-ahead log; `keys` (n,) uint64, `values` (n, value_bytes) uint8."""
+    @cached_property
+    def count(self) -> int | None:
+        """Rows that are here; None where a directory of an earlier version does not tell, until it is set to
+        what is known from elsewhere."""
+        try:
+            recorded = self.recorded_count()
+            self._recorded = 0 if recorded is None and self.is_empty() else recorded
+        except CorruptionError:
+            pass  # reads of the rows will tell
+        return self._recorded
+
+    def recorded_count(self) -> int | None:
+        """The number of rows as it is written here, or None; CorruptionError where it is damaged."""
+        data = _guarded(f"reading {self.name}", lambda: self._family.get(COUNT_KEY))
+        if data is not None and len(data) != COUNT_BYTES:
+            raise CorruptionError(
+                f"{self.name}: the number of rows has {len(data)} bytes; it must have {COUNT_BYTES}"
+            )
+        return None if data is None else int.from_bytes(data, "little")
+
+    def put(self, keys: Keys, values: Values, new: NDArray[np.bool_] | bool) -> None:
+        """Write rows without the write-ahead log.
+
+        Parameters
+        ----------
+        keys, values
+            (n,) uint64 and (n, value_bytes) uint8.
+        new
+            (n,) bool, or one for all: which of them are not here yet.
+        """
         order = np.argsort(keys)  # the memtable is sorted: ascending inserts are several times cheaper
         names = keys.astype(">u8").view(np.uint8).reshape(-1, KEY_BYTES)
+        added = np.broadcast_to(new, keys.shape)
         for first in range(0, order.shape[0], WRITE_ROWS):
             chosen = order[first : first + WRITE_ROWS]
             rows = _pairs(np.hstack([names[chosen], values[chosen]]))
-            batch = rocksdict.WriteBatch(raw_mode=True)
-            batch.set_default_column_family(self._handle)
+            batch = self._batch()
             deque(starmap(batch.put, rows), 0)
-            _guarded(f"writing {self.name}", lambda: self._database.write(batch, self._write_options))  # noqa: B023
+            self._write(batch, int(added[chosen].sum()))
             time.sleep(0)
 
     def delete(self, keys: Keys) -> None:
-        """Delete rows without the write-ahead log; `keys` is (n,) uint64."""
+        """Delete rows, all of which are here, without the write-ahead log; `keys` is (n,) uint64."""
+        for first in range(0, keys.shape[0], WRITE_ROWS):
+            batch, names = self._batch(), key_bytes(keys[first : first + WRITE_ROWS])
+            deque(map(batch.delete, names), 0)
+            self._write(batch, -len(names))
+            time.sleep(0)
+
+    def _batch(self) -> rocksdict.WriteBatch:
         batch = rocksdict.WriteBatch(raw_mode=True)
-        for name in key_bytes(keys):
-            batch.delete(name, self._handle)
-        _guarded(f"deleting from {self.name}", lambda: self._database.write(batch, self._write_options))
+        batch.set_default_column_family(self._handle)
+        return batch
+
+    def _write(self, batch: rocksdict.WriteBatch, added: int) -> None:
+        """Write a batch that makes the rows `added` more, with their number in it: RocksDB may flush between
+        any two batches, and a kill takes what was not flushed."""
+        count = self._count_after(added)
+        if count is None:  # one that is not known must not stay behind as if it were right
+            batch.delete(COUNT_KEY)
+        else:
+            batch.put(COUNT_KEY, count.to_bytes(COUNT_BYTES, "little"))
+        _guarded(f"writing {self.name}", lambda: self._database.write(batch, self._write_options))
+        self.count = self._recorded = count
+
+    def _count_after(self, added: int) -> int | None:
+        return None if self.count is None else self.count + added
 
     def scan(
         self, chunk_rows: int, start: int = 0, end: int | None = None, with_values: bool = True
@@ -320,6 +376,10 @@ class RowFamily:
         while chunk := _guarded(what, lambda: list(islice(rows, chunk_rows))):
             chunk = chunk if with_values else [(key, b"") for key in chunk]
             first = chunk[-1][0] + b"\0"
+            if chunk[-1][0] == COUNT_KEY:
+                chunk.pop()
+                if not chunk:
+                    break
             good = len(chunk)
             if {len(value) for _, value in chunk} != {width}:
                 good = next(i for i, (_, value) in enumerate(chunk) if len(value) != width)
@@ -356,6 +416,8 @@ class RowFamily:
 
     def flush(self) -> None:
         """Write the memtable to a synced SST file."""
+        if self.count != self._recorded:
+            self._write(self._batch(), 0)
         _guarded(f"flushing {self.name}", lambda: self._family.flush(True))
 
     def compact(self) -> None:
@@ -375,12 +437,20 @@ class RowFamily:
         _guarded(f"closing {self.name}", self._family.close)
         del self._family, self._handle, self._database
 
-    def ingest(self, files: list[Path]) -> None:
-        """Move sorted SST files (see SortedFile) in; newest wins over rows that are here."""
+    def ingest(self, files: list[Path], added: int) -> None:
+        """Move sorted SST files (see SortedFile) in; newest wins over rows that are here.
+
+        `added` is how many rows more there will be. Their number goes in with them, in a file of its own.
+        """
+        count = self._count_after(added)
+        counter = SortedFile(files[0].with_name("count.sst"))
+        counter.append_count(count)
+        counter.finish()
         options = rocksdict.IngestExternalFileOptions()
         options.set_move_files(True)
-        names = [str(file) for file in files]
+        names = [str(file) for file in (*files, counter.path)]
         _guarded(f"ingesting into {self.name}", lambda: self._family.ingest_external_file(names, options))
+        self.count = self._recorded = count
 
 
 class SortedFile:
@@ -400,6 +470,17 @@ class SortedFile:
         def add() -> None:
             for first in range(0, records.shape[0], 4096):  # other threads run between these, each 2 ms
                 deque(starmap(self._writer.__setitem__, _pairs(records[first : first + 4096])), 0)
+
+        _guarded(f"writing {self.path}", add)
+
+    def append_count(self, count: int | None) -> None:
+        """Add the number of rows in the family, as the file's last; None: it is not known."""
+
+        def add() -> None:
+            if count is None:
+                del self._writer[COUNT_KEY]
+            else:
+                self._writer[COUNT_KEY] = count.to_bytes(COUNT_BYTES, "little")
 
         _guarded(f"writing {self.path}", add)
 

@@ -279,7 +279,7 @@ class _TableWalk:
         self._newest: dict[tuple[str, str], Damage] = {}
 
     def run(self, clean_state: CheckpointState | None) -> list[Damage]:
-        """Walk the table; `clean_state` is the checkpoint whose counts must be right, or None."""
+        """Walk the table; `clean_state` is the checkpoint of a clean stop, or None."""
         report = self._report
         rows = self._store.families.get(f"row.{report.name}")
         if rows is None:
@@ -292,11 +292,21 @@ class _TableWalk:
             self._check_lsn(keys, values)
             report.not_finite += self._count_not_finite(values)
             self._progress(report.name, report.rows)
-        counted = clean_state.rows.get(report.name) if clean_state else None
-        if counted is not None and counted != report.rows and not self._damage:
-            text = f"{report.rows} rows are here; the checkpoint counted {counted}"
-            self._add(Damage(part="rows", what=text))
+        if not self._damage:
+            self._check_count(rows, clean_state)
         return self._damage
+
+    def _check_count(self, rows: RowFamily, clean_state: CheckpointState | None) -> None:
+        try:
+            counted, who = rows.recorded_count(), "the store"
+        except CorruptionError as error:
+            self._add(Damage(part="rows", what=str(error)))
+            return
+        if counted is None and clean_state is not None:
+            counted, who = clean_state.rows.get(self._report.name), "the checkpoint"
+        if counted is not None and counted != self._report.rows:
+            text = f"{self._report.rows} rows are here; {who} counted {counted}"
+            self._add(Damage(part="rows", what=text))
 
     def _readable(self, family: RowFamily) -> Iterator[tuple[Keys, Values]]:
         """Chunks of all rows that can be read; what lies between is reported as damage."""

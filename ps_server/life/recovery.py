@@ -153,10 +153,10 @@ def _restore(tables: dict[str, Table], store: Store, state: CheckpointState, cle
     for name, table in tables.items():
         tier = table.tier
         tier.applied_lsn = state.lsn
-        rows = state.rows.get(name)
-        empty = tier.rows.is_empty()
-        tier.stored.exact = empty or (clean and rows is not None)
-        tier.stored.rows = 0 if empty else rows or 0
+        if tier.rows.count is None and clean:
+            tier.rows.count = state.rows.get(name)
+        tier.stored.exact = tier.rows.count is not None
+        tier.stored.rows = tier.rows.count or 0
         if state.configured.get(name, table.config.freeze) == table.config.freeze:
             table.frozen = state.frozen.get(name, table.frozen)  # else the config's change is the newer will
         if table.admission is not None:

@@ -423,8 +423,7 @@ class Shard:
             for table in self._tables.values():
                 table.tier.rows.flush()
                 self._failpoint("mid checkpoint")
-            counts = {n: t.tier.stored.rows if t.tier.stored.exact else None for n, t in self._tables.items()}
-            checkpoint.write(self.store, replace(state, rows=counts), sketches)
+            checkpoint.write(self.store, state, sketches)
             self._opened.state = state
             if self._log is not None:
                 self._log.drop_before(lsn)
@@ -467,7 +466,7 @@ class Shard:
             self.checkpoint()
 
     def count_rows(self) -> None:
-        """Count the rows of tables whose number is not exact, as after a crash (the background's work)."""
+        """Count the rows of tables whose number is not known (the background's work)."""
         try:
             for table in self._tables.values():
                 if not table.tier.stored.exact:

@@ -39,7 +39,8 @@ which would take hundreds of megabytes that no budget counts."""
 
 @dataclass(slots=True)
 class StoredCount:
-    """Rows of the table that the store holds; `exact` is False until they were counted after a crash."""
+    """Rows of the table that the store holds; `exact` is False while that number is not known, because an
+    earlier version left the directory after a crash."""
 
     rows: int = 0
     hot: int = 0  # of them, those that are hot as well
@@ -175,7 +176,7 @@ class Tier:
                 dirty = flags & index.DIRTY != 0
                 self.departures += 1
                 self._note_stored(flags[dirty])
-                self._write_back(places[dirty])
+                self._write_back(places[dirty], flags[dirty])
             self.stored.hot -= places.shape[0]  # all of them are in the store now
             self.spilled_rows += places.shape[0]
             self.arena.give_back(places)
@@ -193,15 +194,16 @@ class Tier:
         """Count rows that are about to be written back; `flags` as they were. The caller holds the lock."""
         if flags.shape[0]:
             self._check_whole()
-        fresh = int((flags & index.STORED == 0).sum())
+        fresh = int(_are_new(flags).sum())
         self.stored.rows += fresh
         self.stored.hot += fresh
 
-    def _write_back(self, places: Places) -> None:
-        """Copy rows and write them, a part at a time; the caller holds both locks."""
-        part = max(1, COPY_BYTES // self.layout.value_bytes)
-        for start in range(0, places.shape[0], part):
-            self._write(*self.copy(places[start : start + part]), self.applied_lsn)
+    def _write_back(self, places: Places, flags: NDArray[np.uint8]) -> None:
+        """Copy rows and write them, a part at a time; `flags` as they were. The caller holds both locks."""
+        size = max(1, COPY_BYTES // self.layout.value_bytes)
+        for start in range(0, places.shape[0], size):
+            part = slice(start, start + size)
+            self._write(*self.copy(places[part]), _are_new(flags[part]), self.applied_lsn)
 
     def copy(self, places: Places) -> tuple[Ids, NDArray[np.uint8]]:
         """Keys and values of hot rows as the store has them; the caller holds the lock."""
@@ -216,11 +218,11 @@ class Tier:
         put_lsn(values, lsn)
         return mix64(self.arena.ids_of(places)), values
 
-    def _write(self, keys: Ids, values: NDArray[np.uint8], lsn: int) -> None:
-        """Write what was copied at `lsn`; the caller holds `_writing`."""
+    def _write(self, keys: Ids, values: NDArray[np.uint8], new: NDArray[np.bool_], lsn: int) -> None:
+        """Write what was copied at `lsn`, of which `new` is not in the store; the caller holds `_writing`."""
         try:
             self._barrier(lsn)
-            self.rows.put(keys, values)
+            self.rows.put(keys, values, new)
             self._failpoint("mid write-back")
         except BaseException:
             self._broken = True  # these rows count as clean: nobody may drop them for what the store has
@@ -248,10 +250,10 @@ class Tier:
                 self._note_stored(flags)
                 writing.enter_context(self._writing)
                 if places.shape[0] * self.layout.value_bytes > COPY_BYTES:
-                    self._write_back(places)
+                    self._write_back(places, flags)
                     return int(places.shape[0]), following
                 (keys, values), lsn = self.copy(places), self.applied_lsn
-            self._write(keys, values, lsn)
+            self._write(keys, values, _are_new(flags), lsn)
         return int(places.shape[0]), following
 
     def remove(self, ids: Ids, lsn: int) -> int:
@@ -277,7 +279,7 @@ class Tier:
             self.stored.hot -= int(was_stored.sum())
             self.stored.rows -= int(present.sum())
             self._barrier(lsn)
-            self.rows.delete(keys)
+            self.rows.delete(keys[present])
             self.applied_lsn = lsn
             return int(present.sum()) + int((~was_stored).sum())
 
@@ -321,7 +323,8 @@ class Tier:
             return max(0, self.stored.rows - self.stored.hot) + len(self.arena)
 
     def count_stored(self, chunk_rows: int, stopping: Callable[[], bool]) -> None:
-        """Count the store's rows after a crash, while pulls and pushes go on."""
+        """Count the store's rows, where a directory of an earlier version does not tell it, while pulls and
+        pushes go on."""
         with self.lock, self._writing:
             before = self.stored.rows
             scan = self.rows.scan(chunk_rows, with_values=False)
@@ -331,6 +334,14 @@ class Tier:
             if stopping():
                 return
             counted += keys.shape[0]
-        with self.lock:
+        with self.lock, self._writing:  # so that each row that counts as stored is in the store
+            self._check_whole()
             self.stored.rows += counted - before
             self.stored.exact = True
+            self.rows.count = self.stored.rows
+
+
+def _are_new(flags: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Which rows the store does not have, by their flags before they are written."""
+    new: NDArray[np.bool_] = flags & index.STORED == 0
+    return new

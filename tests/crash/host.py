@@ -72,7 +72,7 @@ class DictFamily:
         values = np.frombuffer(data, np.uint8).reshape(-1, self.value_bytes)
         return np.array([value is not None for value in found], np.bool_), values
 
-    def put(self, keys: NDArray[np.uint64], values: NDArray[np.uint8]) -> None:
+    def put(self, keys: NDArray[np.uint64], values: NDArray[np.uint8], new: NDArray[np.bool_]) -> None:
         self._rows.update(zip(keys.tolist(), map(bytes, values), strict=True))
 
     def delete(self, keys: NDArray[np.uint64]) -> None:
@@ -199,6 +199,16 @@ def load(driver: Driver, table: str, ids: NDArray[np.uint64], weights: NDArray[n
     )
 
 
+def check_counts(driver: Driver) -> None:
+    """The numbers of rows are right at once, whatever ended the life before."""
+    for name, table in driver.shard._tables.items():
+        stored = table.tier.stored
+        found = sum(keys.shape[0] for keys, _ in table.tier.rows.scan(1000, with_values=False))
+        assert stored.exact and stored.rows == found, (
+            f"table {name!r}: {stored}, and {found} rows in the store"
+        )
+
+
 def live(connection: Connection, life: Life) -> None:
     """Open the shard and serve until the connection ends, or the failpoint."""
     connection.send(os.getpid())
@@ -213,6 +223,7 @@ def live(connection: Connection, life: Life) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     driver = Driver(life.config(), Path(life.directory), failpoint=failpoint)
+    check_counts(driver)
     connection.send(driver.shard._applied_lsn)
     while True:
         kind, payload, driver.now_s = connection.recv()

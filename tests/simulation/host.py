@@ -27,7 +27,7 @@ from ps_server.shard.shard import Shard
 from ps_server.table.table import Table
 from tests.simulation.disk import Disk, Killed, Machine
 from tests.simulation.model import Evicted, Part, Pushed, Record, ShardModel
-from tests.simulation.store import Media, SimulatedStore
+from tests.simulation.store import COUNT, Media, SimulatedStore
 
 T = TypeVar("T")
 
@@ -327,7 +327,7 @@ class Host:
             self._same(name, peek(table, self.pool))
             stats = table.stats()
             self.events["rows spilled, at checks"] += stats.spilled_rows
-            assert not stats.rows_exact or stats.rows == len(self.model.tables[name].rows), (
+            assert stats.rows_exact and stats.rows == len(self.model.tables[name].rows), (
                 f"shard {self.index}, table {name!r}: {stats.rows} rows are told"
             )
         budget = shard._opened.budget
@@ -338,8 +338,10 @@ class Host:
         assert self.store is not None
         for name in self.model.tables:
             rows = self.store._medium.families[f"row.{name}"]
-            keys = unmix64(np.fromiter(rows, np.uint64, len(rows))).tolist()
-            self._same(name, dict(zip(keys, (value[:-LSN_BYTES] for value in rows.values()), strict=True)))
+            stored = {key: value[:-LSN_BYTES] for key, value in rows.items() if key != COUNT}
+            assert int.from_bytes(rows.get(COUNT, b""), "little") == len(stored)
+            keys = unmix64(np.fromiter(stored, np.uint64, len(stored))).tolist()
+            self._same(name, dict(zip(keys, stored.values(), strict=True)))
 
     def _same(self, name: str, found: dict[int, bytes]) -> None:
         expected = self.model.tables[name].rows

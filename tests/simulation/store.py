@@ -10,6 +10,7 @@ flushes by itself when memory is short). `meta` has a log, is synced, and each w
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from random import Random
 
@@ -17,12 +18,15 @@ import numpy as np
 from numpy.typing import NDArray
 from rowhouse.error import CorruptionError, StoreError
 
-from ps_server.disk.store import WRITE_ROWS
+from ps_server.disk.store import COUNT_BYTES, WRITE_ROWS
 
 Keys = NDArray[np.uint64]
 Values = NDArray[np.uint8]
 Write = dict[int, bytes | None]
 """One write of a family, whole or absent: values by key; None deletes."""
+
+COUNT = 1 << 64
+"""Key of the number of rows: behind the last row's, as in the real store."""
 
 MARK = "CURRENT"
 """The file of RocksDB by which a folder is known to be a store; here it names the medium."""
@@ -79,26 +83,39 @@ class SimulatedFamily:
             raise CorruptionError(f"{self.name}: a value has a wrong length")
         return np.frombuffer(b"".join(values), np.uint8).reshape(len(values), self.value_bytes)
 
-    def put(self, keys: Keys, values: Values) -> None:
-        order = np.argsort(keys)
+    @cached_property
+    def count(self) -> int | None:
+        recorded = self.recorded_count()
+        return 0 if recorded is None and self.is_empty() else recorded
+
+    def recorded_count(self) -> int | None:
+        data = self._rows.get(COUNT)
+        return None if data is None else int.from_bytes(data, "little")
+
+    def put(self, keys: Keys, values: Values, new: NDArray[np.bool_] | bool) -> None:
+        order, added = np.argsort(keys), np.broadcast_to(new, keys.shape)
         for first in range(0, order.shape[0], WRITE_ROWS):
             chosen = order[first : first + WRITE_ROWS]
             rows = zip(keys[chosen].tolist(), map(bytes, values[chosen]), strict=True)
-            self._write("store put", dict(rows))
+            self._write("store put", dict(rows), int(added[chosen].sum()))
 
     def delete(self, keys: Keys) -> None:
-        self._write("store delete", dict.fromkeys(keys.tolist()))
+        for first in range(0, keys.shape[0], WRITE_ROWS):
+            chosen = keys[first : first + WRITE_ROWS]
+            self._write("store delete", dict.fromkeys(chosen.tolist()), -chosen.shape[0])
 
-    def _write(self, what: str, write: Write) -> None:
+    def _write(self, what: str, write: Write, added: int) -> None:
         self._tick(what)
-        if write:
-            _apply(self._rows, write)
-            self._unflushed.append(write)
+        count = None if self.count is None else self.count + added
+        write = {**write, COUNT: None if count is None else count.to_bytes(COUNT_BYTES, "little")}
+        _apply(self._rows, write)
+        self._unflushed.append(write)
+        self.count = count
 
     def scan(
         self, chunk_rows: int, start: int = 0, end: int | None = None, with_values: bool = True
     ) -> Iterator[tuple[Keys, Values]]:
-        keys = sorted(k for k in self._rows if k >= start and (end is None or k < end))
+        keys = sorted(k for k in self._rows if start <= k < COUNT and (end is None or k < end))
         values = [self._rows[key] if with_values else b"" for key in keys]  # as they were when it began
         for first in range(0, len(keys), chunk_rows):
             part = slice(first, first + chunk_rows)
@@ -106,10 +123,12 @@ class SimulatedFamily:
             yield np.array(keys[part], np.uint64), stacked
 
     def is_empty(self) -> bool:
-        return not self._rows
+        return not self._rows.keys() - {COUNT}
 
     def flush(self) -> None:
         self._tick("store flush")
+        if self.count != self.recorded_count() and self.count:
+            self._write("store put", {}, 0)
         self._keep(len(self._unflushed))
         self._tick("store flush")
 

@@ -66,6 +66,7 @@ class Pair:
         for name in WIDTHS:
             real, other = self.real.families[name], self.other.families[name]
             assert real.is_empty() == other.is_empty()
+            assert real.count == other.count == sum(k.shape[0] for k, _ in real.scan(7))
             for ours, theirs in zip(real.get(KEYS), other.get(KEYS), strict=True):
                 np.testing.assert_array_equal(ours, theirs, err_msg=name)
             start, end = sorted(self.chance.sample(KEYS.tolist(), 2))
@@ -94,9 +95,9 @@ def test_the_simulated_store_is_what_the_real_one_is(pair: Pair) -> None:
         for store in (pair.real, pair.other):
             family = store.families[name]
             if kind == "put":
-                family.put(keys, values.reshape(keys.shape[0], -1))
+                family.put(keys, values.reshape(keys.shape[0], -1), ~family.get(keys)[0])
             elif kind == "delete":
-                family.delete(keys)
+                family.delete(keys[family.get(keys)[0]])
             elif kind == "flush":
                 family.flush()
             elif kind == "meta":
@@ -115,7 +116,7 @@ def test_a_crash_leaves_what_was_flushed_and_a_beginning_of_what_came_after(tmp_
         store = make(tmp_path / str(seed), WIDTHS)
         family = store.families["row.b"]
         for number, key in enumerate(KEYS[:6]):
-            family.put(np.array([key]), np.full((1, 5), number, np.uint8))
+            family.put(np.array([key]), np.full((1, 5), number, np.uint8), True)
             if number == 2:
                 family.flush()
         store.crash(random.Random(seed), power_cut=True)

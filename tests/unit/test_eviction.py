@@ -90,7 +90,7 @@ def test_tombstones_of_an_earlier_version_go(make: Make) -> None:
     driver.shard.close()
     widths = {"row.t": 270, "tombstone.t": 6}
     store = Store(driver.directory / "store", widths, cache_bytes=1 << 20, memtable_bytes=1 << 20)
-    store.families["tombstone.t"].put(span(100, 200), np.ones((100, 6), np.uint8))
+    store.families["tombstone.t"].put(span(100, 200), np.ones((100, 6), np.uint8), new=True)
     store.close()
     assert verify_directory(driver.directory).damage == []
     assert _families(driver) >= {"row.t", "tombstone.t"}

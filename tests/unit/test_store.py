@@ -33,7 +33,7 @@ def rows(count: int, width: int = 8, seed: int = 0) -> tuple[Any, Any]:
 def test_gets_what_was_put_in_any_order_and_size(tmp_path: Path) -> None:
     store = make(tmp_path)
     keys, values = rows(6_000)
-    store.families["row.a"].put(keys, values)
+    store.families["row.a"].put(keys, values, new=True)
     asked = np.concatenate([keys[::-1], np.array([0, 1, 2**64 - 1], np.uint64)])  # in two threads
     present, found = store.families["row.a"].get(asked)
     assert present.tolist() == [True] * keys.shape[0] + [False] * 3
@@ -52,7 +52,7 @@ def test_more_threads_read_where_the_last_read_waited_for_the_disk(
     store = make(tmp_path)
     family = store.families["row.a"]
     keys, values = rows(PARALLEL_KEYS_MIN)
-    family.put(keys, values)
+    family.put(keys, values, new=True)
     used: list[int] = []
     read_in_parts = store._readers.map
 
@@ -75,7 +75,7 @@ def test_reads_of_rows_leave_nothing_in_the_store_s_cache(tmp_path: Path) -> Non
     store = make(tmp_path)
     family = store.families["row.a"]
     keys, values = rows(20_000)
-    family.put(keys, values)
+    family.put(keys, values, new=True)
     family.flush()
     family.get(keys[:1])
     before = store._cache.get_usage()
@@ -91,7 +91,7 @@ def test_scans_ranges_in_key_order_from_a_snapshot(tmp_path: Path) -> None:
     assert family.is_empty() and list(family.scan(10)) == []
     keys, values = rows(1_000)
     keys[0], keys[1] = 0, 2**64 - 1
-    family.put(keys, values)
+    family.put(keys, values, new=True)
     order = np.argsort(keys)
     keys, values = keys[order], values[order]
     for chunk_rows in (1, 7, 1_000, 5_000):
@@ -117,8 +117,8 @@ import numpy as np, os, sys
 from tests.unit.test_store import make, rows
 from pathlib import Path
 store = make(Path({str(tmp_path / "s")!r}))
-store.families["row.a"].put(*rows(100)); store.families["row.a"].flush()
-store.families["row.b"].put(*rows(100, 3)); store.put_meta({{"key": b"value", "other": b""}})
+store.families["row.a"].put(*rows(100), new=True); store.families["row.a"].flush()
+store.families["row.b"].put(*rows(100, 3), new=True); store.put_meta({{"key": b"value", "other": b""}})
 os._exit(9)
 """
     subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=False, timeout=1_200)
@@ -153,7 +153,7 @@ except DirectoryInUseError as error:
 def test_a_value_of_another_length_is_named_and_not_served(tmp_path: Path) -> None:
     store = make(tmp_path)
     keys = np.array([5, 6, 7], np.uint64)
-    store.families["row.a"].put(keys, np.ones((3, 8), np.uint8))
+    store.families["row.a"].put(keys, np.ones((3, 8), np.uint8), new=True)
     store.close()
     store = make(tmp_path, value_bytes={"row.a": 9, "row.b": 3})
     family = store.families["row.a"]
@@ -170,8 +170,8 @@ def test_a_value_of_another_length_is_named_and_not_served(tmp_path: Path) -> No
 def test_a_flipped_byte_in_an_sst_file_is_named_by_gets_and_scans(tmp_path: Path, values: bool) -> None:
     store = make(tmp_path)
     keys, stored = rows(20_000)
-    store.families["row.a"].put(keys, stored)
-    store.families["row.b"].put(*rows(10, 3))
+    store.families["row.a"].put(keys, stored, new=True)
+    store.families["row.b"].put(*rows(10, 3), new=True)
     for family in store.families.values():
         family.flush()
     store.close()
@@ -200,12 +200,12 @@ def test_a_read_only_store_needs_one_and_writes_nothing(tmp_path: Path) -> None:
         make(tmp_path / "none", read_only=True)
     assert not (tmp_path / "none" / "CURRENT").exists()
     store = make(tmp_path / "s")
-    store.families["row.a"].put(*rows(10))
+    store.families["row.a"].put(*rows(10), new=True)
     store.close()
     reader, second = make(tmp_path / "s", read_only=True), make(tmp_path / "s", read_only=True)
     np.testing.assert_array_equal(reader.families["row.a"].get(rows(10)[0])[1], rows(10)[1])
     with pytest.raises(StoreError, match=r"row\.a"):
-        reader.families["row.a"].put(*rows(1))
+        reader.families["row.a"].put(*rows(1), new=True)
     reader.close()
     second.close()
 

@@ -21,7 +21,7 @@ def filled(tmp_path: Path) -> Path:
     store = open_store(tmp_path)
     values = np.random.default_rng(1).integers(0, 256, (KEYS.shape[0], 30), dtype=np.uint8)
     family = store.families["row.user"]
-    family.put(KEYS, values)
+    family.put(KEYS, values, new=True)
     family.flush()
     store.close()
     return tmp_path
@@ -69,7 +69,7 @@ def test_a_scan_that_ends_before_the_damage_is_no_error(filled: Path) -> None:
 
 def test_a_value_of_another_length_is_named_after_the_rows_before_it(filled: Path) -> None:
     store = open_store(filled, width=31)
-    store.families["row.user"].put(KEYS[1500:1501], np.zeros((1, 31), np.uint8))
+    store.families["row.user"].put(KEYS[1500:1501], np.zeros((1, 31), np.uint8), new=False)
     store.families["row.user"].flush()
     store.close()
     store = open_store(filled)

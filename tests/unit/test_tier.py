@@ -114,11 +114,11 @@ def test_rows_are_written_in_small_parts_and_behind_the_barrier(
     tier, passed, newest = tier_of(driver), [0], []
     put = tier.rows.put
 
-    def check(keys: NDArray[np.uint64], values: NDArray[np.uint8]) -> None:
+    def check(keys: NDArray[np.uint64], values: NDArray[np.uint8], new: NDArray[np.bool_]) -> None:
         assert values.nbytes <= 8_192
         newest.append(int(get_lsn(values).max()))
         assert newest[-1] <= passed[-1]
-        put(keys, values)
+        put(keys, values, new)
 
     monkeypatch.setattr(tier, "_barrier", passed.append)
     monkeypatch.setattr(tier.rows, "put", check)
@@ -195,10 +195,10 @@ def test_pulls_and_pushes_go_on_while_rows_are_written_but_nothing_leaves_memory
     tier = tier_of(driver)
     put, begun, go_on = tier.rows.put, threading.Event(), threading.Event()
 
-    def slow_put(keys: NDArray[np.uint64], values: NDArray[np.uint8]) -> None:
+    def slow_put(keys: NDArray[np.uint64], values: NDArray[np.uint8], new: NDArray[np.bool_]) -> None:
         begun.set()
         assert go_on.wait(20)
-        put(keys, values)
+        put(keys, values, new)
 
     monkeypatch.setattr(tier.rows, "put", slow_put)
     checkpoint = threading.Thread(target=driver.shard.checkpoint)

@@ -161,10 +161,10 @@ def test_a_row_of_another_shard(tmp_path: Path) -> None:
     assert damage.partitions == (0, 0)
 
 
-def test_a_row_too_many_for_the_checkpoint(directory: Path) -> None:
-    write_values(directory, "row.user", np.array([5], np.uint64), _value(directory, "user"))
+def test_a_row_too_many_for_the_count(directory: Path) -> None:
+    write_values(directory, "row.user", np.array([5], np.uint64), _value(directory, "user"), counted=False)
     (damage,) = verify_directory(directory).damage
-    assert damage.what == f"{ROWS + 1} rows are here; the checkpoint counted {ROWS}"
+    assert damage.what == f"{ROWS + 1} rows are here; the store counted {ROWS}"
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from tests.driver import Driver, shard_config
 
 WAIT_S = 300
 IDS = np.arange(1, 11, dtype=np.uint64)
-Put = Callable[[NDArray[np.uint64], NDArray[np.uint8]], None]
+Put = Callable[[NDArray[np.uint64], NDArray[np.uint8], NDArray[np.bool_]], None]
 
 
 def make_driver(path: Path, dim: int, memory_budget: str) -> Driver:
@@ -82,13 +82,13 @@ def test_a_write_outside_the_lock_that_fails_while_another_thread_evicts(
     pushed: list[NDArray[np.uint64]] = [IDS, IDS]
     steps: dict[str, Step] = {}
 
-    def failing(keys: NDArray[np.uint64], values: NDArray[np.uint8]) -> None:
+    def failing(keys: NDArray[np.uint64], values: NDArray[np.uint8], new: NDArray[np.bool_]) -> None:
         if steps["checkpoint"].is_current:
             assert not tier.lock.locked()
             begun.set()
             assert go_on.wait(WAIT_S)
             raise StoreError("writing row.t: the disk is full")
-        put(keys, values)
+        put(keys, values, new)
 
     def evicting() -> None:
         for number in range(1, 40):
@@ -131,7 +131,7 @@ def test_after_a_failed_write_no_row_leaves_memory(
     push(driver, ids)
     tier = tier_of(driver)
 
-    def fail(keys: NDArray[np.uint64], values: NDArray[np.uint8]) -> None:
+    def fail(keys: NDArray[np.uint64], values: NDArray[np.uint8], new: NDArray[np.bool_]) -> None:
         raise StoreError("writing row.t: the disk is full")
 
     with monkeypatch.context() as patched:
@@ -163,7 +163,7 @@ def test_rows_too_wide_to_copy_are_written_whole_beside_pushes(
     put: Put = tier.rows.put
     puts: list[int] = []
 
-    def slow(keys: NDArray[np.uint64], values: NDArray[np.uint8]) -> None:
+    def slow(keys: NDArray[np.uint64], values: NDArray[np.uint8], new: NDArray[np.bool_]) -> None:
         assert tier.lock.locked() and values.nbytes <= COPY_BYTES
         puts.append(keys.shape[0])
         if len(puts) == 2:  # a part is in the store, others are not
@@ -171,7 +171,7 @@ def test_rows_too_wide_to_copy_are_written_whole_beside_pushes(
             assert go_on.wait(WAIT_S)
             if fails:
                 raise StoreError("writing row.t: the disk is full")
-        put(keys, values)
+        put(keys, values, new)
 
     monkeypatch.setattr(tier.rows, "put", slow)
     checkpoint = Step(driver.shard.checkpoint)
@@ -211,9 +211,9 @@ def test_few_rows_in_many_sectors_are_written_together(
     puts: list[int] = []
     put = tier.rows.put
 
-    def counted(keys: NDArray[np.uint64], values: NDArray[np.uint8]) -> None:
+    def counted(keys: NDArray[np.uint64], values: NDArray[np.uint8], new: NDArray[np.bool_]) -> None:
         puts.append(keys.shape[0])
-        put(keys, values)
+        put(keys, values, new)
 
     monkeypatch.setattr(tier.rows, "put", counted)
     assert tier.write_back() == 200 == sum(puts)
