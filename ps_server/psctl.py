@@ -70,6 +70,7 @@ examples:
   feature-cross estimate features.yaml data.parquet --json > estimate.json
   psctl plan --estimate estimate.json --shards 8 --share 0.2 --json
   psctl plan --config cluster.yaml --rows user=2e9,item=5e7
+  psctl plan --rows 25e9 --dtype fp16 --optimizer sgd --share 0.05 --shards 64 --trainers 2000 --simulate
   psctl plan --check                                 (a few minutes: measures here, prints the error)
 """
 
@@ -199,6 +200,17 @@ def _add_plan_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument("--log", metavar="SIZE", help="checkpoint_log_bytes (512MiB, or the config's)")
     command.add_argument(
         "--constants", metavar="FILE", type=Path, help="measured runs (default: those shipped)"
+    )
+    command.add_argument(
+        "--scale", metavar="FILE", type=Path, help="runs of many rows (default: those shipped)"
+    )
+    command.add_argument("--trainers", type=int, help="who trains: adds bytes of a step, and connections")
+    command.add_argument("--batch-ids", type=int, help="ids of a trainer's step, repeats included (26624)")
+    command.add_argument(
+        "--simulate", action="store_true", help="steps per second against trainers and shards, simulated"
+    )
+    command.add_argument(
+        "--model-s", type=float, default=0.0, help="with --simulate: seconds of the model in a step (0)"
     )
     command.add_argument("--check", action="store_true", help="measure rows here and print the plan's error")
     command.add_argument(

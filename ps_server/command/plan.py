@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`psctl plan`: the arithmetic of rows, a plan for a cluster, and `--check`, which measures it again here.
+"""`psctl plan`: the arithmetic of rows, and a plan for a cluster. `--check` (check.py) measures rows here,
+`--simulate` (simulate.py) lets trainers and shards queue.
 
 Exit codes: 0 done, and with --check every error within its bar; 1 an error beyond its bar; 2 a wrong flag
 or file. Thread safety: a process's main thread.
@@ -7,40 +8,35 @@ or file. Thread safety: a process's main thread.
 
 import argparse
 import json
-import platform
-import shutil
-import sys
-import tempfile
-import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
 from rich.console import Console
 from rich.table import Table
-from rowhouse.distribution import DISTRIBUTION
 from rowhouse.error import ConfigError
 
+from ps_server.command import check, simulate
 from ps_server.config.cluster import load_config, parse_bytes
-from ps_server.plan.constant import SHIPPED, Run, fit, read_runs, write_runs
-from ps_server.plan.measure import CHECKED, KINDS, measure
+from ps_server.plan.constant import SHIPPED, Run, fit, read_runs
+from ps_server.plan.figure import Basis, Figure, figures
+from ps_server.plan.network import BATCH_IDS, Network, Traffic, make_network
 from ps_server.plan.plan import Demand, Plan, Site, make_plan
-from ps_server.plan.row_bytes import RowBytes, arithmetic, disk_row, memory_row, table_of
+from ps_server.plan.row_bytes import RowBytes, arithmetic, table_of
+from ps_server.plan.scale import at_scale, read_scale
 
-DISK_BAR: Final = 0.05
-MEMORY_BAR: Final = 0.10
 TERABYTE: Final = 1e12
 ESTIMATE_FORMAT: Final = "feature-cross-estimate"
 _SCALES: Final = {"k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12}
-_PACKAGES: Final = (DISTRIBUTION, "numpy", "numba", "rocksdict")
 
 
 def run(arguments: argparse.Namespace, console: Console) -> int:
     """Carry out `psctl plan` as parsed; returns the exit code."""
     runs = read_runs(arguments.constants or SHIPPED)
-    return _check(arguments, runs, console) if arguments.check else _plan(arguments, runs, console)
+    if arguments.check:
+        return check.run(arguments, runs, console)
+    return _plan(arguments, runs, console)
 
 
 def parse_rows(text: str) -> float:
@@ -126,14 +122,29 @@ def _site(arguments: argparse.Namespace) -> Site:
 
 
 def _plan(arguments: argparse.Namespace, runs: Sequence[Run], console: Console) -> int:
-    constants = fit(runs)
-    demands = demands_of(arguments)
-    plan = make_plan(demands, _site(arguments), constants) if demands else None
+    constants, scale = fit(runs), read_scale(arguments.scale)
     lines = arithmetic(constants)
+    demands, site = demands_of(arguments), _site(arguments)
+    rows = sum(demand.rows for demand in demands) / site.shards
+    constants = at_scale(constants, scale, rows, runs[0].rows)
+    plan = make_plan(demands, site, constants) if demands else None
+    network = _network(arguments, demands, site)
+    shown: list[Figure] = []
+    simulation = None
+    if network is not None and arguments.simulate:
+        simulation = simulate.simulated(network, site.shards, arguments.model_s)
+    if plan is not None:
+        kinds = [_kind(demand) for demand in demands]
+        basis = Basis(
+            shards=site.shards, kinds=kinds, constants=constants, runs=runs, scale=scale, network=network
+        )
+        shown = figures(plan, basis)
     if arguments.json:
         document = {
             "constants": asdict(constants), "arithmetic": [asdict(line) for line in lines],
             "plan": None if plan is None else {**asdict(plan), "machines": plan.machines},
+            "figures": [asdict(figure) for figure in shown],
+            "simulation": None if simulation is None else asdict(simulation),
         }  # fmt: skip
         print(json.dumps(document, indent=1))
         return 0
@@ -152,7 +163,49 @@ def _plan(arguments: argparse.Namespace, runs: Sequence[Run], console: Console) 
     console.print(first)
     if plan is not None:
         _show(plan, console)
+        _show_figures(shown, console)
+    if simulation is not None:
+        simulate.show(simulation, console)
     return 0
+
+
+def _network(arguments: argparse.Namespace, demands: Sequence[Demand], site: Site) -> Network | None:
+    """What the trainers send; None where nobody said how many there are, or of which rows."""
+    asked = arguments.simulate or arguments.batch_ids is not None or arguments.trainers is not None
+    if asked and (arguments.trainers is None or not demands):
+        raise ConfigError(
+            "--batch-ids and --simulate need --trainers, and all three need rows: --rows or --estimate"
+        )
+    if arguments.trainers is None:
+        return None
+    traffic = Traffic(
+        trainers=arguments.trainers,
+        batch_ids=BATCH_IDS if arguments.batch_ids is None else arguments.batch_ids,
+    )
+    return make_network(traffic, [(d.rows, d.table.dim) for d in demands], site.shards)
+
+
+def _kind(demand: Demand) -> str:
+    """As a run's kind prints, where there may be a run of it."""
+    table = demand.table
+    return f"{table.dtype}, dim {table.dim}, {table.optimizer.kind}"
+
+
+def _show_figures(shown: Sequence[Figure], console: Console) -> None:
+    table = Table("figure", "measured", "in a run of", "reckoned", "by", title="measured, and reckoned here")
+    for figure in shown:
+        measured = "–" if figure.measured is None else _figure(figure.measured, figure.unit)
+        reckoned = _figure(figure.reckoned, figure.unit)
+        table.add_row(figure.name, measured, figure.run or "–", reckoned, figure.formula)
+    console.print(table)
+
+
+def _figure(value: float, unit: str) -> str:
+    if unit == "B":
+        return f"{value:.1f} B" if value < 1000 else _amount(value)
+    if unit == "s":
+        return f"{value:.2g} s" if value < 1 else _time(value)
+    return f"{value:,.0f} {unit}".rstrip()
 
 
 def _show(plan: Plan, console: Console) -> None:
@@ -201,81 +254,3 @@ def _time(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-
-
-@dataclass(frozen=True, slots=True)
-class Error:
-    """A plan's figure beside the measured one; `low` and `high` are the plan's where it could not tell."""
-
-    what: str
-    place: str
-    low: float
-    high: float
-    measured: float
-    bar: float
-
-    @property
-    def share(self) -> float:
-        """planned / measured - 1, by the bound that is nearest; 0 between them."""
-        return min(max(self.measured, self.low), self.high) / self.measured - 1
-
-    @property
-    def planned(self) -> str:
-        """The plan's figure, for people."""
-        return f"{self.low:.1f} B" if self.low == self.high else f"{self.low:.1f}–{self.high:.1f} B"
-
-    @property
-    def within(self) -> bool:
-        """Whether it is inside its bar."""
-        return abs(self.share) <= self.bar
-
-
-def errors_of(runs: Sequence[Run], known: Sequence[Run]) -> list[Error]:
-    """What the constants of `known` say of each measured run, beside what it took."""
-    constants = fit(known)
-    errors = []
-    for run_ in runs:
-        layout, what = run_.kind.layout, str(run_.kind)
-        memory, disk = memory_row(layout, constants), disk_row(layout, constants)
-        errors.append(Error(what, "memory", memory.low, memory.high, run_.memory_bytes, MEMORY_BAR))
-        errors.append(Error(what, "disk", disk.low, disk.high, run_.disk_bytes, DISK_BAR))
-    return errors
-
-
-def _check(arguments: argparse.Namespace, known: Sequence[Run], console: Console) -> int:
-    folder = Path(tempfile.mkdtemp(prefix="rowhouse-plan-", dir=arguments.folder))
-    progress = Console(stderr=True, quiet=not sys.stderr.isatty())
-    kinds = list(dict.fromkeys([*CHECKED, *(KINDS if arguments.save else ())]))
-    found = []
-    try:
-        for number, kind in enumerate(kinds):
-            progress.print(f"{number + 1} of {len(kinds)}: {arguments.check_rows:,} rows, {kind}")
-            found.append(measure(kind, arguments.check_rows, folder))
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-    if arguments.save:
-        write_runs(arguments.save, [run_ for run_ in found if run_.kind in KINDS], _head())
-    errors = errors_of(found, known)
-    if arguments.json:
-        lines = [{**asdict(error), "error": error.share, "within": error.within} for error in errors]
-        print(json.dumps({"errors": lines, "runs": [run_.to_json() for run_ in found]}, indent=1))
-    else:
-        table = Table("row", "place", "planned", "measured here", "error", "bar", title="bytes per row")
-        for error in errors:
-            cells = (
-                error.planned,
-                f"{error.measured:.1f} B",
-                f"{error.share:+.1%}",
-                f"±{error.bar:.0%}",
-            )
-            table.add_row(error.what, error.place, *cells, style="" if error.within else "red")
-        console.print(table)
-    return 0 if all(error.within for error in errors) else 1
-
-
-def _head() -> dict[str, Any]:
-    return {
-        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "machine": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
-        "versions": {package: version(package) for package in _PACKAGES},
-    }

@@ -12,8 +12,9 @@ import pytest
 from rowhouse.error import ConfigError
 
 from ps_server import psctl
-from ps_server.command import plan as plan_command
-from ps_server.command.plan import errors_of, parse_rows
+from ps_server.command import check
+from ps_server.command.check import errors_of
+from ps_server.command.plan import parse_rows
 from ps_server.config.cluster import MEMORY_BUDGET_MIN_BYTES
 from ps_server.disk.row import RowLayout
 from ps_server.plan.constant import SHIPPED, Kind, Run, fit, read_runs, write_runs
@@ -168,7 +169,7 @@ def test_the_shipped_runs_are_explained_within_the_bars() -> None:
 
 
 def test_an_error_is_counted_from_the_nearest_bound() -> None:
-    error = plan_command.Error("row", "disk", 100.0, 120.0, 110.0, 0.05)
+    error = check.Error("row", "disk", 100.0, 120.0, 110.0, 0.05)
     assert error.share == 0 and error.planned == "100.0–120.0 B"
     assert replace(error, measured=80.0).share == pytest.approx(0.25)
     assert replace(error, measured=125.0).share == pytest.approx(-0.04)
@@ -303,7 +304,7 @@ def test_a_check_tells_its_errors(
         run = run_of(kind, constants)
         return replace(run, rows=rows, disk_bytes=run.disk_bytes * factor)
 
-    monkeypatch.setattr(plan_command, "measure", measured)
+    monkeypatch.setattr(check, "measure", measured)
     saved = tmp_path / "runs.json"
     flags = ["plan", "--check", "--check-rows", "70000", "--folder", str(tmp_path), "--save", str(saved)]
     assert psctl.main([*flags, "--json"]) == code
