@@ -199,7 +199,7 @@ def record(found: dict[str, Any]) -> dict[str, Any]:
         "disk_bytes_per_row_compacted": found["compact"]["disk_bytes_per_row"],
         "memory_bytes": opened["memory_bytes"], "index_filter_bytes": opened["index_filter_bytes"],
         "open_files": opened["open_files"], "reopen_clean_s": opened["reopen_s"],
-        "reopen_crash_s": kill["first_answer_s"],
+        "reopen_crash_s": kill["first_answer_s"], "replayed_rows": kill.get("pushed_rows"),
         "pull_uniform_rows_per_s": pull["cached_rows_per_s"],
         "pull_zipf_rows_per_s": train["zipf_pull_rows_per_s"],
         "pull_disk_rows_per_s": pull["disk_rows_per_s"],

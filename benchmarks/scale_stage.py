@@ -354,13 +354,14 @@ def _checkpoint(
 # ---------------------------------------------------------------- what comes after
 def kill(run: "Run") -> dict[str, Any]:
     """SIGKILL with KILL_STEPS pushes in the log; seconds to the first answer, and to an exact count."""
-    generator = np.random.default_rng(23)
+    generator, pushed = np.random.default_rng(23), 0
     server = run.start()
     try:
         with connect(server.endpoint(), timeout_s=600.0) as client:
             for number in range(KILL_STEPS):
                 batch = draw(("zipf", "uniform")[number % 2], generator, run.rows)
                 client.push(TABLE, batch.distinct, batch.gradients)
+                pushed += batch.distinct.shape[0]
             sample = batch.distinct[:1000]
             before = client.pull(TABLE, sample)
             rows = client.stats()[0].tables[0].rows
@@ -375,7 +376,10 @@ def kill(run: "Run") -> dict[str, Any]:
             time.sleep(0.2)
         exact_s = time.perf_counter() - began_s
         found = client.stats()[0].tables[0].rows
-    return {"first_answer_s": first_s, "rows_exact_s": exact_s, "rows": found, "rows_before": rows}
+    return {
+        "first_answer_s": first_s, "rows_exact_s": exact_s, "rows": found, "rows_before": rows,
+        "pushed_rows": pushed,
+    }  # fmt: skip
 
 
 def evict(run: "Run") -> dict[str, Any]:

@@ -7,6 +7,7 @@ Thread safety: a process's main thread.
 
 import argparse
 import logging
+import math
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -171,6 +172,16 @@ def _id_flag(text: str) -> int:
     return value
 
 
+def _count_flag(text: str) -> int:
+    try:
+        rows = float(text)
+    except ValueError:
+        rows = math.nan
+    if not (1 <= rows <= 1e12 and rows == int(rows)):
+        raise argparse.ArgumentTypeError(f"{text!r}; it must be a whole number such as 1e8")
+    return int(rows)
+
+
 def _add_plan_flags(command: argparse.ArgumentParser) -> None:
     """Flags of `psctl plan`."""
     command.add_argument("--rows", metavar="ROWS", help="14e9 or 14B; with --config NAME=ROWS,…")
@@ -214,13 +225,18 @@ def _add_plan_flags(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--check", action="store_true", help="measure rows here and print the plan's error")
     command.add_argument(
-        "--check-rows", type=int, metavar="ROWS", default=_CHECK_ROWS, help="rows of a measurement"
+        "--check-rows",
+        type=_count_flag,
+        metavar="ROWS",
+        default=_CHECK_ROWS,
+        help="rows of a measurement "
+        "(1e6); above 4e6 they are loaded, of one kind, with the times of a load and of starts",
     )
     command.add_argument(
         "--folder", metavar="DIR", type=Path, help="where --check writes; a temporary one else"
     )
     command.add_argument(
-        "--save", metavar="FILE", type=Path, help="with --check: keep the runs, for --constants"
+        "--save", metavar="FILE", type=Path, help="with --check: keep the runs, for --constants or --scale"
     )
     command.add_argument("--json", action="store_true", help="print JSON instead of tables")
 

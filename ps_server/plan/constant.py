@@ -100,6 +100,11 @@ def read_runs(path: Path) -> tuple[Run, ...]:
         raise ConfigError(f"{path} holds no measured runs: {type(error).__name__}: {error}") from None
 
 
+def measured_on(path: Path) -> str:
+    """The machine of a file that `read_runs` reads."""
+    return str(json.loads(path.read_text(encoding="utf-8")).get("machine", ""))
+
+
 def write_runs(path: Path, runs: Sequence[Run], head: Mapping[str, Any]) -> None:
     """Write runs, with what describes the machine above them."""
     document = {"format": FORMAT, **head, "runs": [run.to_json() for run in runs]}

@@ -209,7 +209,7 @@ def at_scale(constants: Constants, scale: Scale, rows: float, fitted_rows: float
     """
     changes: dict[str, float] = {}
     if scale.runs and rows > 0:
-        bytes_, before = (scale.at("disk_bytes_per_row_compacted", size) for size in (rows, fitted_rows))
+        bytes_, before = (scale.at("disk_bytes_per_row", size) for size in (rows, fitted_rows))
         if bytes_ is not None and before is not None:
             changes["plain_row"] = constants.plain_row + bytes_ - before
         if (load_s := scale.at("load_s", rows)) is not None:

@@ -2,6 +2,7 @@
 """Runs of many rows: read, written, interpolated, and what a plan makes of them."""
 
 import json
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,12 @@ import pytest
 from rowhouse.error import ConfigError
 
 from ps_server import psctl
+from ps_server.command import check
+from ps_server.command import measure_scale as scale_command
 from ps_server.plan import scale as scale_module
 from ps_server.plan.constant import SHIPPED, Kind, fit, read_runs
 from ps_server.plan.row_bytes import disk_row
-from ps_server.plan.scale import VALUE_BYTES, Scale, ScaleRun, at_scale, read_scale, write_scale
+from ps_server.plan.scale import VALUE_BYTES, Scale, ScaleRun, at_scale, read_scale, this_machine, write_scale
 
 RUNS = tuple(
     ScaleRun(
@@ -119,9 +122,9 @@ def test_twenty_five_billion_rows(tmp_path: Path, capsys: pytest.CaptureFixture[
 def test_a_plan_simulates(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "scale.json"
     write_scale(path, replace(SCALE, runs=()))
-    document = planned(path, capsys, "--trainers", "16", "--simulate", "--model-s", "0.01")
+    document = planned(path, capsys, "--trainers", "4", "--shards", "4", "--simulate")
     found = document["simulation"]
-    assert [(one["trainers"], one["shards"]) for one in found["grid"]][-1] == (16, 64)
+    assert [(one["trainers"], one["shards"]) for one in found["grid"]][-1] == (4, 4)
     assert found["troubles"]["nothing"]["steps_per_s"] > 0
     words = ["plan", "--rows", "1e6", "--shards", "2", "--trainers", "4", "--simulate"]
     assert psctl.main(words) == 0
@@ -137,3 +140,76 @@ def test_a_plan_simulates(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 def test_flags_that_need_others_say_so(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert psctl.main(["plan", *flags]) == 2
     assert "need --trainers, and all three need rows" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------ the check
+def test_a_check_of_many_rows_is_held_to_the_runs_of_other_sizes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, saved = tmp_path / "scale.json", tmp_path / "saved.json"
+    write_scale(path, replace(SCALE, machine=this_machine()))
+    changes: dict[str, float] = {}
+
+    def measured(rows: int, _folder: Path, say: Any) -> ScaleRun:
+        say("measuring")
+        return replace(RUNS[2], rows=rows, **changes)
+
+    monkeypatch.setattr(check, "measure_scale", measured)
+    words = ["plan", "--check", "--check-rows", "1e8", "--scale", str(path), "--folder", str(tmp_path)]
+    assert psctl.main([*words, "--json", "--save", str(saved)]) == 0
+    document = json.loads(capsys.readouterr().out)
+    lines = {line["place"]: line for line in document["errors"]}
+    assert {place: line["bar"] for place, line in lines.items()} == {
+        "disk of a row": 0.05, "memory of a shard without hot rows": 0.10, "load": 0.25,
+        "start after a stop": 0.25, "start after a kill": 0.25,
+    }  # fmt: skip
+    assert lines["start after a stop"]["told"].startswith("told only: below 1 s")
+    assert not lines["load"]["told"] and lines["load"]["error"] == pytest.approx(0, abs=0.01)
+    assert [run.rows for run in read_scale(saved).runs] == [10**8] == [document["scale"]["rows"]]
+    for change in ({"load_s": 60.0}, {"reopen_crash_s": 7.0}, {"memory_bytes": 2.5e8}):
+        changes = change
+        assert psctl.main(words) == 1
+        assert "planned" in capsys.readouterr().out
+    changes = {"load_s": 60.0, "reopen_crash_s": 7.0}  # times are those of a machine
+    write_scale(path, replace(SCALE, machine="4 cores of another one"))
+    assert psctl.main(words) == 0
+    assert "told only: the plan's is of" in " ".join(capsys.readouterr().out.split())
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["saved.json", "scale.json"]
+
+
+def test_a_saved_run_joins_those_of_other_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "scale.json"
+    write_scale(path, SCALE)
+    monkeypatch.setattr(check, "measure_scale", lambda rows, _folder, _say: ScaleRun(rows=rows, load_s=7.0))
+    words = ["plan", "--check", "--folder", str(tmp_path), "--save", str(path), "--json"]
+    for rows in ("2e7", "1e9"):
+        psctl.main([*words, "--check-rows", rows])
+    runs = read_scale(path).runs
+    assert [run.rows for run in runs] == [10**6, 10**7, 2 * 10**7, 10**8, 10**9]
+    assert runs[-1].load_s == 7.0 and runs[-1].memory_bytes is None
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"), [("many", "it must be a whole number"), ("0", "it must be"), ("1.5", "it must be"),
+                          ("1e12", "that takes 60000 GB of disk")],
+)  # fmt: skip
+def test_a_check_of_wrong_rows_is_refused(
+    rows: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["plan", "--check", "--check-rows", rows, "--folder", str(tmp_path)]
+    with suppress(SystemExit):
+        assert psctl.main(words) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_shard_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A real server, a real load, a real kill; few rows, so only that each figure is there and can be."""
+    monkeypatch.setattr(scale_command, "PUSHES", 4)
+    said: list[str] = []
+    run = scale_command.measure_scale(150_000, tmp_path, said.append)
+    assert run.rows == 150_000 and len(said) == 4
+    assert run.disk_bytes_per_row == pytest.approx(44, rel=0.1)
+    assert 50e6 < (run.memory_bytes or 0) < 1e9 and (run.open_files or 0) > 10
+    assert (run.load_s or 0) > 0 and (run.reopen_clean_s or 0) > 0 and (run.reopen_crash_s or 0) > 0
+    assert (run.replayed_rows or 0) > 4 * 5000
