@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Plots of a result: ratios beside their goals, cost against size, and bytes of a plan.
+"""Plots of a result: ratios beside their goals, cost against size, bytes of a plan, and its simulation.
 
-Each function writes one PNG and says whether there was anything to draw. matplotlib is imported inside them:
-it is optional, and nothing else needs it. Thread safety: pure, but for the file that is written.
+Each function writes one PNG; those of FIGURES say whether there was anything to draw. matplotlib is imported
+inside them: it is optional, and nothing else needs it. Thread safety: pure, but for the file that is written.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,6 +16,8 @@ MET: Final = "#4c9f70"
 MISSED: Final = "#c44e52"
 RAW_LINES: Final = {"fp32": 72, "fp16": 40}
 ROWS: Final = (1e6, 1e7, 1e8, 1e9, 1e10, 1e11, 1e12)
+TRAINERS: Final = (8, 64, 500, 2000)
+SHARDS: Final = (1, 4, 16, 64, 256)
 DIMS: Final = (4, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 
 
@@ -108,6 +110,37 @@ def plot_bytes(_result: Result, path: Path) -> bool:
         axes.grid(alpha=0.3)
     figure.savefig(path, dpi=DOTS)
     return True
+
+
+def plot_simulation(service_path: Path, path: Path) -> None:
+    """Simulated steps/s against shards and trainers, with the services of a file (wire_queue.py), beside the
+    real runs of one and two shards that are in it. It takes seconds, so it is no part of a report."""
+    from ps_server.plan.simulation import Cluster, grid, read_service  # noqa: PLC0415 # as above
+
+    service, document = read_service(service_path)
+    cluster = Cluster(trainers=1, shards=1, step_ids=document["step_ids"])
+    found = grid(service, cluster, list(TRAINERS), list(SHARDS))
+    figure = _figure(13, 4.5)
+    by_shards, by_trainers, beside = figure.subplots(1, 3)
+    for trainers in TRAINERS:
+        line = [outcome.steps_per_s for outcome in found if outcome.trainers == trainers]
+        by_shards.plot(SHARDS, line, marker="o", label=f"{trainers:,} trainers")
+    for shards in SHARDS:
+        line = [outcome.steps_per_s for outcome in found if outcome.shards == shards]
+        by_trainers.plot(TRAINERS, line, marker="o", label=f"{shards} shards")
+    points = document["points"]
+    for shift, what in ((-0.2, "measured"), (0.2, "simulated")):
+        heights = [point[f"{what}_steps_per_s"] for point in points]
+        beside.bar([place + shift for place in range(len(points))], heights, width=0.4, label=what)
+    beside.set_xticks(range(len(points)), [f"{p['trainers']} on {p['shards']}" for p in points])
+    by_shards.set(xscale="log", yscale="log", xlabel="shards", title="a core for each shard")
+    by_trainers.set(xscale="log", yscale="log", xlabel="trainers", title="a core for each shard")
+    beside.set(xlabel="trainers on shards", title=f"all on one machine: {document['machine']}")
+    for axes in (by_shards, by_trainers, beside):
+        axes.set(ylabel="steps/s of all trainers")
+        axes.legend(fontsize=7)
+        axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=DOTS)
 
 
 FIGURES: Final[Mapping[str, tuple[Callable[[Result, Path], bool], str]]] = {

@@ -2,6 +2,7 @@
 """Measured services of trainers and shards, and the plan's simulation beside real runs of 1 and 2 shards.
 
     python -m benchmarks.wire_queue --output ps_server/plan/service.json
+    python -m benchmarks.wire_queue --plot docs/simulation.png
 
 One trainer on one shard with two sizes of a step gives the seconds of a shard per call and per id (CPU of its
 process), and the trainer's (the rest of the step). One trainer on two shards with small steps gives what each
@@ -35,9 +36,10 @@ from rowhouse.mix import mix64
 
 from benchmarks.batch import DIM, IDS
 from benchmarks.embedded import ADAGRAD, TABLE, create_rows, table_config
+from benchmarks.figure import plot_simulation
 from benchmarks.server import serving, shard_arguments
 from ps_client import connect
-from ps_server.plan.simulation import FORMAT, Cluster, Service, simulate
+from ps_server.plan.simulation import FORMAT, SHIPPED, Cluster, Service, simulate
 
 SMALL_IDS, LARGE_IDS = 2_000, 15_000
 """Distinct ids of a step; the larger one is about what a Zipf batch of 26,624 ids has."""
@@ -250,6 +252,9 @@ def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.wire_queue", description=__doc__)
     parser.add_argument("--output", type=Path, metavar="FILE", help="where the measured services go")
+    parser.add_argument(
+        "--plot", type=Path, metavar="PNG", help="draw what --output holds already, and measure nothing"
+    )
     parser.add_argument("--seconds", type=float, default=3.0, help="of each run")
     parser.add_argument("--rounds", type=int, default=3, help="how often each run is made")
     parser.add_argument("--rows", type=int, default=IDS, help="of the table")
@@ -260,6 +265,9 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.endpoint:
         be_trainer(arguments)
+        return
+    if arguments.plot:
+        plot_simulation(arguments.output or SHIPPED, arguments.plot)
         return
     with tempfile.TemporaryDirectory(prefix="rowhouse-queue-") as scratch:
         document = measure(arguments.seconds, arguments.rounds, arguments.rows, Path(scratch))

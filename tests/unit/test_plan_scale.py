@@ -148,7 +148,7 @@ def test_a_check_of_many_rows_is_held_to_the_runs_of_other_sizes(
 ) -> None:
     path, saved = tmp_path / "scale.json", tmp_path / "saved.json"
     write_scale(path, replace(SCALE, machine=this_machine()))
-    changes: dict[str, float] = {}
+    changes: dict[str, Any] = {}
 
     def measured(rows: int, _folder: Path, say: Any) -> ScaleRun:
         say("measuring")
