@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m benchmarks list | run | compare | report | table | profile`.
+"""`python -m benchmarks list | run | compare | report | table | profile | scale`.
 
 Exit codes: 0 done; 1 a workload failed, or `compare` found a bar that got worse; 2 a wrong argument.
 A goal that is missed is no failure: the report says so.
@@ -90,6 +90,16 @@ def _parser() -> argparse.ArgumentParser:
         "result", type=Path, nargs="?", default=goal_table.RESULT, help="default: the kept one"
     )
     reading.add_argument("--write", type=Path, metavar="FILE", help="put it between this page's marks")
+    scaling = commands.add_parser(
+        "scale", help="runs of the workload scale side by side",
+        epilog="example: python -m benchmarks scale /data/1e7 /data/1e8 /data/1e9 --output build/scale",
+    )  # fmt: skip
+    scaling.add_argument(
+        "runs", type=Path, nargs="+", metavar="DIR", help="--dir of each run, or a scale.json"
+    )
+    scaling.add_argument(
+        "--output", type=Path, metavar="DIR", help="write scale.json, scale.md, scale.png, plan_scale.json"
+    )
     return parser
 
 
@@ -235,6 +245,17 @@ def _profile(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _scale(arguments: argparse.Namespace) -> int:
+    from benchmarks import scale_report  # noqa: PLC0415 # it loads the kernels of every package
+
+    runs = scale_report.read_runs(arguments.runs)
+    print(scale_report.table(runs), end="")
+    if arguments.output:
+        for path in scale_report.write(runs, result.describe_run({}, ROOT), arguments.output):
+            print(path)
+    return 0
+
+
 def _table(arguments: argparse.Namespace) -> int:
     made = goal_table.table(result.load(arguments.result))
     if arguments.write is None:
@@ -264,7 +285,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.command in ("run", "profile"):
         return _run(arguments) if arguments.command == "run" else _profile(arguments)
     try:
-        return {"compare": _compare, "report": _report, "table": _table}[arguments.command](arguments)
+        return {"compare": _compare, "report": _report, "table": _table, "scale": _scale}[arguments.command](
+            arguments
+        )
     except (OSError, ValueError) as error:
         print(f"benchmarks: {error}", file=sys.stderr)
         return 2

@@ -33,7 +33,9 @@ from ps_client.client import Client
 from ps_server.config.cluster import load_config
 from ps_server.table.budget import least_budget
 
-ROWS_MIN: Final = 1_000_000
+SHORT_ROWS: Final = 10_000_000
+"""Rows at least where no --dir is given, as in `make bench`: fewer are all in memory soon."""
+
 HOT_SHARE: Final = 1 / 16
 HOT_ROWS_MIN: Final = 6 * BATCH_IDS
 """A push may have as many distinct ids as a quarter of the budget holds."""
@@ -122,7 +124,7 @@ STAGES: Final[dict[str, Callable[[Run], dict[str, Any]]]] = {
 
 def measure(settings: Settings, name: str, goal: Goal | None) -> list[Bar]:
     """Run every stage that is not done, and make the bars of what all of them found."""
-    rows = max(ROWS_MIN, settings.rows)
+    rows = settings.rows if settings.folder else max(SHORT_ROWS, settings.rows)
     folder = settings.folder or settings.scratch
     state = folder / "scale.json"
     found = json.loads(state.read_text()) if state.exists() else {"rows": rows}
