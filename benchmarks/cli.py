@@ -85,6 +85,12 @@ def _parser() -> argparse.ArgumentParser:
     profiling.add_argument("--rows", type=_positive, default=QUICK["rows"], help="rows on disk of cold_pull")
     profiling.add_argument("--scratch", type=Path, metavar="DIR", default=BUILD / "scratch", help="for data")
     profiling.add_argument("--json", action="store_true", help="as JSON")
+    _add_tables(commands)
+    return parser
+
+
+def _add_tables(commands: Any) -> None:
+    """The commands that print kept results as tables."""
     reading = commands.add_parser("table", help="the goals of a result as one Markdown table")
     reading.add_argument(
         "result", type=Path, nargs="?", default=goal_table.RESULT, help="default: the kept one"
@@ -100,7 +106,6 @@ def _parser() -> argparse.ArgumentParser:
     scaling.add_argument(
         "--output", type=Path, metavar="DIR", help="write scale.json, scale.md, scale.png, plan_scale.json"
     )
-    return parser
 
 
 def _positive(text: str) -> int:

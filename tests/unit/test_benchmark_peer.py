@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import tarfile
-import time
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,6 +23,7 @@ from benchmarks.peer import environment, roster
 from benchmarks.peer.environment import Environment, Unavailable, prepare
 from benchmarks.peer.remote import expected_adagrad, running, write_batches
 from benchmarks.wire_server import Contender, against_servers
+from tests.process import wait_until
 
 IDS = 300
 
@@ -90,10 +90,7 @@ def test_a_peer_loads_pulls_steps_and_takes_turns(tmp_path: Path) -> None:
         assert len(timing.ids_per_s) == 2
         assert len(timing.batch_s) >= 2 * BATCHES_MIN
         stopped = psutil.Process(peer.process.pid)
-        deadline_s = time.monotonic() + 60  # a signal reaches a process when that is next scheduled
-        while stopped.status() != psutil.STATUS_STOPPED:  # between turns it costs nothing
-            assert time.monotonic() < deadline_s
-            time.sleep(0.01)
+        wait_until(lambda: stopped.status() == psutil.STATUS_STOPPED)  # between turns it costs nothing
     assert peer.process.poll() is not None
 
 
