@@ -2,7 +2,7 @@
 """scale: the life of a shard with very many rows, few of them in memory: `run scale --rows 1e9 --dir DIR`.
 
 The stages below run one after another on one data directory: load, open, pull, train, kill, evict, compact,
-verify, export. Each writes what it found to DIR/scale.json, so a run that was broken off goes on with the
+export, verify. Each writes what it found to DIR/scale.json, so a run that was broken off goes on with the
 stage that it was in. The hot set is HOT_SHARE of the rows at each size, so sizes can be compared.
 
 The server is a real `ps-server serve`, asked over TCP; the peer reads the same files in this process.
@@ -118,7 +118,7 @@ class Run:
 STAGES: Final[dict[str, Callable[[Run], dict[str, Any]]]] = {
     "load": scale_stage.load, "open": scale_stage.reopen, "pull": scale_stage.pull,
     "train": scale_stage.train, "kill": scale_stage.kill, "evict": scale_stage.evict,
-    "compact": scale_stage.compact, "verify": scale_stage.verify, "export": scale_stage.export,
+    "compact": scale_stage.compact, "export": scale_stage.export, "verify": scale_stage.verify,
 }  # fmt: skip
 
 

@@ -70,7 +70,7 @@ def read_runs(folders: Sequence[Path]) -> list[Found]:
         path = folder / "scale.json" if folder.is_dir() else folder
         document = json.loads(path.read_text(encoding="utf-8"))
         for found in document.get("runs", [document]):
-            if "export" not in found:
+            if "verify" not in found:
                 raise ValueError(f"{path}: this run is not finished; start it again with the same --dir")
             runs.append(found)
     return sorted(runs, key=lambda found: int(found["rows"]))
