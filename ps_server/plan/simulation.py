@@ -28,10 +28,11 @@ from rowhouse.error import ConfigError
 SHIPPED: Final = Path(__file__).with_name("service.json")
 FORMAT: Final = 1
 STEPS_MIN: Final = 3000
-STEPS_OF_EACH_MIN: Final = 6
-"""Steps that are counted, of all trainers together and of each; a quarter as many before them are not."""
+STEPS_OF_EACH_MIN: Final = 4
+"""Steps that are counted, of all trainers together and of each; one of each, or IGNORED_MIN, before them are
+not."""
 
-WARM_SHARE: Final = 0.25
+IGNORED_MIN: Final = 500
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,7 +189,7 @@ def simulate(service: Service, cluster: Cluster, seed: int = 0) -> Outcome:
     client_s = cluster.model_s + service.client_step_s + service.client_call_s * cluster.shards
     client_s += service.client_id_s * cluster.step_ids
     counted = max(STEPS_MIN, STEPS_OF_EACH_MIN * trainers)
-    ignored = int(counted * WARM_SHARE)
+    ignored = max(IGNORED_MIN, trainers)
     began_s = rng.random(trainers) * client_s  # nobody starts with everybody else
     # (moment, trainer, what it does then: 0 pulls, 1 has its rows, 2 pushes, 3 is told that it was applied)
     moments = [(at_s, trainer, 0) for trainer, at_s in enumerate(began_s.tolist())]
