@@ -183,7 +183,7 @@ def test_the_shipped_services_are_read_and_near_their_real_runs(tmp_path: Path) 
         )  # fmt: skip
         again = simulate(service, cluster).steps_per_s
         assert again == pytest.approx(point["simulated_steps_per_s"], rel=0.02)
-        assert abs(again / point["measured_steps_per_s"] - 1) < 0.3
+        assert abs(again / point["measured_steps_per_s"] - 1) < 0.35
     (tmp_path / "other.json").write_text('{"format": 1, "service": {"pull_s": 1}}', encoding="utf-8")
     with pytest.raises(ConfigError, match=r"other\.json holds no measured services"):
         read_service(tmp_path / "other.json")
