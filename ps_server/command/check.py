@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -41,6 +41,8 @@ PUSHED_ROWS_MAX: Final = 4_000_000
 ROW_BYTES: Final = 60
 """Of disk that a loaded row takes at most, its push log included."""
 
+MEGABYTE: Final = 1e6
+
 _PACKAGES: Final = (DISTRIBUTION, "numpy", "numba", "rocksdict")
 
 
@@ -54,7 +56,7 @@ class Error:
     high: float
     measured: float
     bar: float
-    unit: str = "B"
+    unit: Literal["B", "s"] = "B"
     told: str = ""
     """Why it is told only, and cannot fail; empty: it can."""
 
@@ -71,7 +73,9 @@ class Error:
 
     def shown(self, value: float) -> str:
         """A figure of its unit, for people."""
-        return f"{value:,.2f} s" if self.unit == "s" else f"{value:,.1f} {self.unit}".rstrip()
+        if self.unit == "s":
+            return f"{value:,.2f} s"
+        return f"{value:,.1f} B" if value < MEGABYTE else f"{value / MEGABYTE:,.1f} MB"
 
     @property
     def within(self) -> bool:

@@ -174,6 +174,9 @@ def test_an_error_is_counted_from_the_nearest_bound() -> None:
     assert replace(error, measured=80.0).share == pytest.approx(0.25)
     assert replace(error, measured=125.0).share == pytest.approx(-0.04)
     assert not replace(error, measured=80.0).within
+    assert replace(error, measured=80.0, told="told only").within
+    shown = [error.shown(43.72), error.shown(202_932_224.0), replace(error, unit="s").shown(7.234)]
+    assert shown == ["43.7 B", "202.9 MB", "7.23 s"]
 
 
 def test_runs_read_back(tmp_path: Path) -> None:
