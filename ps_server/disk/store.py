@@ -374,16 +374,17 @@ class RowFamily:
         what, width = f"scanning {self.name}", self.value_bytes if with_values else 0
         rows: Iterator[Any] = _guarded(what, lambda: iter(source(from_key=first, read_opt=options)))
         while chunk := _guarded(what, lambda: list(islice(rows, chunk_rows))):
-            chunk = chunk if with_values else [(key, b"") for key in chunk]
-            first = chunk[-1][0] + b"\0"
-            if chunk[-1][0] == COUNT_KEY:
+            last = chunk[-1][0] if with_values else chunk[-1]
+            first = last + b"\0"
+            if last == COUNT_KEY:
                 chunk.pop()
                 if not chunk:
                     break
             good = len(chunk)
-            if {len(value) for _, value in chunk} != {width}:
+            if with_values and {len(value) for _, value in chunk} != {width}:
                 good = next(i for i, (_, value) in enumerate(chunk) if len(value) != width)
-            data = np.frombuffer(b"".join(chain.from_iterable(chunk[:good])), np.uint8)
+            parts = chain.from_iterable(chunk[:good]) if with_values else chunk
+            data = np.frombuffer(b"".join(parts), np.uint8)
             table = data.reshape(good, KEY_BYTES + width)
             keys = np.ascontiguousarray(table[:, :KEY_BYTES]).view(">u8").reshape(-1).astype(np.uint64)
             inside = good if end is None else int(np.searchsorted(keys, np.uint64(end)))

@@ -18,6 +18,7 @@ from rowhouse.v1 import rowhouse_pb2 as pb
 from ps_server.bulk.export import export_schema, export_table
 from ps_server.bulk.load import bulk_load
 from ps_server.config.cluster import ClusterConfig
+from ps_server.disk.store import RowFamily
 from ps_server.disk.verify import verify_directory
 from ps_server.shard.shard import Shard
 from tests.conftest import ROOT
@@ -353,3 +354,26 @@ def test_scratch_space_is_given_back_while_files_are_written(
     assert len(taken) > 3, "several files"
     spooled = taken[0]
     assert max(taken) < 1.5 * spooled, taken  # 1.9 when nothing is given back
+
+
+@pytest.mark.parametrize("looks_up", [True, False])
+def test_replaced_rows_are_counted_by_the_cheaper_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, looks_up: bool
+) -> None:
+    """Where few rows come to many they are looked up, and the many are not read."""
+    directory, config = stopped(tmp_path, 6000), make_config(tmp_path)
+    ids = np.arange(5900, 5900 + (1000 if looks_up else 3000), dtype=np.uint64)
+    scanned: list[int] = []
+    scan = RowFamily.scan
+
+    def noting(self: RowFamily, chunk_rows: int, *arguments: Any, **keys: Any) -> Any:
+        scanned.append(chunk_rows)
+        return scan(self, chunk_rows, *arguments, **keys)
+
+    monkeypatch.setattr(RowFamily, "scan", noting)
+    report = bulk_load(directory, "item", batches(ids, "item"))
+    monkeypatch.undo()
+    assert (report.rows, report.replaced) == (ids.shape[0], 100)
+    assert (max(scanned, default=0) > 1) is not looks_up
+    assert counted(config)["item"] == (6000 + ids.shape[0] - 100, True)
+    assert verify_directory(directory).damage == []
