@@ -257,6 +257,10 @@ def _add_offline_flags(command: argparse.ArgumentParser, name: str) -> None:
             help="Parquet file with the columns of an export",
         )
         command.add_argument(
+            "--more-follow", action="store_true",
+            help="other files of the table are loaded next; the last one's load makes all one sorted run",
+        )  # fmt: skip
+        command.add_argument(
             "--config", metavar="FILE", help="the cluster's: makes the shards of a new DIR, and knows the "
             "optimizer's first state"
         )  # fmt: skip

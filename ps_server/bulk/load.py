@@ -93,6 +93,8 @@ def bulk_load(
     clock: Callable[[], float] = time.time,
     failpoint: Callable[[str], None] = lambda _name: None,
     progress: Callable[[int], None] = lambda _rows: None,
+    more_follow: bool = False,
+    compacting: Callable[[], None] = lambda: None,
 ) -> LoadReport:
     """Load rows into a table, all or none.
 
@@ -126,6 +128,12 @@ def bulk_load(
         Called with "mid SST ingest" just before and just after the files are moved in.
     progress
         Called with the number of rows written to files so far.
+    more_follow
+        Further parts of the table are loaded next, so its files need not be made one sorted run yet: that
+        rewrites the whole table, which is done at the end of each load into a stopped shard that had rows.
+        (A running shard does it in the background.)
+    compacting
+        Called when that begins.
 
     Returns
     -------
@@ -142,11 +150,7 @@ def bulk_load(
     StoreError
         The store refused something. DirectoryInUseError: a shard runs in that directory.
     """
-    wrong = sorted({*reset} - {*RESETTABLE})
-    if wrong:
-        raise InvalidRequestError(
-            f"reset: {wrong[0]!r} does not begin anew; choose of {', '.join(RESETTABLE)}"
-        )
+    _check_reset(reset)
     with open_table(target, table, writing=True) as opened:
         scratch = opened.directory / LOAD_FOLDER
         shutil.rmtree(scratch, ignore_errors=True)
@@ -174,9 +178,12 @@ def bulk_load(
                     writers.start()
             spool.finish()
             jobs = _jobs(spool, folder, memory, writers.processes, _wants_keys(opened))
+            in_parts = _wants_keys(opened)
             report = _write_and_ingest(opened, jobs, writers, failpoint, progress)
-            kept = {*opened.layout.metadata} | ({"state"} if opened.layout.state_size else set())
-            begun = tuple(name for name in RESETTABLE if name in kept and name in reset)
+            if in_parts and isinstance(target, Path) and not more_follow:
+                compacting()
+                opened.rows.compact()
+            begun = _begun(opened.layout, reset)
             return replace(report, reset=begun, left_out=tuple(sorted(left_out)), not_finite=skipped)
         except OSError as error:
             raise StoreError(f"{scratch}: {error.strerror or error}") from error
@@ -186,6 +193,20 @@ def bulk_load(
             if spool is not None:
                 spool.close()
             shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _check_reset(reset: Collection[str]) -> None:
+    wrong = sorted({*reset} - {*RESETTABLE})
+    if wrong:
+        raise InvalidRequestError(
+            f"reset: {wrong[0]!r} does not begin anew; choose of {', '.join(RESETTABLE)}"
+        )
+
+
+def _begun(layout: RowLayout, reset: Collection[str]) -> tuple[str, ...]:
+    """Columns of the table that begin anew."""
+    kept = {*layout.metadata} | ({"state"} if layout.state_size else set())
+    return tuple(name for name in RESETTABLE if name in kept and name in reset)
 
 
 def _spool(opened: OpenTable, folder: Path, memory_bytes: int) -> Spool:

@@ -66,7 +66,11 @@ def _load(arguments: argparse.Namespace, console: Console) -> int:
                 report = bulk_load(
                     place, arguments.table, file.iter_batches(EXPORT_ROWS), skip_others=True,
                     skip_not_finite=arguments.skip_not_finite, reset=arguments.reset,
-                    progress=functools.partial(_advance, progress, task),
+                    progress=functools.partial(_advance, progress, task), more_follow=arguments.more_follow,
+                    compacting=functools.partial(
+                        progress.update, task,
+                        description=f"{name} {arguments.table}, making its files one sorted run",
+                    ),
                 )  # fmt: skip
             reports.append({"shard": name, **asdict(report)})
     show_facts(reports, arguments, console)

@@ -425,6 +425,13 @@ class RowFamily:
         """Compact the whole family (bulk maintenance and measurements)."""
         _guarded(f"compacting {self.name}", lambda: self._family.compact_range(None, None))
 
+    def sorted_runs(self) -> int:
+        """Sorted runs of files, each of which a read of a row may have to look into: every file of level 0,
+        and each other level that has files. One after a compaction."""
+        told = self._family.property_value("rocksdb.levelstats") or ""
+        levels = [line.split() for line in told.splitlines()[2:]]
+        return sum(int(files) if level == "0" else int(files) > 0 for level, files, *_ in levels)
+
     def disk_bytes(self) -> int:
         """Bytes of live SST files."""
         return int(self._family.property_int_value("rocksdb.live-sst-files-size") or 0)

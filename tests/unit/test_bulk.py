@@ -18,6 +18,7 @@ from rowhouse.v1 import rowhouse_pb2 as pb
 from ps_server.bulk.export import export_schema, export_table
 from ps_server.bulk.load import bulk_load
 from ps_server.config.cluster import ClusterConfig
+from ps_server.disk.directory import open_store, read_descriptor
 from ps_server.disk.store import RowFamily
 from ps_server.disk.verify import verify_directory
 from ps_server.shard.shard import Shard
@@ -377,3 +378,20 @@ def test_replaced_rows_are_counted_by_the_cheaper_way(
     assert (max(scanned, default=0) > 1) is not looks_up
     assert counted(config)["item"] == (6000 + ids.shape[0] - 100, True)
     assert verify_directory(directory).damage == []
+
+
+def test_loads_in_parts_end_in_one_sorted_run(tmp_path: Path) -> None:
+    directory, config = stopped(tmp_path, 0), make_config(tmp_path)
+    runs, told = [], []
+    for number in range(3):
+        ids = np.arange(number * 2000, number * 2000 + 4000, dtype=np.uint64)  # half of the part before too
+        bulk_load(
+            directory, "item", batches(ids, "item"), more_follow=number == 1,
+            compacting=lambda: told.append("compacting"),
+        )  # fmt: skip
+        store = open_store(directory, read_descriptor(directory).families())
+        runs.append(store.families["row.item"].sorted_runs())
+        store.close()
+    assert runs[0] == runs[2] == 1 < runs[1]
+    assert told == ["compacting"]
+    assert counted(config)["item"] == (8000, True) and verify_directory(directory).damage == []

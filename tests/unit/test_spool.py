@@ -174,12 +174,12 @@ def test_a_job_survives_json() -> None:
 def test_a_process_does_as_this_one(tmp_path: Path, memory_bytes: int) -> None:
     """Same files, same keys; from memory and from the disk."""
     keys, weights, state = columns(500)
-    spool = make_spool(tmp_path, memory_bytes)
-    spool.add(keys, weights, state)
-    spool.finish()
     answers: list[list[Made]] = []
     for name in ("here", "there"):
         (tmp_path / name).mkdir()
+        spool = make_spool(tmp_path / name, memory_bytes)
+        spool.add(keys, weights, state)
+        spool.finish()
         jobs = make_jobs(tmp_path / name, spool, 3)
         writers = FileWriters(1, spool.memory_fd)
         try:
@@ -194,6 +194,7 @@ def test_a_process_does_as_this_one(tmp_path: Path, memory_bytes: int) -> None:
                 answers.append(list(writers.run(jobs)))
         finally:
             writers.close()
+            spool.close()
     for here, there in zip(*answers, strict=True):
         assert (here.rows, here.twice, len(here.files)) == (there.rows, there.twice, len(there.files))
         assert here.rows == here.keys.shape[0] > 40 and len(here.files) == -(-here.rows // 40)
@@ -201,7 +202,6 @@ def test_a_process_does_as_this_one(tmp_path: Path, memory_bytes: int) -> None:
         for one, other in zip(here.files, there.files, strict=True):
             assert one.stat().st_size == other.stat().st_size
     assert sum(made.rows for made in answers[0]) == 500
-    spool.close()
 
 
 def test_a_key_that_is_there_twice_ends_a_job(tmp_path: Path) -> None:
