@@ -18,8 +18,18 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
+from rich.text import Text
 from rowhouse.error import CorruptionError, InvalidRequestError
 
 from ps_server.bulk.export import EXPORT_ROWS
@@ -42,10 +52,22 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     return commands[arguments.command](arguments, console)
 
 
+class RateColumn(ProgressColumn):
+    """Rows per second."""
+
+    def render(self, task: Task) -> Text:
+        """Nothing while it is not known."""
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:,.0f} rows/s")
+
+
 @contextmanager
 def progress_of(arguments: argparse.Namespace) -> Iterator[Progress]:
     """Progress on stderr, where a person watches it."""
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TextColumn("{task.completed:,} rows"))
+    columns = (
+        SpinnerColumn(), TextColumn("{task.description}"), TextColumn("{task.completed:,} rows"),
+        RateColumn(), TimeRemainingColumn(),
+    )  # fmt: skip
     console = Console(stderr=True)
     quiet = arguments.json or not console.is_terminal
     with Progress(*columns, TimeElapsedColumn(), console=console, disable=quiet) as progress:
@@ -61,20 +83,28 @@ def _load(arguments: argparse.Namespace, console: Console) -> int:
     reports = []
     with progress_of(arguments) as progress:
         for name, target in _load_targets(arguments):
-            task = progress.add_task(f"{name} {arguments.table}", total=None)
             with target as place, pq.ParquetFile(arguments.file) as file:
+                what = f"{name} {arguments.table}"
+                reading = progress.add_task(f"{what}, reading", total=file.metadata.num_rows)
+                task = progress.add_task(f"{what}, writing", total=None)
                 report = bulk_load(
-                    place, arguments.table, file.iter_batches(EXPORT_ROWS), skip_others=True,
+                    place, arguments.table, _read(file, progress, reading), skip_others=True,
                     skip_not_finite=arguments.skip_not_finite, reset=arguments.reset,
                     progress=functools.partial(_advance, progress, task), more_follow=arguments.more_follow,
                     compacting=functools.partial(
                         progress.update, task,
-                        description=f"{name} {arguments.table}, making its files one sorted run",
+                        description=f"{what}, making its files one sorted run",
                     ),
                 )  # fmt: skip
             reports.append({"shard": name, **asdict(report)})
     show_facts(reports, arguments, console)
     return 0
+
+
+def _read(file: pq.ParquetFile, progress: Progress, task: TaskID) -> Iterator[pa.RecordBatch]:
+    for batch in file.iter_batches(EXPORT_ROWS):
+        yield batch
+        progress.advance(task, batch.num_rows)
 
 
 def _advance(progress: Progress, task: TaskID, rows: int) -> None:

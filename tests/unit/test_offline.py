@@ -4,14 +4,17 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from rich.progress import Progress
 from rowhouse.document import dump
 
 from ps_server import psctl
+from ps_server.command.offline import RateColumn
 from ps_server.disk.data_dir import claim_data_dir
 from ps_server.disk.verify import verify_directory
 from tests.stopped import TABLES, fill, make_config, open_shard, pull, stopped
@@ -164,3 +167,30 @@ def test_a_load_that_fails_leaves_all_shards_or_none(tmp_path: Path) -> None:
     assert psctl.main(command) == 2
     assert sorted(p.name for p in (tmp_path / "new").glob("shard-*")) == ["shard-0000", "shard-0001"]
     assert psctl.main(["verify", str(tmp_path / "new")]) == 0
+
+
+def test_a_load_shows_rows_read_and_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory, out = stopped(tmp_path / "one", 3000), tmp_path / "user.parquet"
+    assert psctl.main(["export", str(directory), "user", "--out", str(out)]) == 0
+    shown: list[Progress] = []
+
+    class Noted(Progress):
+        def __init__(self, *columns: Any, **options: Any) -> None:
+            super().__init__(*columns, **options)
+            shown.append(self)
+
+    monkeypatch.setattr("ps_server.command.offline.Progress", Noted)
+    assert psctl.main(["load", str(directory), "user", str(out)]) == 0
+    reading, writing = shown[0].tasks
+    assert (reading.completed, reading.total, writing.completed) == (3000, 3000, 3000)
+    assert reading.description.endswith("user, reading") and "one sorted run" in writing.description
+
+
+def test_a_rate_is_in_rows_per_second() -> None:
+    now = [0.0]
+    progress = Progress(get_time=lambda: now[0])
+    task = progress.add_task("", total=9_000)
+    assert RateColumn().render(progress.tasks[0]).plain == ""
+    for now[0] in (1.0, 2.0):
+        progress.advance(task, 4_000)
+    assert RateColumn().render(progress.tasks[0]).plain == "4,000 rows/s"
