@@ -183,7 +183,7 @@ class _Foreign:
         own = psutil.Process().cpu_times()
         alive = sum(sum(c.cpu_times()[:2]) for c in psutil.Process().children(recursive=True))
         mine = own.user + own.system + own.children_user + own.children_system + alive
-        return time.perf_counter(), times.user + times.system, mine
+        return time.perf_counter(), times.user + times.nice + times.system, mine
 
     def cores(self) -> float:
         """So many, on average."""
