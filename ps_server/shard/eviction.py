@@ -9,6 +9,7 @@ Thread safety: shard.py runs one eviction at a time; pulls and pushes go on betw
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Final, TypeVar
 
 import numpy as np
@@ -35,10 +36,17 @@ def _word(table: Table, values: Values, at: int) -> NDArray[np.uint32]:
     return np.ascontiguousarray(values[:, start : start + 4]).view("<u4").reshape(-1)
 
 
-def _count_threshold(table: Table, policy: LeastFrequentEviction) -> tuple[int, int]:
+def _chunks(table: Table, stopping: Callable[[], bool]) -> Iterator[tuple[Ids, Values]]:
+    """Every stored row, until the shard is to stop: a scan of a billion rows takes minutes."""
+    return takewhile(lambda _chunk: not stopping(), table.tier.rows.scan(CHUNK_ROWS))
+
+
+def _count_threshold(
+    table: Table, policy: LeastFrequentEviction, stopping: Callable[[], bool]
+) -> tuple[int, int]:
     """(count, how many of that count may go): rows below the count go, and so many at it."""
     counts: dict[int, int] = {}
-    for _, values in table.tier.rows.scan(CHUNK_ROWS):
+    for _, values in _chunks(table, stopping):
         found, times = np.unique(_word(table, values, table.layout.push_count_at), return_counts=True)
         for count, n in zip(found.tolist(), times.tolist(), strict=True):
             counts[count] = counts.get(count, 0) + n
@@ -55,14 +63,14 @@ def _policy(table: Table, kind: type[Policy]) -> Policy | None:
     return next((p for p in table.config.eviction if isinstance(p, kind)), None)
 
 
-def _victims(table: Table, now_s: int) -> Iterator[Ids]:
+def _victims(table: Table, now_s: int, stopping: Callable[[], bool]) -> Iterator[Ids]:
     """Ids that a policy wants to evict, a chunk at a time."""
     layout = table.layout
     ttl, norm = _policy(table, TtlEviction), _policy(table, NormEviction)
     frequent, score = _policy(table, LeastFrequentEviction), _policy(table, ShowClick)
     zero = _policy(table, ZeroEviction)
-    threshold, at_threshold = _count_threshold(table, frequent) if frequent else (0, 0)
-    for keys, values in table.tier.rows.scan(CHUNK_ROWS):
+    threshold, at_threshold = _count_threshold(table, frequent, stopping) if frequent else (0, 0)
+    for keys, values in _chunks(table, stopping):
         goes = np.zeros(keys.shape[0], np.bool_)
         if ttl:
             goes |= _word(table, values, layout.push_time_at) < max(0, int(now_s - ttl.ttl_s))
@@ -96,7 +104,12 @@ class Moment:
     departures: int
 
 
-def evict_by_policy(table: Table, now_s: int, remove: Callable[[Table, Ids, Moment], int]) -> int:
+def evict_by_policy(
+    table: Table,
+    now_s: int,
+    remove: Callable[[Table, Ids, Moment], int],
+    stopping: Callable[[], bool] = lambda: False,
+) -> int:
     """Evict what the table's policies want gone; returns how many rows went.
 
     Parameters
@@ -108,13 +121,15 @@ def evict_by_policy(table: Table, now_s: int, remove: Callable[[Table, Ids, Mome
     remove
         Logs and removes a chunk of ids under the push lock, and returns how many rows went. It spares
         ids for which `spared` is true.
+    stopping
+        Whether the shard is to stop; asked for each chunk. Then the eviction ends early.
     """
     if not table.config.eviction:
         return 0
     table.tier.write_back()
     with table.tier.lock:
         began = Moment(table.tier.applied_lsn, table.tier.departures)
-    return sum(remove(table, ids, began) for ids in _victims(table, now_s))
+    return sum(remove(table, ids, began) for ids in _victims(table, now_s, stopping))
 
 
 def spared(table: Table, ids: Ids, since: Moment) -> NDArray[np.bool_]:

@@ -33,6 +33,7 @@ from rowhouse.error import (
     SequenceGapError,
     StoreError,
     TableFrozenError,
+    UnavailableError,
 )
 from rowhouse.kernel import as_read_only
 from rowhouse.limit import message_bytes_max
@@ -514,13 +515,19 @@ class Shard:
         return pb.SetTableFreezeResponse()
 
     def evict_rows(self, request: pb.EvictRowsRequest) -> pb.EvictRowsResponse:
-        """Run a table's eviction policies now; InvalidRequestError when it has none."""
+        """Run a table's eviction policies now; InvalidRequestError when it has none, UnavailableError when
+        the shard is to stop meanwhile."""
         self._check_alive(writing=True)
         table = evictable_table_of(request.table, self._tables)
         with self.upkeep(writing=True):
             if self._log is not None:
                 self._log.sync_whole()  # most of what each chunk waits for, while pushes go on
-            evicted = evict_by_policy(table, int(self._now_s()), self._evict_chunk)
+            evicted = evict_by_policy(table, int(self._now_s()), self._evict_chunk, self._closing.is_set)
+        if self._closing.is_set():
+            raise UnavailableError(
+                f"shard {self.index} is stopping: the eviction of table {table.name!r} was broken off after "
+                f"{evicted} rows, which stay gone; run it again"
+            )
         return pb.EvictRowsResponse(rows_evicted=evicted)
 
     def list_rows(self, request: pb.ListRowsRequest) -> pb.ListRowsResponse:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import rocksdict
 from numpy.typing import NDArray
-from rowhouse.error import InvalidRequestError
+from rowhouse.error import InvalidRequestError, UnavailableError
 from rowhouse.mix import mix64
 
 from ps_server.disk.store import Store
@@ -190,3 +190,27 @@ def test_a_row_that_is_pushed_while_the_scan_runs_is_spared(make: Make) -> None:
 def test_a_table_without_policies_is_refused(make: Make) -> None:
     with pytest.raises(InvalidRequestError, match="table 't' has no eviction policy"):
         make().evict("t")
+
+
+def test_an_eviction_ends_when_the_shard_is_to_stop(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A table of a billion rows is read for minutes; a stop does not wait for that."""
+    driver = make({"kind": "ttl", "ttl_s": 100})
+    push(driver, span(0, 400))
+    driver.now_s += 200
+    rows = driver.shard._tables["t"].tier.rows
+    scan, read = rows.scan, []
+
+    def slowly(chunk_rows: int, *arguments: Any) -> Any:
+        for chunk in scan(100, *arguments):
+            read.append(chunk)
+            if len(read) == 2:
+                driver.shard._closing.set()
+            yield chunk
+
+    monkeypatch.setattr(rows, "scan", slowly)
+    with pytest.raises(UnavailableError, match=r"is stopping.*broken off after 100 rows"):
+        driver.evict("t")
+    monkeypatch.undo()
+    driver.reopen()
+    assert driver.stats("t").rows == 300
+    assert driver.evict("t") == 300
