@@ -12,7 +12,7 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -192,13 +192,13 @@ class _Foreign:
         return round(max(0.0, busy - mine) / passed, 2)
 
 
-def record(found: dict[str, Any]) -> dict[str, Any]:
+def record(found: Mapping[str, Any]) -> dict[str, Any]:
     """What `psctl plan` reads of a run."""
     load, opened, pull, train, kill = (found[name] for name in ("load", "open", "pull", "train", "kill"))
     return {
         "rows": found["rows"], "load_s": load["load_s"],
         "disk_bytes_per_row": load["disk_bytes_per_row"],
-        "disk_bytes_per_row_compacted": found["compact"]["disk_bytes_per_row"],
+        "disk_bytes_per_row_compacted": found.get("compact", {}).get("disk_bytes_per_row"),
         "memory_bytes": opened["memory_bytes"], "index_filter_bytes": opened["index_filter_bytes"],
         "open_files": opened["open_files"], "reopen_clean_s": opened["reopen_s"],
         "reopen_crash_s": kill["first_answer_s"], "replayed_rows": kill.get("pushed_rows"),

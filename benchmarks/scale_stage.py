@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -126,7 +127,7 @@ def reopen(run: "Run") -> dict[str, Any]:
         reopen_s = time.perf_counter() - began_s
         process = psutil.Process(server.process.pid)
         table = client.stats()[0].tables[0]
-        facts = {
+        facts: dict[str, Any] = {
             "reopen_s": reopen_s,
             "memory_bytes": process.memory_info().rss,
             "open_files": process.num_fds(),
@@ -242,7 +243,7 @@ def train(run: "Run") -> dict[str, Any]:
             before = client.stats()[0].tables[0]
             batches = [draw(kind, generator, run.rows) for _ in range(3)]
             facts[f"{kind}_pull_rows_per_s"] = _rate(client, batches)
-            took = _timed(lambda k=kind: step(draw(k, generator, run.rows)), run.seconds)
+            took = _timed(partial(_step, step, kind, generator, run.rows), run.seconds)
             after = client.stats()[0].tables[0]
             hits = (after.hot_hits - before.hot_hits) / (after.pulled_ids - before.pulled_ids)
             facts |= {f"{kind}_step_ms": quantiles(took), f"{kind}_hit_rate": round(hits, 4)}
@@ -253,6 +254,10 @@ def train(run: "Run") -> dict[str, Any]:
         longest += [facts["insert_ms"]["longest"] / 1e3, facts["checkpoint_step_ms"]["longest"] / 1e3]
         share = zipf_share(run.rows, run.hot_rows)
         return {**facts, "longest_step_s": max(longest), "zipf_share_of_hot": share}
+
+
+def _step(step: Callable[[Batch], Any], kind: str, generator: np.random.Generator, rows: int) -> None:
+    step(draw(kind, generator, rows))
 
 
 def _fill(run: "Run", client: Client) -> dict[str, Any]:
@@ -341,7 +346,7 @@ def _checkpoint(
     dirty = client.stats()[0].tables[0].dirty_rows
     thread = threading.Thread(target=checkpoint)
     thread.start()
-    took = []
+    took: list[float] = []
     while thread.is_alive() or len(took) < 3:
         began_s = time.perf_counter()
         step(draw("zipf", generator, run.rows))

@@ -60,7 +60,8 @@ def zipf_ranks(generator: np.random.Generator, rows: int, count: int) -> NDArray
     power = 1 - ALPHA
     top = (rows + 1.0) ** power
     drawn = (1 - generator.random(count) * (1 - top)) ** (1 / power)
-    return np.minimum(drawn.astype(np.int64) - 1, rows - 1)
+    ranks: NDArray[np.int64] = np.minimum(drawn.astype(np.int64) - 1, rows - 1)
+    return ranks
 
 
 def zipf_share(rows: int, hottest: int) -> float:
