@@ -200,7 +200,7 @@ def record(found: Mapping[str, Any]) -> dict[str, Any]:
         "disk_bytes_per_row": load["disk_bytes_per_row"],
         "disk_bytes_per_row_compacted": found.get("compact", {}).get("disk_bytes_per_row"),
         "memory_bytes": opened["memory_bytes"], "index_filter_bytes": opened["index_filter_bytes"],
-        "open_files": opened["open_files"], "reopen_clean_s": opened["reopen_s"],
+        "reopen_clean_s": opened["reopen_s"],
         "reopen_crash_s": kill["first_answer_s"], "replayed_rows": kill.get("pushed_rows"),
         "pull_uniform_rows_per_s": pull["cached_rows_per_s"],
         "pull_zipf_rows_per_s": train["zipf_pull_rows_per_s"],

@@ -24,7 +24,7 @@ COSTS: Final[Mapping[str, tuple[str, Callable[[Found], float]]]] = {
     "disk after the load": ("B/row", lambda f: f["load"]["disk_bytes_per_row"]),
     "disk after training, compacted": ("B/row", lambda f: f["compact"]["disk_bytes_per_row"]),
     "index and filters": ("B/row", lambda f: f["open"]["index_filter_bytes"] / f["rows"]),
-    "open files": ("files", lambda f: f["open"]["open_files"]),
+    "files of rows": ("files", lambda f: sum(f["open"]["levels"].values())),
     "memory after a start": ("MB", lambda f: f["open"]["memory_bytes"] / 1e6),
     "start after a stop": ("s", lambda f: f["open"]["reopen_s"]),
     "cold pull, files in the page cache": ("µs/row", lambda f: 1e6 / f["pull"]["cached_rows_per_s"]),

@@ -130,7 +130,6 @@ def reopen(run: "Run") -> dict[str, Any]:
         facts: dict[str, Any] = {
             "reopen_s": reopen_s,
             "memory_bytes": process.memory_info().rss,
-            "open_files": process.num_fds(),
             "rows": table.rows,
             "rows_exact": table.rows_exact,
             "memory_budget": int(run.config["memory_budget"]),

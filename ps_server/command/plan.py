@@ -228,7 +228,7 @@ def _show(plan: Plan, console: Console) -> None:
         f"memory_budget of each shard: {_amount(plan.memory_budget_bytes)}; "
         f"share of the rows in memory: {plan.share:.3g}\n"
         f"bulk load: {_time(plan.load_s)}; recovery after a kill with a full log: {_time(plan.recover_s)}; "
-        f"filters that fit in the store's cache: {plan.filter_cached:.0%}",
+        f"memory to leave to the operating system for filters: {_amount(plan.page_cache_bytes)}",
         highlight=False,
     )
     for note in plan.notes:

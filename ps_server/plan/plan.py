@@ -112,9 +112,9 @@ class Plan:
         Share of the rows in memory.
     memory_budget_bytes
         `memory_budget` of each shard: the config's, or what holds that share of the rows.
-    filter_cached
-        Share of the store's filters and indexes that its cache can hold; below 1 a cold row may cost a
-        second read.
+    page_cache_bytes
+        Filters and index blocks of all shards. They are read far more often than rows, so each machine should
+        leave the operating system so much memory; where it cannot, a cold row costs up to three reads.
     machines_by_memory, machines_by_disk
         Machines that each asks for; as many as the larger of both are needed.
     load_s, recover_s
@@ -128,7 +128,7 @@ class Plan:
     disk: Mapping[str, float]
     share: float
     memory_budget_bytes: int
-    filter_cached: float
+    page_cache_bytes: float
     machines_by_memory: int
     machines_by_disk: int
     load_s: float
@@ -201,7 +201,7 @@ def make_plan(demands: Sequence[Demand], site: Site, constants: Constants) -> Pl
     disk["compaction headroom"] = SPACE_AMPLIFICATION * rows_bytes + COMPACTION_BYTES * site.shards
     return Plan(
         tables=tuple(tables), memory=memory, disk=disk, share=share, memory_budget_bytes=budget,
-        filter_cached=min(1.0, store_bytes / 2 / filter_bytes) if filter_bytes else 1.0,
+        page_cache_bytes=filter_bytes * site.shards,
         machines_by_memory=math.ceil(sum(memory.values()) / site.machine_memory_bytes),
         machines_by_disk=math.ceil(sum(disk.values()) / site.machine_disk_bytes),
         load_s=load_s, recover_s=constants.start_s + _log_rows(demands, site) * constants.replay_row_s,

@@ -4,7 +4,7 @@
 The runs of plan.json have a million rows each. Files, memory and times of a shard do not grow exactly as its
 rows do, so a plan takes these figures at the rows that a shard will have: between two runs on the straight
 line of the logarithms, beyond them on the line of the two nearest. `python -m benchmarks run scale` makes
-such runs; scale.json beside this file is what is shipped, when it is there (docs/plan.md has its keys).
+such runs; scale.json beside this file is what is shipped (docs/plan.md has its keys).
 
 Invariants: 1. the runs of a Scale ascend by rows, and no two have the same. Thread safety: immutable values;
 reading and writing a file belong to the caller.

@@ -2,6 +2,7 @@
 """Runs of many rows: read, written, interpolated, and what a plan makes of them."""
 
 import json
+import shutil
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -181,6 +182,8 @@ def test_a_saved_run_joins_those_of_other_sizes(tmp_path: Path, monkeypatch: pyt
     path = tmp_path / "scale.json"
     write_scale(path, SCALE)
     monkeypatch.setattr(check, "measure_scale", lambda rows, _folder, _say: ScaleRun(rows=rows, load_s=7.0))
+    room = shutil.disk_usage(tmp_path)._replace(free=10**12)
+    monkeypatch.setattr("ps_server.command.check.shutil.disk_usage", lambda _folder: room)
     words = ["plan", "--check", "--folder", str(tmp_path), "--save", str(path), "--json"]
     for rows in ("2e7", "1e9"):
         psctl.main([*words, "--check-rows", rows])
