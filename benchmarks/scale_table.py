@@ -18,6 +18,7 @@ from rowhouse.mix import mix64
 
 from benchmarks.batch import ALPHA, BATCH_IDS, DIM, Batch, ids_of, make_batch
 from benchmarks.embedded import SGD, table_config
+from ps_server.plan.network import zipf_ranks
 
 CHUNK_ROWS: Final = 250_000
 TTL_S: Final = 30 * 86_400.0
@@ -50,18 +51,6 @@ def record_batches(rows: int, progress: Callable[[int], None]) -> Iterator[pa.Re
         columns = [pa.array(ids), pa.FixedSizeListArray.from_arrays(values, DIM), pa.array(pushed)]
         yield pa.RecordBatch.from_arrays(columns, ["id", "weights", "push_time"])
         progress(first + count)
-
-
-def zipf_ranks(generator: np.random.Generator, rows: int, count: int) -> NDArray[np.int64]:
-    """(count,) row numbers below `rows`, of which number r is drawn about (r + 1)^-ALPHA often.
-
-    By the inverse of the continuous distribution on [1, rows + 1): the discrete one's needs a table of all.
-    """
-    power = 1 - ALPHA
-    top = (rows + 1.0) ** power
-    drawn = (1 - generator.random(count) * (1 - top)) ** (1 / power)
-    ranks: NDArray[np.int64] = np.minimum(drawn.astype(np.int64) - 1, rows - 1)
-    return ranks
 
 
 def zipf_share(rows: int, hottest: int) -> float:

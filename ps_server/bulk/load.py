@@ -177,8 +177,8 @@ def bulk_load(
                 if spool.rows * spool.record_bytes > START_BYTES:
                     writers.start()
             spool.finish()
-            jobs = _jobs(spool, folder, memory, writers.processes, _wants_keys(opened))
-            in_parts = _wants_keys(opened)
+            in_parts = not opened.rows.is_empty()  # then there is what loaded rows may replace
+            jobs = _jobs(spool, folder, memory, writers.processes, in_parts)
             report = _write_and_ingest(opened, jobs, writers, failpoint, progress)
             if in_parts and isinstance(target, Path) and not more_follow:
                 compacting()
@@ -280,11 +280,6 @@ def _tail_of(columns: Columns, opened: OpenTable, first: dict[str, Records]) -> 
 def _bytes_of(rows: NDArray[Any]) -> Records:
     data = np.ascontiguousarray(rows)
     return data.view(np.uint8).reshape(data.shape[0], data.shape[1] * data.itemsize)
-
-
-def _wants_keys(opened: OpenTable) -> bool:
-    """Whether there is anything that loaded rows may replace."""
-    return not opened.rows.is_empty()
 
 
 def _jobs(spool: Spool, folder: Path, memory_bytes: int, processes: int, wants_keys: bool) -> list[Job]:

@@ -27,7 +27,7 @@ from ps_client.client import Client
 from ps_server.bulk.column import RESETTABLE
 from ps_server.bulk.load import bulk_load
 from ps_server.config.cluster import ClusterConfig, load_config, shard_directory
-from ps_server.plan.network import ALPHA, BATCH_IDS
+from ps_server.plan.network import BATCH_IDS, zipf_ranks
 from ps_server.plan.scale import ScaleRun
 from ps_server.table.budget import least_budget
 
@@ -66,12 +66,8 @@ def _rows(rows: int) -> Iterator[tuple[NDArray[np.uint64], NDArray[np.float32]]]
 
 def _batch(generator: np.random.Generator, rows: int, number: int) -> NDArray[np.uint64]:
     """Distinct ids of a step."""
-    if number % 2:
-        ranks = generator.integers(0, rows, BATCH_IDS)
-    else:  # the inverse of the continuous Zipf distribution on [1, rows + 1)
-        power = 1 - ALPHA
-        drawn = (1 - generator.random(BATCH_IDS) * (1 - (rows + 1.0) ** power)) ** (1 / power)
-        ranks = np.minimum(drawn.astype(np.int64) - 1, rows - 1)
+    uniform = bool(number % 2)
+    ranks = generator.integers(0, rows, BATCH_IDS) if uniform else zipf_ranks(generator, rows, BATCH_IDS)
     return np.unique(mix64(ranks.astype(np.uint64)))
 
 

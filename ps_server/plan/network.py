@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 from rowhouse.error import ConfigError
 
 from ps_server.disk.row import ID_BYTES
@@ -93,6 +94,18 @@ class Network:
     def client_bytes(self) -> float:
         """All bytes of a trainer's step, both ways."""
         return self.ids_bytes + self.rows_bytes + self.push_bytes
+
+
+def zipf_ranks(generator: np.random.Generator, rows: int, count: int) -> NDArray[np.int64]:
+    """(count,) row numbers below `rows`, of which number r is drawn about (r + 1)^-ALPHA often.
+
+    By the inverse of the continuous distribution on [1, rows + 1): the discrete one's needs a table of all.
+    """
+    power = 1 - ALPHA
+    top = (rows + 1.0) ** power
+    drawn = (1 - generator.random(count) * (1 - top)) ** (1 / power)
+    ranks: NDArray[np.int64] = np.minimum(drawn.astype(np.int64) - 1, rows - 1)
+    return ranks
 
 
 def expected_distinct(draws: float, rows: float, alpha: float = ALPHA) -> float:

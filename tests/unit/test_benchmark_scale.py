@@ -11,7 +11,8 @@ from rowhouse.mix import mix64
 
 from benchmarks import scale, scale_report, scale_stage
 from benchmarks.bar import Settings
-from benchmarks.scale_table import draw, ids_in_slice, record_batches, zipf_ranks, zipf_share
+from benchmarks.scale_table import draw, ids_in_slice, record_batches, zipf_share
+from ps_server.plan.network import zipf_ranks
 
 
 def test_zipf_ranks_are_as_frequent_as_their_distribution_says() -> None:
