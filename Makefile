@@ -18,7 +18,7 @@ PIP_FLAGS := -qq --disable-pip-version-check --no-input --root-user-action=ignor
 help:
 	@echo "make demo [EXAMPLE=click|retail|dota2] [DATA=file.parquet]   train, kill -9, recover, report"
 	@echo "make test    stubs, format, lint, types, every tier of tests, coverage"
-	@echo "make bench   ours beside its peers, about 10 minutes: prints the table of goals; page in build/bench/report"
+	@echo "make bench   ours beside its peers, about 15 minutes: prints the table of goals; page in build/bench/report"
 	@echo "make figures every workload beside every peer, two hours: benchmarks/result.json, docs/performance.md"
 	@echo "make lint    stubs, format, lint, types"
 	@echo "make test-lowest [PYTHONS='python3.11 …']   tests/smoke with the lowest versions that pyproject.toml declares"
